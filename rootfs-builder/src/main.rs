@@ -1,0 +1,2 @@
+//! Placeholder entry point of the skeleton.
+fn main() {}

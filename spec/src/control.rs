@@ -1,0 +1,157 @@
+//! The supervisor's conversation with the vmm over `control.sock`.
+//!
+//! A stream socket. Each message is a little-endian `u32` length and that many bytes of JSON. A request is answered by
+//! exactly one reply, in order. Descriptors travel beside the first byte of the message that speaks of them
+//! (`SCM_RIGHTS`, at most 253 in one message, which is the kernel's SCM_MAX_FD).
+//!
+//! A new vmm knows nothing. The supervisor sends [`Request::Descriptors`] until the table is filled, then one
+//! [`Request::Create`]. Any number of connections may come later: a supervisor that took over sends [`Request::Status`].
+
+use serde::{Deserialize, Serialize};
+
+use crate::playground::{PlaygroundSpec, Slot};
+
+/// Descriptors that fit in one message (SCM_MAX_FD).
+pub const MAX_DESCRIPTORS: usize = 253;
+/// Bytes of one message; 64 machines with 24 drives need about a quarter.
+pub const MAX_MESSAGE_BYTES: u32 = 4 << 20;
+/// Raised with every change of meaning; the two sides must agree.
+pub const PROTOCOL: u32 = 1;
+
+/// From the supervisor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once, before `Create`.
+    Descriptors {
+        /// Slot of the first descriptor.
+        first: Slot,
+        /// How many follow.
+        count: u32,
+    },
+    /// Builds and starts all machines. Once.
+    Create(Box<PlaygroundSpec>),
+    /// What is the state of everything? Allowed at any time.
+    Status,
+    /// Turns this connection into a stream of [`Event`]s, starting with all kept events numbered `after + 1` or later.
+    Events {
+        /// The last event already known; 0 for all.
+        after: u64,
+    },
+    /// Connects to a vsock port of a guest. The reply carries one end of a Unix stream once the guest has accepted.
+    Connect {
+        /// Machine name.
+        machine: String,
+        /// Port in the guest.
+        port: u32,
+    },
+    /// Attaches to a machine's console. The reply carries one end of a Unix stream: what the guest prints, what the person types.
+    Console {
+        /// Machine name.
+        machine: String,
+    },
+    /// Cuts the power of one machine, or of all and ends the process where `machine` is missing.
+    Kill {
+        /// Machine name.
+        machine: Option<String>,
+    },
+}
+
+/// From the vmm: one for each request.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Reply {
+    /// Done, with nothing to tell. For `Connect` and `Console` a descriptor travels beside it.
+    Done,
+    /// To `Status`.
+    Status(Status),
+    /// Refused or failed; the text names what, the value and the way out.
+    Failed(String),
+}
+
+/// State of the whole process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Status {
+    /// [`PROTOCOL`] of the vmm.
+    pub protocol: u32,
+    /// Machines in manifest order; empty before `Create`.
+    pub machines: Vec<MachineStatus>,
+    /// Number of the newest event.
+    pub last_event: u64,
+}
+
+/// State of one machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineStatus {
+    /// Its name.
+    pub name: String,
+    /// Where it stands.
+    pub state: MachineState,
+    /// Milestones of its boot in microseconds since the start of the vmm process, in order of time.
+    pub boot_us: Vec<(Milestone, u64)>,
+    /// Faults noted per device since the start (guest's mistakes, contained).
+    pub faults: Vec<(String, u64)>,
+}
+
+/// A machine runs, or has ended in one of four ways.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MachineState {
+    /// vCPUs run.
+    Running,
+    /// The guest powered itself off.
+    PoweredOff,
+    /// The guest's kernel panicked or reset before its init said hello; the reason and the last console lines.
+    Crashed(String),
+    /// A fault of the monitor that was contained to this machine.
+    Failed(String),
+    /// `Kill` asked for it.
+    Killed,
+}
+
+/// Points of a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Milestone {
+    /// Kernel, initrd and tables are in guest memory.
+    Loaded,
+    /// A vCPU entered the guest for the first time.
+    FirstRun,
+    /// The guest printed its first byte.
+    FirstConsoleByte,
+    /// The guest's init connected to the readiness port.
+    InitHello,
+}
+
+/// Something that happened. Also written, one JSON line each, to the vmm's last-words descriptor when the machine ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Event {
+    /// 1, 2, 3, … in this process.
+    pub number: u64,
+    /// Microseconds since the start of the vmm process.
+    pub at_us: u64,
+    /// Machine name.
+    pub machine: String,
+    /// What happened.
+    pub what: Happening,
+}
+
+/// What happened to a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Happening {
+    /// vCPUs were started.
+    Started,
+    /// The guest rebooted in place.
+    Rebooted,
+    /// The machine ended; the state says how.
+    Ended(MachineState),
+    /// The guest opened a stream to `port` of the host; one end travels beside this event.
+    GuestConnected {
+        /// Port on the host's side.
+        port: u32,
+    },
+}

@@ -1,0 +1,20 @@
+//! What is asked for, as plain data: the spec of a playground, and the messages that travel between Labyard's processes.
+//!
+//! Nothing here does input or output. Whoever reads one of these types from a socket or a file bounds the bytes first;
+//! the types bound the rest. `docs/formats.md` shows each on the wire.
+//!
+//! - [`playground`]: what the supervisor asks of the vmm.
+//! - [`net`]: addresses, and how they are given out.
+//! - [`control`]: the supervisor's conversation with the vmm.
+//! - [`guest`]: `/machine.json`, what `labyard-init` is told.
+//! - [`agent`]: the conversation with the agent in the guest.
+//! - [`jail`]: what `labyard-jail` is told.
+//! - [`source`]: where an image comes from.
+
+pub mod agent;
+pub mod control;
+pub mod guest;
+pub mod jail;
+pub mod net;
+pub mod playground;
+pub mod source;
