@@ -1,1 +1,8 @@
-//! sys
+//! Safe wrappers over Linux, one file per facility. The home of `unsafe`: every block here names the invariant it rests on,
+//! and the function around it is safe.
+
+pub mod confine;
+pub mod exec;
+pub mod fdpass;
+pub mod pidfd;
+pub mod spawn;
