@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use libc::c_int;
 
@@ -52,6 +52,22 @@ pub fn arrange(table: &[(RawFd, RawFd)], program: RawFd) -> io::Result<Arranged>
     }
     close_range(next, RawFd::MAX)?;
     Ok(Arranged { program })
+}
+
+/// A copy of a descriptor that was inherited at a number agreed on with the parent; the original stays open.
+///
+/// # Errors
+/// Where nothing is open there.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    let copy = copy_above(number, 3)?;
+    // SAFETY: `copy` was made by the line above, so nobody else owns or closes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+/// Whether a descriptor is open at this number.
+pub fn is_open(number: RawFd) -> bool {
+    // SAFETY: F_GETFD takes a number and touches no memory.
+    unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
 fn copy_above(from: RawFd, least: RawFd) -> io::Result<RawFd> {
