@@ -37,6 +37,15 @@ pub fn send(socket: impl AsFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> 
     Ok(sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?)
 }
 
+/// Sends all of `bytes` without waiting.
+///
+/// # Errors
+/// `WouldBlock` where not all of them fit; some may have been taken. Else what send(2) says.
+pub fn send_now(socket: impl AsFd, bytes: &[u8]) -> io::Result<()> {
+    let taken = rustix::net::send(socket, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)?;
+    if taken == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WouldBlock.into()) }
+}
+
 /// Receives into `buffer`; returns the number of bytes (0: the peer has closed) and the descriptors that came beside them, each with
 /// close-on-exec set.
 ///

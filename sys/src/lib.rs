@@ -4,5 +4,10 @@
 pub mod confine;
 pub mod exec;
 pub mod fdpass;
+pub mod iov;
+pub mod memfd;
+pub mod message;
 pub mod pidfd;
+pub mod random;
 pub mod spawn;
+pub mod wait;
