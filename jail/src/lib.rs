@@ -11,6 +11,8 @@
 //! 5. No capabilities, no_new_privs. (Undumpable is what the program makes itself: exec resets it, prctl(2).)
 //! 6. execveat of the program's descriptor with an empty environment.
 
+#![forbid(unsafe_code)]
+
 use std::convert::Infallible;
 use std::io::{self, Read};
 

@@ -2,6 +2,8 @@
 //!
 //! Standard error is the log until the table is in place; the table should put a log there too, for what fails later.
 
+#![forbid(unsafe_code)]
+
 use std::error::Error;
 use std::fs::File;
 use std::process::ExitCode;

@@ -4,6 +4,10 @@
 //! one [`Kind::Request`]; then both sides send frames until the agent's [`Kind::Exit`] or [`Kind::Error`], which is the last.
 //! Everything that the agent sends comes from a hostile guest: lengths are checked before memory is taken, unknown kinds end
 //! the call. This module is the codec only; both ends bring their own stream.
+//!
+//! A caller that closes its stream, or only its sending half, before the last frame has hung up: the program's process group
+//! gets SIGHUP and soon SIGKILL. So the caller keeps both halves open until the last frame, and then closes at once. The
+//! exit is the program's own: what it left running in the background lives on and is not waited for.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +22,8 @@ pub const HEADER_BYTES: usize = 5;
 pub enum Kind {
     /// Caller: [`Request`] as JSON, first and once.
     Request = 1,
-    /// Caller: bytes for standard input; an empty frame closes it.
+    /// Caller: bytes for standard input; an empty frame closes it (on a terminal it is an end-of-file character).
+    /// Frames are taken in order, so a signal behind input waits until the program has read that input.
     Stdin = 2,
     /// Caller: a signal number as one byte.
     Signal = 3,

@@ -10,11 +10,16 @@
 //! - [`agent`]: the conversation with the agent in the guest.
 //! - [`jail`]: what `labyard-jail` is told.
 //! - [`source`]: where an image comes from.
+//! - `manifest` (feature `manifest`): the YAML that a person writes, its rules, and what it asks for.
+
+#![forbid(unsafe_code)]
 
 pub mod agent;
 pub mod control;
 pub mod guest;
 pub mod jail;
+#[cfg(feature = "manifest")]
+pub mod manifest;
 pub mod net;
 pub mod playground;
 pub mod source;

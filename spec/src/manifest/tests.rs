@@ -1,0 +1,246 @@
+use super::*;
+use crate::net::Mac;
+
+/// A manifest that keeps every rule, with one `text` replaced.
+fn read_with(text: &str, by: &str) -> Result<Manifest, Fault> {
+    let whole = "\
+kind: playground
+name: pair
+title: Two machines
+playground:
+  networks:
+    - name: local
+      subnet: 172.16.0.0/24
+    - name: back
+      subnet: 10.0.0.0/30
+      private: true
+  machines:
+    - name: web
+      drives:
+        - {source: debian-12, mount: /}
+      network:
+        interfaces:
+          - {network: local}
+          - {network: back}
+    - name: db
+      drives:
+        - {source: 'oci-layout:./img', mount: /, size: 8GiB}
+        - {size: 1GiB}
+      network:
+        interfaces:
+          - {network: local, address: 172.16.0.2}
+      resources: {cpuCount: 2, ramSize: 1GiB}
+  initTasks:
+    first: {init: true, machine: web, run: 'true'}
+    second: {init: true, machine: db, needs: [first], run: 'true'}
+";
+    assert_eq!(whole.matches(text).count(), 1, "`{text}` must stand there once");
+    Manifest::read(&whole.replace(text, by), "lab.yaml")
+}
+
+fn lab() -> Lab {
+    read_with("kind: playground", "kind: playground").expect("it keeps every rule").lab
+}
+
+#[test]
+fn addresses_are_static_or_the_first_free_ones_after_the_gateway() {
+    let lab = lab();
+    let addresses = |machine: usize| -> Vec<String> {
+        lab.machines[machine].interfaces.iter().map(|nic| format!("{}/{}", nic.address, nic.prefix)).collect()
+    };
+    assert_eq!(lab.networks[0].gateway.to_string(), "172.16.0.1");
+    assert_eq!(addresses(0), ["172.16.0.3/24", "10.0.0.2/30"], "172.16.0.2 was taken by db, which comes later");
+    assert_eq!(addresses(1), ["172.16.0.2/24"]);
+}
+
+#[test]
+fn the_first_network_that_is_not_private_gives_the_default_route() {
+    let lab = lab();
+    let gateways: Vec<_> = lab.machines[0].interfaces.iter().map(|nic| nic.gateway).collect();
+    assert_eq!(gateways, [Some(lab.networks[0].gateway), None]);
+}
+
+#[test]
+fn identities_come_from_the_manifest_alone() {
+    let lab = lab();
+    assert_eq!(lab.machines.iter().map(|machine| machine.cid).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!(lab.machines[0].interfaces[1].mac, Mac::derived("back", "web", 1));
+    assert_eq!(lab.machines[1].drives.iter().map(|drive| drive.serial.as_str()).collect::<Vec<_>>(), ["d00", "d01"]);
+}
+
+#[test]
+fn what_is_left_out_has_the_documented_default() {
+    let lab = lab();
+    let web = &lab.machines[0];
+    assert_eq!((web.cpu_count, web.memory_mib, web.drives[0].size_bytes.value), (1, 512, 4 << 30));
+    assert_eq!((web.users[0].name.as_str(), web.kernel.as_ref(), web.no_ssh), ("root", None, false));
+    assert_eq!(web.drives[0].filesystem, Some(lab::Filesystem::Ext4));
+    assert_eq!(lab.machines[1].drives[1].filesystem, None, "no source, mount or file system: a raw disk");
+    assert_eq!(lab.access.can_start, ["owner"]);
+}
+
+#[test]
+fn without_networks_there_is_one_called_local() {
+    let text = "{kind: playground, name: one, playground: {machines: [{name: a, drives: [{source: x, mount: /}], network: {interfaces: [{network: local}]}}]}}";
+    let lab = Manifest::read(text, "lab.yaml").expect("it keeps every rule").lab;
+    assert_eq!((lab.networks[0].name.as_str(), lab.networks[0].subnet.to_string()), ("local", "172.16.0.0/24".into()));
+    assert_eq!(lab.machines[0].interfaces[0].address.to_string(), "172.16.0.2");
+    assert_eq!(lab.about.title, "one");
+}
+
+#[test]
+fn a_kernel_is_read_as_written_also_where_yaml_sees_a_number() {
+    for (written, series) in [
+        ("kernel: 6.10", "6.10"),
+        ("kernel: '6.1'", "6.1"),
+        ("kernel: {source: \"6.12\"}", "6.12"),
+        ("kernel: {source: 6.10}", "6.10"),
+    ] {
+        let lab = read_with("resources: {cpuCount: 2, ramSize: 1GiB}", written).expect(written).lab;
+        assert_eq!(lab.machines[1].kernel.as_ref().map(|kernel| kernel.value.as_str()), Some(series), "{written}");
+    }
+}
+
+#[test]
+fn the_documented_examples_are_read_unchanged() {
+    let storage = Manifest::read(include_str!("../../testdata/storage.yaml"), "storage.yaml").expect("storage").lab;
+    assert_eq!(
+        storage.machines[0].drives.iter().map(|drive| drive.filesystem.map(lab::Filesystem::name)).collect::<Vec<_>>(),
+        [Some("ext4"), Some("xfs"), None]
+    );
+    assert_eq!(storage.machines[0].startup_files[0].content, "vm.swappiness = 1\n");
+    assert_eq!(storage.tasks[1].conditions, [("dataset".to_owned(), "large".to_owned())]);
+
+    let segments = Manifest::read(include_str!("../../testdata/segments.yaml"), "segments.yaml").expect("segments").lab;
+    assert!(segments.machines[3].no_ssh && segments.machines[1].interfaces.len() == 3);
+    assert_eq!(segments.machines[2].interfaces[0].gateway, None, "a private network routes nowhere");
+
+    let cluster = Manifest::read(include_str!("../../testdata/cluster.yaml"), "cluster.yaml").expect("cluster").lab;
+    let names: Vec<_> = cluster.machines.iter().map(|machine| machine.name.as_str()).collect();
+    assert_eq!(names, ["cplane-01", "node-01", "node-02"]);
+    assert_eq!(cluster.machines[2].interfaces[0].address.to_string(), "172.16.0.4", "merged, then overridden");
+    assert!(cluster.tasks.iter().any(|task| task.machine == "node-01" && task.needs == ["init_server"]));
+}
+
+/// What is replaced, by what, and the complaint.
+#[test]
+fn every_broken_rule_is_one_complaint_with_its_place() {
+    let cases = [
+        ("kind: playground", "kind: course", "lab.yaml:1:7: kind: `course` is not `playground`"),
+        ("name: pair", "name: Pair", "lab.yaml:2:7: name: `Pair` is not a name"),
+        ("name: pair\n", "", "`name` is missing"),
+        ("title: Two machines", "title: Two", "lab.yaml:3:8: title: 3 characters"),
+        (
+            "title: Two machines",
+            "titel: Two machines",
+            "lab.yaml:3:1: titel: no such field `titel`: known here are kind, name",
+        ),
+        (
+            "subnet: 10.0.0.0/30",
+            "subnet: 172.16.0.64/26",
+            "lab.yaml:9:15: networks[1].subnet: 172.16.0.64/26 shares addresses with 172.16.0.0/24 of network `local`",
+        ),
+        ("subnet: 10.0.0.0/30", "subnet: 10.0.0.1/30", "networks[1].subnet: `10.0.0.1/30` has host bits set"),
+        (
+            "- name: back",
+            "- name: local",
+            "lab.yaml:8:13: networks[1].name: `local` is the name of networks[0] already",
+        ),
+        ("private: true", "private: yes", "lab.yaml:10:16: networks[1].private: `yes` is neither true nor false"),
+        ("private: true", "gateway: 10.0.1.1", "networks[1].gateway: 10.0.1.1 is not a host of 10.0.0.0/30"),
+        ("- name: db", "- name: web", "lab.yaml:19:13: machines[1].name: `web` is the name of machines[0] already"),
+        (
+            "{network: back}",
+            "{network: lan}",
+            "lab.yaml:18:23: machines[0].network.interfaces[1].network: no network `lan`: there is local, back",
+        ),
+        (
+            "{network: back}",
+            "{address: 10.0.0.2}",
+            "lab.yaml:18:13: machines[0].network.interfaces[1].network: the name of a network is missing",
+        ),
+        (
+            "address: 172.16.0.2",
+            "address: 172.17.0.2",
+            "lab.yaml:25:39: machines[1].network.interfaces[0].address: 172.17.0.2 is not a host of 172.16.0.0/24",
+        ),
+        ("address: 172.16.0.2", "address: 172.16.0.300", "`172.16.0.300` is not an IPv4 address"),
+        (
+            "{network: back}",
+            "{network: local, address: 172.16.0.2}",
+            "machines[1].network.interfaces[0].address: 172.16.0.2 on network `local` is the address of machine `web` already",
+        ),
+        (
+            "- {source: debian-12, mount: /}",
+            "- {source: debian-12}",
+            "lab.yaml:14:9: machines[0].drives: no drive has `mount: /`",
+        ),
+        ("- {source: debian-12, mount: /}", "- {mount: /}", "lab.yaml:14:11: machines[0].drives[0].source: missing"),
+        (
+            "source: debian-12",
+            "source: ./debian",
+            "lab.yaml:14:20: machines[0].drives[0].source: source `./debian` is none of",
+        ),
+        ("size: 8GiB", "size: 8GB", "lab.yaml:21:56: machines[1].drives[0].size: `8GB` is not a size"),
+        ("- {size: 1GiB}", "- {size: 1GiB, mount: /}", "lab.yaml:22:11: machines[1].drives[1].source: missing"),
+        (
+            "- {size: 1GiB}",
+            "- {source: x, mount: //}",
+            "machines[1].drives[1].mount: `/` is where drive 0 is mounted already",
+        ),
+        (
+            "- {size: 1GiB}",
+            "- {filesystem: zfs}",
+            "machines[1].drives[1].filesystem: `zfs` is none of ext4, ext3, ext2, xfs, btrfs",
+        ),
+        (
+            "cpuCount: 2",
+            "cpuCount: two",
+            "lab.yaml:26:29: machines[1].resources.cpuCount: `two` is not a whole number in range",
+        ),
+        ("cpuCount: 2", "cpuCount: 0", "machines[1].resources.cpuCount: 0 vCPUs"),
+        ("ramSize: 1GiB", "ramSize: 1MiB", "lab.yaml:26:41: machines[1].resources.ramSize: `1MiB` is less than 32MiB"),
+        (
+            "cpuCount: 2",
+            "cpus: 2",
+            "lab.yaml:26:19: machines[1].resources.cpus: no such field `cpus`: known here are cpuCount, ramSize",
+        ),
+        ("init: true, machine: web", "init: false, machine: web", "lab.yaml:28:19: initTasks.first.init: must be true"),
+        (
+            "init: true, machine: web",
+            "init: true, machine: www",
+            "initTasks.first.machine: no machine `www`: there is web, db",
+        ),
+        (
+            "init: true, machine: web",
+            "init: true, machine: web, needs: [second]",
+            "initTasks.first.needs: a circle: first, second wait for each other",
+        ),
+        (
+            "needs: [first]",
+            "needs: [frist]",
+            "lab.yaml:29:47: initTasks.second.needs[0]: no task `frist`: there is first, second",
+        ),
+        ("title: Two machines", "title: [", "lab.yaml:"),
+        ("title: Two machines", "name: again", "`name` is given twice"),
+    ];
+    let mut wrong = Vec::new();
+    for (text, by, complaint) in cases {
+        let fault = read_with(text, by).expect_err(by).to_string();
+        if !fault.contains(complaint) || !fault.starts_with("lab.yaml:") || fault.contains('\n') {
+            wrong.push(format!("{by}\n  is:     {fault}\n  wanted: {complaint}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_manifest_of_aliases_of_aliases_is_refused() {
+    let mut text = String::from("kind: playground\nname: &a0 [x, x]\n");
+    for depth in 1..40 {
+        text.push_str(&format!("b{depth}: &a{depth} [*a{0}, *a{0}, *a{0}]\n", depth - 1));
+    }
+    assert!(Manifest::read(&text, "lab.yaml").is_err());
+    assert!(Manifest::read(&"[".repeat(100_000), "lab.yaml").is_err());
+    assert!(Manifest::read(&" ".repeat(MAX_BYTES + 1), "lab.yaml").is_err());
+}
