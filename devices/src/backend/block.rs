@@ -1,0 +1,55 @@
+//! The contract between the block device and what stores its bytes.
+//!
+//! A request is submitted with a tag and completes later, possibly at once and in any order. A flush is a request like
+//! any other: when it completes, every write that had completed before it was submitted is durable.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use labyard_sys::iov::GuestSlices;
+
+/// Names a request until it completes; chosen by the device.
+pub type Tag = u16;
+
+/// What to do. Offsets and lengths were checked against the capacity.
+pub enum Operation<'mem> {
+    /// Fills guest memory from `offset`.
+    Read {
+        /// In bytes.
+        offset: u64,
+        /// Where to.
+        into: GuestSlices<'mem>,
+    },
+    /// Stores guest memory at `offset`.
+    Write {
+        /// In bytes.
+        offset: u64,
+        /// Where from.
+        from: GuestSlices<'mem>,
+    },
+    /// Makes completed writes durable.
+    Flush,
+}
+
+/// A request that ended.
+#[derive(Debug)]
+pub struct Completion {
+    /// Whose.
+    pub tag: Tag,
+    /// How.
+    pub result: io::Result<()>,
+}
+
+/// Stores the bytes of one drive.
+pub trait BlockBackend: Send {
+    /// Bytes; a whole number of sectors.
+    fn capacity_bytes(&self) -> u64;
+    /// Writes are refused.
+    fn read_only(&self) -> bool;
+    /// Starts a request.
+    fn submit(&mut self, tag: Tag, operation: Operation<'_>);
+    /// The next request that has ended.
+    fn collect(&mut self) -> Option<Completion>;
+    /// Can be read when `collect` has news; `None` for a backend that completes within `submit`.
+    fn source(&self) -> Option<RawFd>;
+}

@@ -1,0 +1,4 @@
+//! What is behind a drive.
+
+pub mod block;
+pub mod raw;

@@ -1,0 +1,5 @@
+//! The few devices that are not virtio: what a kernel needs before it has drivers.
+
+pub mod ioapic;
+pub mod power;
+pub mod serial;

@@ -1,0 +1,102 @@
+//! A virtio device at rest.
+
+use serde::{Deserialize, Serialize};
+
+use crate::fault::Faults;
+use crate::worker::{Activation, Worker};
+
+/// Device ids (VIRTIO 1.2, §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[repr(u32)]
+pub enum DeviceType {
+    /// §5.1
+    Net = 1,
+    /// §5.2
+    Block = 2,
+    /// §5.3
+    Console = 3,
+    /// §5.4
+    Rng = 4,
+    /// §5.10
+    Vsock = 19,
+}
+
+/// What a driver may learn about a device before it is set up.
+#[derive(Debug, Clone)]
+pub struct DeviceInfo {
+    /// Its id.
+    pub device_type: DeviceType,
+    /// Features of its own, beside [`super::feature::COMMON`].
+    pub features: u64,
+    /// Largest size of each queue, a power of two.
+    pub queue_sizes: Vec<u16>,
+    /// Its configuration space, which a driver reads and cannot change.
+    pub config: Vec<u8>,
+}
+
+/// A device could not be activated; it comes back to rest.
+pub struct Refused {
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+    /// Why.
+    pub why: String,
+}
+
+/// State of a device that a snapshot holds, beside what its transport keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceState {
+    /// Whose state this is.
+    pub device_type: DeviceType,
+    /// Raised when `bytes` change their meaning.
+    pub version: u32,
+    /// The device's own; empty for a device that keeps nothing.
+    pub bytes: Vec<u8>,
+}
+
+/// A state that does not fit.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// Of another kind of device or another version.
+    #[error("state of {found:?} version {version} for a {expected:?}")]
+    Foreign {
+        /// The device that was asked.
+        expected: DeviceType,
+        /// Whose state it is.
+        found: DeviceType,
+        /// Its version.
+        version: u32,
+    },
+    /// Not what this device writes.
+    #[error("state of {0:?} is damaged: {1}")]
+    Damaged(DeviceType, &'static str),
+}
+
+/// A virtio device at rest: no queue, no thread, no driver.
+pub trait VirtioDevice: Send {
+    /// What a driver may learn. The same for the life of the device.
+    fn info(&self) -> DeviceInfo;
+    /// Goes to work.
+    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused>;
+    /// Its counter of guest's mistakes.
+    fn faults(&self) -> &Faults;
+    /// What a snapshot keeps. Most devices have nothing of their own.
+    fn save(&self) -> DeviceState {
+        DeviceState { device_type: self.info().device_type, version: 1, bytes: Vec::new() }
+    }
+    /// Takes back what `save` gave.
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let expected = self.info().device_type;
+        if state.device_type != expected || state.version != 1 {
+            return Err(StateError::Foreign { expected, found: state.device_type, version: state.version });
+        }
+        if !state.bytes.is_empty() {
+            return Err(StateError::Damaged(expected, "bytes where none belong"));
+        }
+        Ok(())
+    }
+}
+
+/// The refusal of a device that was given another number of queues than it declared.
+pub fn wrong_queues(device: Box<dyn VirtioDevice>) -> Refused {
+    Refused { why: "the number of queues is not the device's".into(), device }
+}

@@ -1,0 +1,3 @@
+//! How a driver finds and sets up a device.
+
+pub mod mmio;

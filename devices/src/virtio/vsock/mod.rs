@@ -1,0 +1,82 @@
+//! virtio-vsock (VIRTIO 1.2, §5.10): stream connections between the host and the guest, each one end of a Unix stream.
+//!
+//! ```text
+//!   Host::connect(port) ──▶ [commands] ──▶ worker ── REQUEST ──▶ guest ── RESPONSE ──▶ stream handed over
+//!   guest connects      ── REQUEST ──▶ worker ──▶ Incoming::accept(port) ──▶ RESPONSE or RST
+//! ```
+//!
+//! The worker owns every connection. What it waits on changes, so all streams are behind one epoll descriptor of its own.
+//! Everything is bounded: connections, bytes that wait for a host stream, packets that wait for the guest's buffers.
+
+mod connection;
+mod hub;
+pub mod packet;
+#[cfg(test)]
+mod tests;
+mod worker;
+
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
+use crate::fault::Faults;
+use crate::worker::{Activation, Worker};
+pub use hub::{ConnectError, Hub};
+
+/// Entries of each queue.
+pub const QUEUE_SIZE: u16 = 128;
+/// The host's context id (§5.10.4, VMADDR_CID_HOST).
+pub const HOST_CID: u64 = 2;
+/// Connections of one guest at most.
+pub const MAX_CONNECTIONS: usize = 256;
+
+/// Decides about connections that the guest opens.
+pub trait Incoming: Send {
+    /// One end of a stream for the guest's connection to `port` of the host; `None` refuses it.
+    fn accept(&mut self, port: u32) -> Option<UnixStream>;
+}
+
+/// A vsock device at rest.
+pub struct Vsock {
+    cid: u64,
+    hub: Arc<Hub>,
+    incoming: Box<dyn Incoming>,
+    faults: Faults,
+}
+
+impl Vsock {
+    /// The device of the guest with context id `cid`. Connections to the guest are asked for at `hub`.
+    pub fn new(cid: u32, hub: Arc<Hub>, incoming: Box<dyn Incoming>) -> Self {
+        Self { cid: cid.into(), hub, incoming, faults: Faults::new("vsock") }
+    }
+}
+
+impl VirtioDevice for Vsock {
+    fn info(&self) -> DeviceInfo {
+        // struct virtio_vsock_config, §5.10.4: guest_cid.
+        let config = self.cid.to_le_bytes().to_vec();
+        DeviceInfo { device_type: DeviceType::Vsock, features: 0, queue_sizes: vec![QUEUE_SIZE; 3], config }
+    }
+
+    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
+        let Some((queues, mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
+        worker::VsockWorker::start(*self, queues, mem, irq).map(|worker| Box::new(worker) as _)
+    }
+
+    fn faults(&self) -> &Faults {
+        &self.faults
+    }
+}
+
+/// A device that refuses every connection, for tests and fuzzing.
+#[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), expect(clippy::expect_used, reason = "for tests and fuzzing"))]
+pub(super) fn sample() -> Vsock {
+    struct Nobody;
+    impl Incoming for Nobody {
+        fn accept(&mut self, port: u32) -> Option<UnixStream> {
+            port.is_multiple_of(2).then(|| UnixStream::pair().expect("a socket pair").0)
+        }
+    }
+    Vsock::new(3, Hub::new().expect("an eventfd"), Box::new(Nobody))
+}

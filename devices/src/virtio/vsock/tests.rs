@@ -1,0 +1,319 @@
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use super::connection::BUFFER_BYTES;
+use super::packet::{HEADER_BYTES, Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
+use super::*;
+use crate::testing::{GuestDriver, readable, writable};
+
+const CID: u32 = 7;
+const RX: usize = 0;
+const TX: usize = 1;
+const RX_BUFFERS: u64 = 0x10_0000;
+const RX_BYTES: u64 = 0x1000;
+
+struct Accept(mpsc::Sender<(u32, UnixStream)>);
+
+impl Incoming for Accept {
+    fn accept(&mut self, port: u32) -> Option<UnixStream> {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        (port != 99).then(|| {
+            self.0.send((port, theirs)).expect("the test listens");
+            ours
+        })
+    }
+}
+
+struct Fixture {
+    guest: GuestDriver,
+    hub: Arc<Hub>,
+    accepted: mpsc::Receiver<(u32, UnixStream)>,
+    posted: u64,
+}
+
+impl Fixture {
+    fn new() -> Self {
+        let (sender, accepted) = mpsc::channel();
+        let hub = Hub::new().expect("eventfd");
+        let guest = GuestDriver::attach(Box::new(Vsock::new(CID, Arc::clone(&hub), Box::new(Accept(sender)))));
+        let mut fixture = Self { guest, hub, accepted, posted: 0 };
+        fixture.post(16);
+        fixture
+    }
+
+    fn post(&mut self, count: u64) {
+        for _ in 0..count {
+            self.guest.offer(RX, &[writable(RX_BUFFERS + self.posted % 100 * RX_BYTES, RX_BYTES as u32)]);
+            self.posted += 1;
+        }
+        self.guest.kick(RX);
+    }
+
+    fn header(&self, host: u32, guest: u32, op: u16) -> Header {
+        Header {
+            src_cid: CID.into(),
+            dst_cid: HOST_CID,
+            src_port: guest,
+            dst_port: host,
+            kind: TYPE_STREAM,
+            op,
+            buf_alloc: 1 << 20,
+            ..Header::default()
+        }
+    }
+
+    fn send(&mut self, header: Header, bytes: &[u8]) {
+        self.guest.put(0x1000, &header.encode());
+        self.guest.put(0x2000, bytes);
+        let head = match bytes {
+            [] => self.guest.offer(TX, &[readable(0x1000, 44)]),
+            bytes => self.guest.offer(TX, &[readable(0x1000, 44), readable(0x2000, bytes.len() as u32)]),
+        };
+        self.guest.kick(TX);
+        assert_eq!(self.guest.used(TX), [(head, 0)]);
+    }
+
+    /// Packets for the guest since the last call; each used buffer is posted again.
+    fn received(&mut self) -> Vec<(Header, Vec<u8>)> {
+        let used = self.guest.used(RX);
+        let mut packets = Vec::new();
+        for (head, len) in used {
+            let at = self.address_of(head);
+            let header: [u8; HEADER_BYTES] = self.guest.bytes(at, HEADER_BYTES).try_into().expect("header");
+            packets.push((Header::decode(&header), self.guest.bytes(at + 44, len as usize - HEADER_BYTES)));
+        }
+        packets
+    }
+
+    fn address_of(&self, head: u16) -> u64 {
+        let bytes = self.guest.bytes(0x30_0000 + u64::from(head) * 16, 8);
+        u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+    }
+
+    /// The guest connects to `port` of the host.
+    fn connected(&mut self, port: u32) -> UnixStream {
+        self.send(self.header(port, 5000, op::REQUEST), &[]);
+        let (accepted, stream) = self.accepted.try_recv().expect("accepted");
+        assert_eq!(accepted, port);
+        let packets = self.received();
+        assert_eq!(packets.len(), 1);
+        assert_eq!((packets[0].0.op, packets[0].0.src_port, packets[0].0.dst_port), (op::RESPONSE, port, 5000));
+        assert_eq!(packets[0].0.buf_alloc, BUFFER_BYTES);
+        stream
+    }
+
+    fn ops(&mut self) -> Vec<u16> {
+        self.received().into_iter().map(|(header, _)| header.op).collect()
+    }
+}
+
+#[test]
+fn a_connection_of_the_guest_carries_bytes_both_ways() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    let header = Header { len: 5, ..fixture.header(1025, 5000, op::RW) };
+    fixture.send(header, b"hello");
+    let mut bytes = [0; 5];
+    host.read_exact(&mut bytes).expect("bytes of the guest");
+    assert_eq!(&bytes, b"hello");
+    host.write_all(b"welcome").expect("sent");
+    fixture.guest.run();
+    let packets = fixture.received();
+    assert_eq!(packets.len(), 1);
+    assert_eq!((packets[0].0.op, packets[0].0.len, packets[0].1.as_slice()), (op::RW, 7, b"welcome".as_slice()));
+    assert_eq!(packets[0].0.fwd_cnt, 5);
+}
+
+#[test]
+fn the_host_connects_and_hears_when_nobody_listens() {
+    for (answer, accepted) in [(op::RESPONSE, true), (op::RST, false)] {
+        let mut fixture = Fixture::new();
+        let hub = Arc::clone(&fixture.hub);
+        let caller = std::thread::spawn(move || hub.connect(1024, Duration::from_secs(10)));
+        let mut packets = Vec::new();
+        while packets.is_empty() && !caller.is_finished() {
+            fixture.guest.run();
+            packets = fixture.received();
+            std::thread::yield_now();
+        }
+        assert_eq!((packets[0].0.op, packets[0].0.dst_port), (op::REQUEST, 1024));
+        fixture.send(fixture.header(packets[0].0.src_port, 1024, answer), &[]);
+        let outcome = caller.join().expect("no panic");
+        assert_eq!(outcome.is_ok(), accepted, "{outcome:?}");
+    }
+}
+
+#[test]
+fn without_a_driver_the_host_is_told_at_once() {
+    let mut fixture = Fixture::new();
+    fixture.guest.write(0x70, 0);
+    let outcome = fixture.hub.connect(1024, Duration::from_secs(10));
+    assert!(matches!(outcome, Err(ConnectError::NoDriver(1024))), "{outcome:?}");
+}
+
+#[test]
+fn the_end_of_either_side_reaches_the_other() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    let header = Header { flags: SHUTDOWN_SEND, ..fixture.header(1025, 5000, op::SHUTDOWN) };
+    fixture.send(header, &[]);
+    assert_eq!(host.read(&mut [0; 8]).expect("end of stream"), 0);
+    host.write_all(b"last words").expect("the other way is open");
+    drop(host);
+    fixture.guest.run();
+    let packets = fixture.received();
+    assert_eq!((packets[0].0.op, packets[0].1.as_slice()), (op::RW, b"last words".as_slice()));
+    assert_eq!(packets.last().map(|(header, _)| header.op), Some(op::RST));
+}
+
+#[test]
+fn a_half_closed_host_still_hears_the_guest() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    host.shutdown(std::net::Shutdown::Write).expect("shut down");
+    fixture.guest.run();
+    let packets = fixture.received();
+    assert_eq!((packets.len(), packets[0].0.op, packets[0].0.flags), (1, op::SHUTDOWN, SHUTDOWN_SEND));
+    let header = Header { len: 3, ..fixture.header(1025, 5000, op::RW) };
+    fixture.send(header, b"yes");
+    let mut bytes = [0; 3];
+    host.read_exact(&mut bytes).expect("bytes of the guest");
+    assert_eq!(&bytes, b"yes");
+    let header = Header { flags: SHUTDOWN_SEND | SHUTDOWN_RECEIVE, ..fixture.header(1025, 5000, op::SHUTDOWN) };
+    fixture.send(header, &[]);
+    assert_eq!(fixture.ops(), [op::RST]);
+}
+
+#[test]
+fn the_host_sends_no_more_than_the_guest_has_room_for() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    let update = Header { buf_alloc: 100, ..fixture.header(1025, 5000, op::CREDIT_UPDATE) };
+    fixture.send(update, &[]);
+    host.write_all(&[7; 300]).expect("sent");
+    fixture.guest.run();
+    let sizes = |packets: Vec<(Header, Vec<u8>)>| packets.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>();
+    assert_eq!(sizes(fixture.received()), [100]);
+    fixture.send(Header { fwd_cnt: 100, ..update }, &[]);
+    assert_eq!(sizes(fixture.received()), [100]);
+}
+
+#[test]
+fn bytes_wait_for_buffers_of_the_guest_and_none_is_lost() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    host.write_all(&vec![9; 100_000]).expect("sent");
+    let mut got = 0;
+    for _ in 0..60 {
+        fixture.guest.run();
+        got += fixture.received().iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+        fixture.post(4);
+    }
+    assert_eq!(got, 100_000);
+}
+
+#[test]
+fn a_guest_that_ignores_its_credit_loses_the_connection_only() {
+    let mut fixture = Fixture::new();
+    let _host = fixture.connected(1025);
+    let bytes = vec![1; 32 << 10];
+    let header = Header { len: bytes.len() as u32, ..fixture.header(1025, 5000, op::RW) };
+    let mut ops = Vec::new();
+    // The host reads nothing: its socket buffer and ours fill, then the rule is broken.
+    for _ in 0..64 {
+        fixture.send(header, &bytes);
+        ops.extend(fixture.ops());
+        fixture.post(1);
+    }
+    assert!(ops.contains(&op::RST), "{ops:?}");
+    assert!(!fixture.guest.needs_reset());
+}
+
+#[test]
+fn hostile_packets_are_counted_and_answered_with_a_reset() {
+    let fixture = Fixture::new();
+    let base = fixture.header(1025, 5000, op::RW);
+    let cases = [
+        ("bytes without a connection", Header { len: 0, ..base }, Some(op::RST), 0),
+        ("another sender", Header { src_cid: 9, ..base }, None, 1),
+        ("another receiver", Header { dst_cid: 9, ..base }, None, 1),
+        ("datagrams", Header { kind: 2, ..base }, Some(op::RST), 1),
+        ("an unknown operation", Header { op: 77, ..base }, Some(op::RST), 0),
+        ("a reset of nothing", Header { op: op::RST, ..base }, None, 0),
+        ("a response to nothing", Header { op: op::RESPONSE, ..base }, Some(op::RST), 0),
+        ("a refused port", Header { op: op::REQUEST, dst_port: 99, ..base }, Some(op::RST), 0),
+    ];
+    for (name, header, answer, faults) in cases {
+        let mut fixture = Fixture::new();
+        fixture.send(header, &[]);
+        assert_eq!(fixture.ops(), answer.into_iter().collect::<Vec<_>>(), "{name}");
+        assert_eq!(fixture.guest.faults(), faults, "{name}");
+    }
+    for (name, change) in [
+        ("a length that is not there", (|header: &mut Header| header.len = 1000) as fn(&mut Header)),
+        ("a length of 4 GiB", |header| header.len = u32::MAX),
+        ("a second request", |header| header.op = op::REQUEST),
+        ("a second response", |header| header.op = op::RESPONSE),
+    ] {
+        let mut fixture = Fixture::new();
+        let _host = fixture.connected(1025);
+        let mut header = base;
+        change(&mut header);
+        fixture.send(header, b"abc");
+        assert_eq!((fixture.ops(), fixture.guest.faults()), (vec![op::RST], 1), "{name}");
+    }
+}
+
+#[test]
+fn a_flood_without_buffers_for_answers_is_bounded() {
+    let (sender, _accepted) = mpsc::channel();
+    let hub = Hub::new().expect("eventfd");
+    let mut guest = GuestDriver::attach(Box::new(Vsock::new(CID, hub, Box::new(Accept(sender)))));
+    let header = Header {
+        src_cid: CID.into(),
+        dst_cid: HOST_CID,
+        kind: TYPE_STREAM,
+        op: op::CREDIT_UPDATE,
+        ..Header::default()
+    };
+    guest.put(0x1000, &header.encode());
+    let mut returned = 0;
+    for _ in 0..6 {
+        for _ in 0..QUEUE_SIZE {
+            guest.offer(TX, &[readable(0x1000, 44)]);
+        }
+        guest.kick(TX);
+        let used = guest.used(TX).len();
+        returned += used;
+        if used < usize::from(QUEUE_SIZE) {
+            break;
+        }
+    }
+    assert_eq!(returned, 256, "then no packet is looked at until answers leave");
+}
+
+#[test]
+fn a_stream_that_hung_up_waits_for_the_guests_buffers_without_spinning() {
+    let (sender, ended) = mpsc::channel();
+    // Spinning would never come back.
+    std::thread::spawn(move || {
+        let mut fixture = Fixture::new();
+        let mut stream = fixture.connected(80);
+        let question = fixture.header(80, 5000, op::CREDIT_REQUEST);
+        for _ in 0..15 {
+            fixture.send(question, &[]);
+        }
+        assert_eq!(fixture.received().len(), 15, "no buffer is left");
+        stream.write_all(b"last words").expect("written");
+        drop(stream);
+        fixture.guest.run();
+        fixture.post(4);
+        let packets = fixture.received();
+        assert_eq!((packets[0].0.op, packets[0].1.as_slice()), (op::RW, b"last words".as_slice()));
+        assert_eq!(packets[1].0.op, op::SHUTDOWN);
+        sender.send(()).expect("the test listens");
+    });
+    ended.recv_timeout(Duration::from_secs(20)).expect("the worker sleeps until there are buffers");
+}
