@@ -1,0 +1,286 @@
+//! One machine, from power-on to its end.
+//!
+//! ```text
+//!            ┌──────── the guest resets, and has said hello ────────┐
+//!            ▼                                                      │
+//!   build ─▶ run ─▶ signal ─▶ stop vCPUs, stop devices ─▶ what was it? ─▶ ended
+//! ```
+//!
+//! A reset drops the KVM machine and builds another on emptied memory, with the same devices over the same files; kernel,
+//! initramfs and all threads but the vCPUs' stay.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use labyard_devices::bus::{Bus, Overlap};
+use labyard_devices::fault::Faults;
+use labyard_devices::legacy::power::{Power, PowerEvent};
+use labyard_devices::legacy::{ioapic, power, serial};
+use labyard_devices::virtio::device::VirtioDevice;
+use labyard_devices::virtio::transport::mmio::{self, MmioTransport};
+use labyard_spec::control::MachineState;
+
+use crate::arch::x86_64::acpi::Description;
+use crate::arch::x86_64::{cpuid, layout, regs};
+use crate::boot::{self, BootError, Images};
+use crate::console::ConsoleHub;
+use crate::kvm::{self, Hypervisor, KvmError, Vm};
+use crate::runtime::{self, DeviceLoop};
+use crate::vcpu::{self, RunningVcpu, Shared, Signal};
+
+/// Console lines in the report of a crash.
+const REPORTED_LINES: usize = 30;
+
+/// A machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// What is loaded.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// Registers of a vCPU.
+    #[error("setting up vCPU {0}")]
+    Vcpu(u32, #[source] kvm_ioctls::Error),
+    /// Two devices at one address: a mistake of the layout.
+    #[error(transparent)]
+    Bus(#[from] Overlap),
+    /// A thread or an eventfd.
+    #[error("threads and eventfds")]
+    Host(#[source] std::io::Error),
+}
+
+/// Milestones and changes of a machine's life, as they happen.
+pub trait Witness: Send + Sync {
+    /// Everything is in guest memory.
+    fn loaded(&self);
+    /// The first vCPU is about to enter the guest.
+    fn first_run(&self);
+    /// vCPUs run.
+    fn started(&self);
+    /// The guest has reset and starts again.
+    fn rebooted(&self);
+    /// Over.
+    fn ended(&self, state: MachineState);
+}
+
+/// Everything that a machine is made of and that outlives a reset.
+pub struct Parts {
+    /// Its name.
+    pub name: String,
+    /// Processors.
+    pub cpu_count: u32,
+    /// Memory in bytes.
+    pub memory_bytes: u64,
+    /// What is loaded.
+    pub images: Images,
+    /// Its virtio devices, in the order in which the guest finds them.
+    pub devices: Vec<Box<dyn VirtioDevice>>,
+    /// Where it prints.
+    pub console: Arc<ConsoleHub>,
+    /// Set when the guest's init has said hello.
+    pub hello: Arc<AtomicBool>,
+}
+
+impl Parts {
+    /// The devices' counters of guest's mistakes.
+    pub fn faults(&self) -> Vec<Faults> {
+        self.devices.iter().map(|device| device.faults().clone()).collect()
+    }
+}
+
+/// Runs a machine until it ends. `signals` come from vCPUs, power registers and whoever pulls the plug.
+pub fn run(
+    mut parts: Parts,
+    hypervisor: &Hypervisor,
+    signals: &Receiver<Signal>,
+    sender: &Sender<Signal>,
+    witness: &Arc<dyn Witness>,
+) {
+    let state = match DeviceLoop::start(&parts.name) {
+        Ok(devices) => {
+            let state = live(&mut parts, hypervisor, &devices, signals, sender, witness);
+            devices.end();
+            state
+        }
+        Err(error) => MachineState::Failed(runtime::chain(&BuildError::Host(error))),
+    };
+    witness.ended(state);
+}
+
+fn live(
+    parts: &mut Parts,
+    hypervisor: &Hypervisor,
+    devices: &Arc<DeviceLoop>,
+    signals: &Receiver<Signal>,
+    sender: &Sender<Signal>,
+    witness: &Arc<dyn Witness>,
+) -> MachineState {
+    loop {
+        let running = match Running::build(parts, hypervisor, devices, sender, witness) {
+            Ok(running) => running,
+            Err(error) => return MachineState::Failed(runtime::chain(&error)),
+        };
+        witness.started();
+        let signal = signals.recv().unwrap_or(Signal::Kill);
+        let lost = running.stop(parts);
+        // What vCPUs said while they were stopped belongs to the machine that is gone; a pulled plug stays pulled.
+        let killed = signal == Signal::Kill || signals.try_iter().any(|signal| signal == Signal::Kill);
+        let panic = parts.console.take_panic(REPORTED_LINES);
+        let greeted = parts.hello.swap(false, Ordering::SeqCst);
+        match signal {
+            _ if killed => return MachineState::Killed,
+            Signal::Kill => return MachineState::Killed,
+            Signal::Fault(reason) => return MachineState::Failed(reason),
+            // A PC would reset. Our command line tells Linux another way to do that, so this one was not meant.
+            Signal::TripleFault => {
+                let last = parts.console.last_lines(REPORTED_LINES);
+                return MachineState::Crashed(format!("a vCPU shut down (triple fault)\n{last}"));
+            }
+            Signal::Power(event) => {
+                if let Some(report) = panic {
+                    return MachineState::Crashed(format!("the kernel panicked\n{report}"));
+                }
+                if event == PowerEvent::Off {
+                    return MachineState::PoweredOff;
+                }
+                if !greeted {
+                    let last = parts.console.last_lines(REPORTED_LINES);
+                    return MachineState::Crashed(format!("the machine reset before its init said hello\n{last}"));
+                }
+                if lost {
+                    return MachineState::Failed("a device was lost in a panic".into());
+                }
+                witness.rebooted();
+            }
+        }
+    }
+}
+
+/// A machine with vCPUs.
+struct Running {
+    /// Dropped last: vCPUs and devices use it.
+    _vm: Vm,
+    transports: Vec<Arc<Mutex<MmioTransport>>>,
+    shared: Arc<Shared>,
+    vcpus: Vec<RunningVcpu>,
+}
+
+impl Running {
+    fn build(
+        parts: &mut Parts,
+        hypervisor: &Hypervisor,
+        devices: &Arc<DeviceLoop>,
+        sender: &Sender<Signal>,
+        witness: &Arc<dyn Witness>,
+    ) -> Result<Self, BuildError> {
+        let mem = kvm::map_memory(&parts.name, parts.memory_bytes)?;
+        let vm = hypervisor.create_vm(&mem)?;
+        let virtio: Vec<(u64, u32)> = (0..)
+            .zip(layout::VIRTIO_FIRST_GSI..)
+            .take(parts.devices.len())
+            .map(|(index, gsi): (u64, u32)| (layout::VIRTIO + index * mmio::WINDOW_BYTES, gsi))
+            .collect();
+
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        let line = Arc::new(vm.line(layout::SERIAL_GSI)?);
+        let serial = serial::SerialPort::new(line, parts.console.output());
+        ports.insert(layout::SERIAL_PORT, serial::WINDOW_BYTES, Arc::new(Mutex::new(serial)))?;
+        let wish = sender.clone();
+        let power = Power::new(Box::new(move |event| {
+            let _ = wish.send(Signal::Power(event)); // nobody listens any more when the machine is stopping anyway
+        }));
+        ports.insert(layout::POWER_PORT, power::WINDOW_BYTES, Arc::new(Mutex::new(power)))?;
+        let io_apic = ioapic::IoApic::new(vm.msi_routes());
+        mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::new(Mutex::new(io_apic)))?;
+
+        let description = Description { cpu_count: parts.cpu_count, virtio };
+        let entry = boot::load(&mem, &parts.images, &description)?;
+        witness.loaded();
+
+        // From here on devices are in transports; on an error they go with the machine, which has ended then.
+        let mut transports = Vec::new();
+        for (device, (address, gsi)) in parts.devices.drain(..).zip(&description.virtio) {
+            let line = Box::new(vm.line(*gsi)?);
+            let transport =
+                MmioTransport::new(device, mem.clone(), line, Arc::clone(devices) as _).map_err(BuildError::Host)?;
+            for (queue, kick) in (0..).zip(transport.kicks()) {
+                vm.kick(kick, address + mmio::QUEUE_NOTIFY, queue)?;
+            }
+            let transport = Arc::new(Mutex::new(transport));
+            mmio.insert(*address, mmio::WINDOW_BYTES, Arc::clone(&transport) as _)?;
+            transports.push(transport);
+        }
+
+        let shared = Arc::new(Shared { ports, mmio, stop: AtomicBool::new(false) });
+        let mut machine = Self { _vm: vm, transports, shared, vcpus: Vec::new() };
+        if let Err(error) = machine.start_vcpus(parts, hypervisor, entry, sender, witness) {
+            machine.stop(parts);
+            return Err(error);
+        }
+        Ok(machine)
+    }
+
+    fn start_vcpus(
+        &mut self,
+        parts: &Parts,
+        hypervisor: &Hypervisor,
+        entry: u64,
+        sender: &Sender<Signal>,
+        witness: &Arc<dyn Witness>,
+    ) -> Result<(), BuildError> {
+        let mut vcpus = Vec::new();
+        for index in 0..parts.cpu_count {
+            let vcpu = self._vm.create_vcpu(index)?;
+            let failed = |error| BuildError::Vcpu(index, error);
+            let mut leaves = hypervisor.cpuid().clone();
+            cpuid::for_vcpu(&mut leaves, index, parts.cpu_count, hypervisor.has_tsc_deadline());
+            vcpu.set_cpuid2(&leaves).map_err(failed)?;
+            if let Some(msrs) = regs::model_specific() {
+                vcpu.set_msrs(&msrs).map_err(failed)?;
+            }
+            let mut lapic = vcpu.get_lapic().map_err(failed)?;
+            regs::local_apic(&mut lapic);
+            vcpu.set_lapic(&lapic).map_err(failed)?;
+            if index == 0 {
+                let mut sregs = vcpu.get_sregs().map_err(failed)?;
+                regs::protected_mode(&mut sregs);
+                vcpu.set_sregs(&sregs).map_err(failed)?;
+                vcpu.set_regs(&regs::general(entry)).map_err(failed)?;
+            }
+            vcpus.push(vcpu);
+        }
+        for (index, vcpu) in (0..).zip(vcpus) {
+            let (shared, sender, witness) = (Arc::clone(&self.shared), sender.clone(), Arc::clone(witness));
+            let first_run = move || {
+                if index == 0 {
+                    witness.first_run();
+                }
+            };
+            let running = vcpu::start(&parts.name, index, vcpu, shared, sender, first_run).map_err(BuildError::Host)?;
+            self.vcpus.push(running);
+        }
+        Ok(())
+    }
+
+    /// Stops everything and gives the devices back. `true` where one was lost.
+    fn stop(self, parts: &mut Parts) -> bool {
+        let Self { _vm: vm, transports, shared, vcpus } = self;
+        shared.stop.store(true, Ordering::SeqCst);
+        for vcpu in vcpus {
+            vcpu.join();
+        }
+        drop(shared); // the buses' hold on the transports
+        let count = transports.len();
+        for transport in transports {
+            if let Some(transport) = Arc::into_inner(transport) {
+                let transport = transport.into_inner().unwrap_or_else(PoisonError::into_inner);
+                parts.devices.extend(transport.into_device());
+            }
+        }
+        drop(vm);
+        parts.devices.len() < count
+    }
+}

@@ -1,0 +1,150 @@
+//! The threads of a machine, and the loop that its devices share.
+//!
+//! | thread | what it runs |
+//! |---|---|
+//! | `control` | one for each connection to the control socket |
+//! | `MACHINE` | the machine's life: build, wait for a signal, stop ([`crate::machine`]) |
+//! | `MACHINE io` | workers of all its devices: one event loop |
+//! | `MACHINE cpuN` | one vCPU ([`crate::vcpu`]) |
+
+use std::os::fd::RawFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberOps};
+use labyard_devices::host::{GaveUp, Host, Running};
+use labyard_devices::worker::{Rest, Source, Worker};
+use vmm_sys_util::epoll::EventSet;
+
+/// A thread, named for `ps` and profiles; Linux keeps 15 bytes.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    let name = name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 15).map(|(_, c)| c).collect();
+    std::thread::Builder::new().name(name).spawn(body)
+}
+
+/// The event loop of a machine's devices.
+pub struct DeviceLoop {
+    endpoint: RemoteEndpoint<Seat>,
+    end: Arc<AtomicBool>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl DeviceLoop {
+    /// Starts the loop.
+    pub fn start(machine: &str) -> std::io::Result<Arc<Self>> {
+        let mut manager = EventManager::<Seat>::new().map_err(std::io::Error::other)?;
+        let endpoint = manager.remote_endpoint();
+        let end = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&end);
+        let thread = spawn(&format!("{machine} io"), move || {
+            while !seen.load(Ordering::SeqCst) {
+                if let Err(error) = manager.run() {
+                    log::error!("the devices' event loop: {error}");
+                    break;
+                }
+            }
+        })?;
+        Ok(Arc::new(Self { endpoint, end, thread: Mutex::new(Some(thread)) }))
+    }
+
+    /// Ends the loop. Workers were stopped before.
+    pub fn end(&self) {
+        self.end.store(true, Ordering::SeqCst);
+        if let Err(error) = self.endpoint.kick() {
+            log::error!("waking the devices' event loop: {error}");
+        }
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = thread.join(); // a panic of the loop was printed when it happened
+        }
+    }
+}
+
+impl Host for DeviceLoop {
+    fn start(&self, worker: Box<dyn Worker>, gave_up: GaveUp) -> Box<dyn Running> {
+        let seat = Seat { sources: worker.sources(), worker, gave_up, failed: false };
+        let id = self.endpoint.call_blocking(move |ops| Ok::<_, event_manager::Error>(ops.add_subscriber(seat)));
+        match id {
+            Ok(id) => Box::new(OnLoop { endpoint: self.endpoint.clone(), id }),
+            Err(error) => {
+                log::error!("starting a device: {error}");
+                Box::new(Nowhere)
+            }
+        }
+    }
+}
+
+/// A worker on the loop.
+struct Seat {
+    sources: Vec<Source>,
+    worker: Box<dyn Worker>,
+    gave_up: GaveUp,
+    failed: bool,
+}
+
+impl MutEventSubscriber for Seat {
+    fn init(&mut self, ops: &mut EventOps) {
+        for Source { fd, token } in &self.sources {
+            if let Err(error) = ops.add(Events::with_data_raw(*fd, *token, EventSet::IN)) {
+                log::error!("waiting on a device's descriptor: {error}");
+            }
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        if self.failed {
+            return;
+        }
+        // A panic in a device is the device's end, not the machine's.
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.worker.on_event(events.data())));
+        let reason = match outcome {
+            Ok(Ok(())) => return,
+            Ok(Err(fault)) => chain(&fault),
+            Err(_) => "the device panicked".into(),
+        };
+        self.failed = true;
+        for Source { fd, token } in &self.sources {
+            let _ = ops.remove(Events::with_data_raw(*fd as RawFd, *token, EventSet::IN)); // not there is as good
+        }
+        (self.gave_up)(&reason);
+    }
+}
+
+/// An error with its sources, as one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+struct OnLoop {
+    endpoint: RemoteEndpoint<Seat>,
+    id: event_manager::SubscriberId,
+}
+
+impl Running for OnLoop {
+    fn stop(self: Box<Self>) -> Option<Rest> {
+        let id = self.id;
+        let seat = self
+            .endpoint
+            .call_blocking(move |ops: &mut dyn SubscriberOps<Subscriber = Seat>| ops.remove_subscriber(id));
+        let worker = seat.map_err(|error| log::error!("stopping a device: {error}")).ok()?.worker;
+        catch_unwind(AssertUnwindSafe(|| worker.deactivate())).ok()
+    }
+}
+
+struct Nowhere;
+
+impl Running for Nowhere {
+    fn stop(self: Box<Self>) -> Option<Rest> {
+        None
+    }
+}

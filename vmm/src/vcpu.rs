@@ -1,0 +1,122 @@
+//! A vCPU's thread: KVM_RUN, port and MMIO exits, nothing else. No host I/O is done here, except what a console prints.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use kvm_ioctls::{VcpuExit, VcpuFd};
+use labyard_devices::bus::Bus;
+use labyard_devices::legacy::power::PowerEvent;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+use crate::runtime;
+
+/// Why a machine's thread is woken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Signal {
+    /// The guest used its power registers.
+    Power(PowerEvent),
+    /// A vCPU has shut down: a fault while it handled a fault while it handled a fault.
+    TripleFault,
+    /// Somebody pulls the plug.
+    Kill,
+    /// A vCPU cannot go on.
+    Fault(String),
+}
+
+/// What all vCPUs of a machine share.
+pub struct Shared {
+    /// Ports.
+    pub ports: Bus,
+    /// Memory-mapped devices.
+    pub mmio: Bus,
+    /// Set once; vCPUs leave at their next exit.
+    pub stop: AtomicBool,
+}
+
+/// A vCPU that runs.
+pub struct RunningVcpu {
+    thread: JoinHandle<()>,
+}
+
+/// The signal that brings a vCPU out of KVM_RUN; its handler does nothing.
+fn wake_signal() -> libc::c_int {
+    SIGRTMIN()
+}
+
+/// Installs the handler of the signal that brings vCPUs out of the guest. Once in a process.
+pub fn install_wake_handler() -> std::io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(wake_signal(), nothing).map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
+}
+
+/// Starts a vCPU. `first_run` is called on its thread before it enters the guest.
+pub fn start(
+    machine: &str,
+    index: u32,
+    mut vcpu: VcpuFd,
+    shared: Arc<Shared>,
+    signals: Sender<Signal>,
+    first_run: impl FnOnce() + Send + 'static,
+) -> std::io::Result<RunningVcpu> {
+    let thread = runtime::spawn(&format!("{machine} cpu{index}"), move || {
+        first_run();
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, &shared)));
+        let signal = match outcome {
+            Ok(Some(signal)) => signal,
+            Ok(None) => return,
+            Err(_) => Signal::Fault(format!("vCPU {index} panicked")),
+        };
+        let _ = signals.send(signal); // nobody listens any more when the machine is stopping anyway
+    })?;
+    Ok(RunningVcpu { thread })
+}
+
+impl RunningVcpu {
+    /// Waits until the vCPU has left. `Shared::stop` was set before.
+    ///
+    /// The signal may come between the thread's look at `stop` and its entry into the guest, so it is sent until the
+    /// thread has ended.
+    pub fn join(self) {
+        while !self.thread.is_finished() {
+            if let Err(error) = self.thread.kill(wake_signal()) {
+                log::debug!("waking a vCPU: {error}");
+            }
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let _ = self.thread.join(); // panics were caught inside
+    }
+}
+
+/// Runs the guest until it is told to stop (`None`) or cannot go on.
+fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Signal> {
+    while !shared.stop.load(Ordering::SeqCst) {
+        match vcpu.run() {
+            Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port.into(), data),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                shared.ports.write(port.into(), data);
+            }
+            Ok(VcpuExit::MmioRead(address, data)) => shared.mmio.read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => {
+                shared.mmio.write(address, data);
+            }
+            Ok(VcpuExit::Shutdown) => return Some(Signal::TripleFault),
+            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                return Some(Signal::Fault(format!(
+                    "the processor refused to enter the guest: reason {reason:#x} on CPU {cpu}"
+                )));
+            }
+            Ok(VcpuExit::InternalError) => {
+                return Some(Signal::Fault("KVM cannot emulate an instruction of the guest (internal error)".into()));
+            }
+            Ok(other) => return Some(Signal::Fault(format!("an exit that this monitor does not know: {other:?}"))),
+            Err(error) if [libc::EINTR, libc::EAGAIN].contains(&error.errno()) => {}
+            Err(error) => return Some(Signal::Fault(format!("KVM_RUN: {error}"))),
+        }
+    }
+    None
+}
