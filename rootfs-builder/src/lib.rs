@@ -1,1 +1,41 @@
-//! rootfs-builder
+//! OCI image to bootable disk: fast, without root, byte for byte the same.
+//!
+//! - [`store`]: the content store: where images and kernels lie, and the records beside them. All that the supervisor links
+//!   (feature `store`).
+//! - [`source`]: OCI layouts, archives of `docker save`, plain tars become lists of layers.
+//! - [`layer`]: a layer is read, checked, taken apart.
+//! - [`merge`]: layers become one [`tree`].
+//! - [`ext4`]: a tree becomes a disk.
+//! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies.
+//! - [`kernel`]: guest kernels, their modules and the initramfs.
+//! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
+
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "build")]
+pub mod build;
+#[cfg(feature = "build")]
+pub mod digest;
+#[cfg(feature = "build")]
+pub mod ext4;
+#[cfg(feature = "build")]
+pub mod kernel;
+#[cfg(feature = "build")]
+pub mod layer;
+#[cfg(feature = "build")]
+pub mod merge;
+#[cfg(feature = "build")]
+pub mod report;
+#[cfg(feature = "build")]
+pub mod section;
+#[cfg(feature = "build")]
+pub mod source;
+pub mod store;
+#[cfg(feature = "build")]
+mod temporary;
+#[cfg(feature = "build")]
+pub mod tree;
+#[cfg(feature = "build")]
+pub mod watch;
+#[cfg(feature = "build")]
+pub mod workdir;

@@ -1,0 +1,251 @@
+//! The command line: what can be asked, and the answers.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use labyard_rootfs_builder::build::{self, Destination, Request};
+use labyard_rootfs_builder::kernel;
+use labyard_rootfs_builder::store::{Store, StoreError};
+use labyard_rootfs_builder::watch::Watch;
+use labyard_spec::source::Source;
+use serde_json::json;
+
+use crate::Failure;
+
+const EXAMPLES: &str = "Examples:
+  rootfs-builder build oci-layout:./debian:latest --size 8GiB
+  rootfs-builder build docker-archive:app.tar -o app.ext4
+  rootfs-builder build rootfs-tar:bookworm.tar.zst --json
+  rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0
+  rootfs-builder kernel ls
+  rootfs-builder initramfs --kernel 6.12 --init ./labyard-init
+
+A registry's image is fetched by skopeo:
+  skopeo copy docker://REGISTRY/NAME:TAG oci:FOLDER:TAG";
+
+/// Makes disks for virtual machines from OCI images: without root, without mounting, the same bytes every time.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build an image's ext4 disk, or find it in the store
+    #[command(after_help = "Examples:
+  rootfs-builder build oci-layout:./debian:latest --size 8GiB
+  rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4")]
+    Build(Build),
+    /// Guest kernels
+    #[command(subcommand)]
+    Kernel(Kernel),
+    /// Make the initramfs of a kernel, or find it in the store
+    Initramfs(Initramfs),
+}
+
+#[derive(Debug, Args)]
+struct Build {
+    /// Where the image is
+    #[arg(help = "oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH")]
+    source: Source,
+    /// Length of the disk; the file is sparse
+    #[arg(long, default_value = "4GiB", value_parser = size)]
+    size: u64,
+    /// Write the disk to FILE instead of the store
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Subcommand)]
+enum Kernel {
+    /// Put a kernel and its modules into the store
+    #[command(after_help = "Example:
+  rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0")]
+    Add {
+        /// The kernel: a bzImage (vmlinuz) or an ELF image (vmlinux)
+        #[arg(long, value_name = "FILE")]
+        image: PathBuf,
+        /// Its /lib/modules/VERSION, with modules.dep
+        #[arg(long, value_name = "FOLDER")]
+        modules: PathBuf,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// List the kernels in the store, best first
+    Ls(Common),
+}
+
+#[derive(Debug, Args)]
+struct Initramfs {
+    /// A kernel's id, version or series
+    #[arg(long)]
+    kernel: String,
+    /// The static labyard-init
+    #[arg(long, value_name = "FILE")]
+    init: PathBuf,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+struct Common {
+    /// The state directory; $LABYARD_HOME, else /var/lib/labyard for root, else $XDG_DATA_HOME/labyard
+    #[arg(long, value_name = "HOME")]
+    store: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Common {
+    fn open(&self) -> Result<Store, Failure> {
+        let home = self.store.clone().or_else(default_home).ok_or_else(|| Failure {
+            text: "no state directory: neither --store nor $LABYARD_HOME, $XDG_DATA_HOME or $HOME is set".to_owned(),
+            is_input: true,
+        })?;
+        Store::open(home).map_err(store_failed)
+    }
+}
+
+pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
+    match arguments.command {
+        Command::Build(build) => self::build(build, watch),
+        Command::Kernel(Kernel::Add { image, modules, common }) => {
+            let store = common.open()?;
+            let (record, cached) =
+                kernel::add(&store, &image, &modules, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
+            let path = store.kernel_dir(&record);
+            if common.json {
+                println!("{}", json!({ "id": record.id, "path": path, "cached": cached }));
+            } else {
+                println!("{} {}", record.id, if cached { "was there" } else { "added" });
+            }
+            Ok(())
+        }
+        Command::Kernel(Kernel::Ls(common)) => list_kernels(&common),
+        Command::Initramfs(Initramfs { kernel, init, common }) => {
+            let store = common.open()?;
+            let kernel = store.kernel(&kernel).map_err(store_failed)?;
+            let path = kernel::initramfs::ensure(&store, &kernel, &init)
+                .map_err(|error| Failure::new(&error, error.is_input()))?;
+            if common.json {
+                println!("{}", json!({ "path": path }));
+            } else {
+                println!("{}", path.display());
+            }
+            Ok(())
+        }
+    }
+}
+
+fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {
+    let Build { source, size, output, common } = arguments;
+    let destination = match output {
+        Some(path) => Destination::File(path),
+        None => Destination::Store(common.open()?),
+    };
+    let request = Request { source, size_bytes: size, destination };
+    let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
+    let record = &built.record;
+    if common.json {
+        let answer = json!({
+            "key": record.key,
+            "path": built.path,
+            "cached": built.cached,
+            "entries": record.entries,
+            "bytes": record.size_bytes,
+        });
+        println!("{answer}");
+    } else {
+        let how = if built.cached { "was there" } else { "built" };
+        println!("{} {how}: {} entries, {} bytes", built.path.display(), record.entries, record.size_bytes);
+    }
+    Ok(())
+}
+
+fn list_kernels(common: &Common) -> Result<(), Failure> {
+    let store = common.open()?;
+    let kernels = store.kernels().map_err(store_failed)?;
+    let default = store.default_kernel().ok().map(|kernel| kernel.id);
+    if common.json {
+        let list: Vec<_> = kernels
+            .iter()
+            .map(|kernel| {
+                let mut value = json!(kernel);
+                value["path"] = json!(store.kernel_dir(kernel));
+                value["default"] = json!(default.as_ref() == Some(&kernel.id));
+                value
+            })
+            .collect();
+        println!("{}", json!(list));
+        return Ok(());
+    }
+    if kernels.is_empty() {
+        println!("no kernels in {}; add one with `rootfs-builder kernel add`", store.home.display());
+    }
+    for kernel in &kernels {
+        let mark = if default.as_ref() == Some(&kernel.id) { "  (default)" } else { "" };
+        println!("{:8} {}{mark}", kernel.series, kernel.id);
+    }
+    Ok(())
+}
+
+fn store_failed(error: StoreError) -> Failure {
+    Failure::new(&error, matches!(error, StoreError::NoKernel { .. }))
+}
+
+fn default_home() -> Option<PathBuf> {
+    let folder = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(home) = folder("LABYARD_HOME") {
+        return Some(home);
+    }
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/labyard"));
+    }
+    let data = folder("XDG_DATA_HOME").or_else(|| Some(folder("HOME")?.join(".local/share")))?;
+    Some(data.join("labyard"))
+}
+
+/// `512MiB`, `4GiB`, also `4G` and `4Gi`; plain numbers are bytes. Powers of 1,024 throughout.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a size such as 512MiB or 4GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let unit = unit.trim_start();
+    if matches!(unit, "" | "bytes") {
+        return Ok(number);
+    }
+    let shift = [("K", 10), ("M", 20), ("G", 30), ("T", 40)].into_iter().find_map(|(letter, shift)| {
+        let rest = unit.strip_prefix(letter)?;
+        matches!(rest, "" | "i" | "iB").then_some(shift)
+    });
+    number.checked_mul(1 << shift.ok_or_else(wrong)?).ok_or_else(wrong)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        use clap::CommandFactory;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_with_every_unit_and_nothing_else_is() {
+        for (text, bytes) in
+            [("4096", 4096), ("512MiB", 512 << 20), ("4G", 4 << 30), ("1Ti", 1 << 40), ("4100 bytes", 4100)]
+        {
+            assert_eq!(size(text), Ok(bytes));
+        }
+        for text in ["", "GiB", "4GB", "-1G", "4 parsecs", "99999999T"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+}

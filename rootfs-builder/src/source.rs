@@ -1,0 +1,105 @@
+//! Where an image comes from: each kind of source becomes an [`Image`], a list of layers that can be read.
+//!
+//! Documents are a stranger's: bounded before they are read, and every blob that a digest names is checked against it.
+
+mod config;
+mod docker;
+mod layout;
+mod rootfs;
+
+use std::io;
+use std::path::PathBuf;
+
+use labyard_spec::guest::Entrypoint;
+use labyard_spec::source::Source;
+
+use crate::digest::Digest;
+use crate::layer::Layer;
+use crate::watch::{Interrupted, Watch};
+
+/// The machines that we build for, in the words of an image (Go's GOARCH).
+const ARCHITECTURE: &str = "amd64";
+/// Most layers of an image.
+const MAX_LAYERS: usize = 512;
+/// Longest document (index, manifest, configuration) in bytes.
+const MAX_DOCUMENT: u64 = 8 << 20;
+
+/// An image whose layers have not been read yet.
+#[derive(Debug)]
+pub struct Image {
+    /// Digest of the manifest; of the archive where there is none.
+    pub digest: Digest,
+    /// Lowest first.
+    pub layers: Vec<Layer>,
+    /// Whether names in layers can hide names of lower ones.
+    pub whiteouts: bool,
+    /// What the image's configuration starts.
+    pub entrypoint: Option<Entrypoint>,
+}
+
+/// Why a source is no image.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum SourceError {
+    #[error(
+        "source `{source_text}`: registries are not yet supported; use `skopeo copy docker://{reference} oci:FOLDER:TAG` and build oci-layout:FOLDER:TAG"
+    )]
+    Registry { source_text: String, reference: String },
+    #[error(
+        "source `{name}`: no such name in the catalogue; use oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH"
+    )]
+    Alias { name: String },
+    #[error("{path}: not an OCI image layout: {problem}")]
+    NotALayout { path: PathBuf, problem: String },
+    #[error("{path}: not an archive of `docker save`: {problem}")]
+    NotAnArchive { path: PathBuf, problem: String },
+    #[error("{path}: {problem}")]
+    Choice { path: PathBuf, problem: String },
+    #[error("{what}: {problem}")]
+    Document { what: String, problem: String },
+    #[error("{what}: {found} bytes, but the image says {expected}; fetch the image again")]
+    BlobSize { what: String, expected: u64, found: u64 },
+    #[error("{what}: its bytes are {found}; fetch the image again")]
+    BlobDigest { what: String, found: Digest },
+    #[error("{path}: reading")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{path}: making a temporary file")]
+    Temporary { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Interrupted(#[from] Interrupted),
+}
+
+impl SourceError {
+    /// The source is at fault, not the machine.
+    pub fn is_input(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
+            ),
+            Self::Temporary { .. } | Self::Interrupted(_) => false,
+            _ => true,
+        }
+    }
+}
+
+/// Opens the source. An archive that is compressed as a whole is unpacked to a file without a name in `temporary`.
+pub fn open(source: &Source, temporary: &std::path::Path, watch: &Watch) -> Result<Image, SourceError> {
+    match source {
+        Source::Registry(reference) => {
+            Err(SourceError::Registry { source_text: source.to_string(), reference: reference.clone() })
+        }
+        Source::Alias(name) => Err(SourceError::Alias { name: name.clone() }),
+        Source::OciLayout { path, tag } => layout::open(path, tag.as_deref()),
+        Source::DockerArchive(path) => docker::open(path, temporary, watch),
+        Source::RootfsTar(path) => rootfs::open(path),
+    }
+}
+
+/// Parses a document, or says what it should have been.
+fn parse<T: for<'de> serde::Deserialize<'de>>(what: &str, text: &[u8]) -> Result<T, SourceError> {
+    serde_json::from_slice(text).map_err(|error| SourceError::Document {
+        what: what.to_owned(),
+        problem: format!("not what it should be: {error}"),
+    })
+}

@@ -1,0 +1,201 @@
+//! An OCI image layout: a folder with `oci-layout`, `index.json` and `blobs/` (OCI image-spec, image-layout.md, image-index.md,
+//! manifest.md). Docker's media types mean the same and are taken too.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, config, parse};
+use crate::digest::Digest;
+use crate::layer::Layer;
+use crate::section::Section;
+
+/// Most indexes inside one another.
+const MAX_NESTED: u32 = 4;
+/// The annotation that holds a tag.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const INDEXES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFESTS: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+/// What a layer's media type starts with; the compression is told from the bytes.
+const LAYERS: [&str; 3] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+];
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LayoutFile {
+    image_layout_version: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Index {
+    manifests: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Manifest {
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Descriptor {
+    #[serde(default)]
+    media_type: String,
+    digest: String,
+    size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+impl Descriptor {
+    fn tag(&self) -> Option<&str> {
+        self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
+    }
+
+    /// A platform that is not said may be ours; the configuration will tell.
+    fn may_be_ours(&self) -> bool {
+        self.platform.as_ref().is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
+    }
+}
+
+/// A layout folder.
+struct Layout {
+    path: PathBuf,
+}
+
+pub(super) fn open(path: &Path, tag: Option<&str>) -> Result<Image, SourceError> {
+    let layout = Layout { path: path.to_owned() };
+    let version: LayoutFile = parse("oci-layout", &layout.file("oci-layout")?)
+        .map_err(|error| layout.is_none(format!("its file oci-layout is not what it should be ({error})")))?;
+    if !version.image_layout_version.starts_with("1.") {
+        return Err(layout.is_none(format!("its version is `{}`, not 1.0.0", version.image_layout_version)));
+    }
+    let index: Index = parse("index.json", &layout.file("index.json")?)?;
+    let chosen = layout.tagged(&index, tag)?;
+    layout.image(chosen, 0)
+}
+
+impl Layout {
+    fn is_none(&self, problem: String) -> SourceError {
+        SourceError::NotALayout { path: self.path.clone(), problem }
+    }
+
+    fn no_choice(&self, problem: String) -> SourceError {
+        SourceError::Choice { path: self.path.clone(), problem }
+    }
+
+    /// One of the two files beside the blobs.
+    fn file(&self, name: &str) -> Result<Vec<u8>, SourceError> {
+        let path = self.path.join(name);
+        let section = File::open(&path).and_then(Section::whole).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => self.is_none(format!("it has no file {name}")),
+            std::io::ErrorKind::NotADirectory => self.is_none("it is not a folder".to_owned()),
+            _ => SourceError::Open { path: path.clone(), source },
+        })?;
+        let bytes = section.bytes(MAX_DOCUMENT).map_err(|source| SourceError::Open { path, source })?;
+        bytes.ok_or_else(|| self.is_none(format!("its file {name} is longer than {MAX_DOCUMENT} bytes")))
+    }
+
+    /// The manifest or index with the tag; the only one where none is given.
+    fn tagged<'i>(&self, index: &'i Index, tag: Option<&str>) -> Result<&'i Descriptor, SourceError> {
+        let fits = |descriptor: &&Descriptor| tag.is_none_or(|tag| descriptor.tag() == Some(tag));
+        let found: Vec<&Descriptor> = index.manifests.iter().filter(fits).filter(|one| one.may_be_ours()).collect();
+        let tags: Vec<&str> = index.manifests.iter().filter_map(Descriptor::tag).collect();
+        let tags = if tags.is_empty() { "none".to_owned() } else { tags.join(", ") };
+        match (&*found, tag) {
+            ([one], _) => Ok(one),
+            ([], Some(tag)) => {
+                Err(self.no_choice(format!("no image for linux/{ARCHITECTURE} with the tag `{tag}`; tags: {tags}")))
+            }
+            ([], None) => Err(self.no_choice(format!("no image for linux/{ARCHITECTURE} in it; tags: {tags}"))),
+            (several, _) => Err(self.no_choice(format!("{} images in it; name one by its tag: {tags}", several.len()))),
+        }
+    }
+
+    fn image(&self, descriptor: &Descriptor, depth: u32) -> Result<Image, SourceError> {
+        let kind = descriptor.media_type.as_str();
+        let (digest, text) = self.document(descriptor)?;
+        let what = format!("manifest {digest}");
+        if INDEXES.contains(&kind) {
+            let index: Index = parse(&what, &text)?;
+            let ours: Vec<&Descriptor> = index.manifests.iter().filter(|one| one.may_be_ours()).collect();
+            if depth == MAX_NESTED {
+                return Err(SourceError::Document { what, problem: format!("more than {MAX_NESTED} indexes nested") });
+            }
+            // Several may fit (variants): the first, as image-index.md says for clients.
+            let first = ours.first().ok_or_else(|| {
+                self.no_choice(format!(
+                    "no image for linux/{ARCHITECTURE} among the {} of index {digest}",
+                    index.manifests.len()
+                ))
+            })?;
+            return self.image(first, depth + 1);
+        }
+        if !MANIFESTS.contains(&kind) {
+            let problem = format!("its media type `{kind}` is neither a manifest nor an index");
+            return Err(SourceError::Document { what, problem });
+        }
+        let manifest: Manifest = parse(&what, &text)?;
+        let (config_digest, config) = self.document(&manifest.config)?;
+        let config = config::read(&format!("configuration {config_digest}"), &config, manifest.layers.len())?;
+        let count = manifest.layers.len();
+        let layers = manifest.layers.iter().zip(config.diff_ids).enumerate().map(|(at, (layer, diff_id))| {
+            let name = format!("layer {} of {count} ({})", at + 1, layer.digest);
+            if !LAYERS.iter().any(|kind| layer.media_type.starts_with(kind)) {
+                let problem = format!("its media type `{}` is not a file system layer", layer.media_type);
+                return Err(SourceError::Document { what: name, problem });
+            }
+            let (digest, section) = self.blob(layer, &name)?;
+            Ok(Layer { name, section, digest: Some(digest), diff_id: Some(diff_id) })
+        });
+        let layers = layers.collect::<Result<_, _>>()?;
+        Ok(Image { digest, layers, whiteouts: true, entrypoint: config.entrypoint })
+    }
+
+    /// A blob of the right size; its digest is checked by whoever reads it.
+    fn blob(&self, descriptor: &Descriptor, what: &str) -> Result<(Digest, Section), SourceError> {
+        let wrong = |problem| SourceError::Document { what: what.to_owned(), problem };
+        // The digest names a file: only what parses as one becomes a path.
+        let digest: Digest = descriptor.digest.parse().map_err(wrong)?;
+        let path = self.path.join("blobs/sha256").join(digest.hex());
+        let section = File::open(&path).and_then(Section::whole).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => wrong("the blob is not there; fetch the image again".to_owned()),
+            _ => SourceError::Open { path, source },
+        })?;
+        if section.len() != descriptor.size {
+            let (expected, found) = (descriptor.size, section.len());
+            return Err(SourceError::BlobSize { what: what.to_owned(), expected, found });
+        }
+        Ok((digest, section))
+    }
+
+    /// A blob read whole and checked.
+    fn document(&self, descriptor: &Descriptor) -> Result<(Digest, Vec<u8>), SourceError> {
+        let what = format!("blob {}", descriptor.digest);
+        let (digest, section) = self.blob(descriptor, &what)?;
+        let read =
+            section.bytes(MAX_DOCUMENT).map_err(|source| SourceError::Open { path: self.path.clone(), source })?;
+        let Some(text) = read else {
+            return Err(SourceError::Document { what, problem: format!("longer than {MAX_DOCUMENT} bytes") });
+        };
+        match Digest::of(&text) {
+            found if found == digest => Ok((digest, text)),
+            found => Err(SourceError::BlobDigest { what, found }),
+        }
+    }
+}

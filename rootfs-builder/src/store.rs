@@ -1,0 +1,256 @@
+//! The content store below the state directory: `images/<key>/` and `kernels/<id>/`, and the record in each.
+//!
+//! A folder with its final name is complete and is never written again, except that a kernel gains initramfs files by rename.
+//! So readers take no lock. Records are our own files; their length is still bounded before they are read, and a folder
+//! without a readable record is reported, not skipped.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use labyard_spec::guest::Entrypoint;
+use serde::{Deserialize, Serialize};
+
+#[cfg(test)]
+mod tests;
+
+/// The series that is taken where nobody asks for one.
+pub const DEFAULT_SERIES: &str = "6.12";
+/// Longest record in bytes.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+/// A state directory as seen by whoever looks for images and kernels.
+#[derive(Debug, Clone)]
+pub struct Store {
+    /// The state directory (`$LABYARD_HOME`).
+    pub home: PathBuf,
+}
+
+/// `image.json`: one built image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRecord {
+    /// SHA-256 over diff ids, options and writer version; the folder's name.
+    pub key: String,
+    /// As asked for.
+    pub source: String,
+    /// Digest of the manifest (`sha256:…`); of the archive where the source has no manifest.
+    pub digest: String,
+    /// Diff ids of the layers, lowest first.
+    pub layers: Vec<String>,
+    /// Size of the disk.
+    pub size_bytes: u64,
+    /// Always `ext4`.
+    pub filesystem: String,
+    /// UUID of the file system.
+    pub uuid: String,
+    /// The image has an init of its own (`/sbin/init` or systemd).
+    pub init: bool,
+    /// What the image's configuration starts.
+    pub entrypoint: Option<Entrypoint>,
+    /// Files, folders, links and nodes in the tree.
+    pub entries: u64,
+    /// Version of the writer that made the bytes.
+    pub writer: u32,
+}
+
+/// `kernel.json`: one guest kernel.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRecord {
+    /// `<version>-<first 12 hex digits of the ELF's SHA-256>`; the folder's name.
+    pub id: String,
+    /// `uname -r` of the kernel.
+    pub version: String,
+    /// Its first two numbers, such as `6.12`.
+    pub series: String,
+    /// `sha256:` of `vmlinux`.
+    pub digest: String,
+    /// File names in `early/`, in load order.
+    pub early_modules: Vec<String>,
+    /// Names to load once the modules image is mounted, dependencies first.
+    pub late_modules: Vec<String>,
+    /// A distribution's kernel as it was packaged, not built from our configuration.
+    pub stock: bool,
+}
+
+/// Why the store could not answer.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum StoreError {
+    #[error("store {path}: creating it")]
+    Create { path: PathBuf, source: io::Error },
+    #[error("store {path}: reading")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("store record {path}: {bytes} bytes, more than {MAX_RECORD_BYTES}; remove its folder and build again")]
+    Long { path: PathBuf, bytes: u64 },
+    #[error("store record {path}: not what this version writes; remove its folder and build again")]
+    Record { path: PathBuf, source: serde_json::Error },
+    #[error("store record {path}: it calls itself `{found}`; remove its folder and build again")]
+    Misplaced { path: PathBuf, found: String },
+    #[error("kernel `{wanted}`: not in the store; there is: {there}; add it with `rootfs-builder kernel add`")]
+    NoKernel { wanted: String, there: String },
+}
+
+impl Store {
+    /// The store below `home`; makes its folders (mode 0700) where they are missing.
+    pub fn open(home: impl Into<PathBuf>) -> Result<Self, StoreError> {
+        let store = Self { home: home.into() };
+        for path in [store.images_dir(), store.kernels_dir()] {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&path)
+                .map_err(|source| StoreError::Create { path, source })?;
+        }
+        Ok(store)
+    }
+
+    /// Where images lie.
+    pub fn images_dir(&self) -> PathBuf {
+        self.home.join("images")
+    }
+
+    /// Where kernels lie.
+    pub fn kernels_dir(&self) -> PathBuf {
+        self.home.join("kernels")
+    }
+
+    /// The image with this key; `None` where it has not been built.
+    pub fn image(&self, key: &str) -> Result<Option<ImageRecord>, StoreError> {
+        read_named(&self.images_dir(), key, "image.json", |record: &ImageRecord| &record.key)
+    }
+
+    /// Every image, ordered by key.
+    pub fn images(&self) -> Result<Vec<ImageRecord>, StoreError> {
+        list(&self.images_dir())?.iter().filter_map(|key| self.image(key).transpose()).collect()
+    }
+
+    /// The folder of an image.
+    pub fn image_dir(&self, image: &ImageRecord) -> PathBuf {
+        self.images_dir().join(&image.key)
+    }
+
+    /// An image's disk; read-only for everyone.
+    pub fn disk(&self, image: &ImageRecord) -> PathBuf {
+        self.image_dir(image).join("disk.ext4")
+    }
+
+    /// The kernel meant by `wanted`: an id, a version, or a series (the best of it).
+    pub fn kernel(&self, wanted: &str) -> Result<KernelRecord, StoreError> {
+        let kernels = self.kernels()?;
+        let there = kernels.iter().map(|kernel| format!("{} ({})", kernel.series, kernel.id)).collect::<Vec<_>>();
+        let fits = |kernel: &KernelRecord| wanted == kernel.id || wanted == kernel.version || wanted == kernel.series;
+        kernels.into_iter().find(fits).ok_or_else(|| StoreError::NoKernel {
+            wanted: wanted.to_owned(),
+            there: if there.is_empty() { "none".to_owned() } else { there.join(", ") },
+        })
+    }
+
+    /// The kernel for a machine that asks for none: the best of [`DEFAULT_SERIES`], else the newest.
+    pub fn default_kernel(&self) -> Result<KernelRecord, StoreError> {
+        match self.kernels()?.into_iter().next() {
+            Some(newest) => self.kernel(DEFAULT_SERIES).or(Ok(newest)),
+            None => Err(StoreError::NoKernel { wanted: DEFAULT_SERIES.to_owned(), there: "none".to_owned() }),
+        }
+    }
+
+    /// Every kernel, best first: newest version, and within one version ours before a distribution's.
+    pub fn kernels(&self) -> Result<Vec<KernelRecord>, StoreError> {
+        let mut kernels = list(&self.kernels_dir())?
+            .iter()
+            .filter_map(|id| self.kernel_by_id(id).transpose())
+            .collect::<Result<Vec<_>, _>>()?;
+        kernels.sort_by(|a, b| {
+            let series = numbers(&b.series).cmp(&numbers(&a.series));
+            series.then(a.stock.cmp(&b.stock)).then(numbers(&b.version).cmp(&numbers(&a.version))).then(a.id.cmp(&b.id))
+        });
+        Ok(kernels)
+    }
+
+    /// The kernel with exactly this id; `None` where it is not there.
+    pub fn kernel_by_id(&self, id: &str) -> Result<Option<KernelRecord>, StoreError> {
+        read_named(&self.kernels_dir(), id, "kernel.json", |record: &KernelRecord| &record.id)
+    }
+
+    /// The folder of a kernel.
+    pub fn kernel_dir(&self, kernel: &KernelRecord) -> PathBuf {
+        self.kernels_dir().join(&kernel.id)
+    }
+
+    /// A kernel's ELF image.
+    pub fn vmlinux(&self, kernel: &KernelRecord) -> PathBuf {
+        self.kernel_dir(kernel).join("vmlinux")
+    }
+
+    /// A kernel's modules as a read-only disk.
+    pub fn modules_disk(&self, kernel: &KernelRecord) -> PathBuf {
+        self.kernel_dir(kernel).join("modules.ext4")
+    }
+
+    /// The folder of a kernel's early modules.
+    pub fn early_dir(&self, kernel: &KernelRecord) -> PathBuf {
+        self.kernel_dir(kernel).join("early")
+    }
+}
+
+/// Names of complete folders in `dir`, sorted; what starts with a dot is somebody's work in progress.
+fn list(dir: &Path) -> Result<Vec<String>, StoreError> {
+    let failed = |source| StoreError::Read { path: dir.to_owned(), source };
+    let mut names = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        match entry.file_name().into_string() {
+            Ok(name) if is_name(&name) && entry.path().is_dir() => names.push(name),
+            _ => {}
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// The record of `dir/name/file`; `None` where there is no such folder or file.
+fn read_named<T: for<'de> Deserialize<'de>>(
+    dir: &Path,
+    name: &str,
+    file: &str,
+    own_name: impl Fn(&T) -> &String,
+) -> Result<Option<T>, StoreError> {
+    if !is_name(name) {
+        return Ok(None);
+    }
+    let path = dir.join(name).join(file);
+    let Some(record) = read_record(&path)? else { return Ok(None) };
+    if own_name(&record) != name {
+        return Err(StoreError::Misplaced { path, found: own_name(&record).clone() });
+    }
+    Ok(Some(record))
+}
+
+fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoreError> {
+    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let bytes = file.metadata().map_err(failed)?.len();
+    if bytes > MAX_RECORD_BYTES {
+        return Err(StoreError::Long { path: path.to_owned(), bytes });
+    }
+    let mut text = Vec::new();
+    file.take(MAX_RECORD_BYTES).read_to_end(&mut text).map_err(failed)?;
+    serde_json::from_slice(&text).map(Some).map_err(|source| StoreError::Record { path: path.to_owned(), source })
+}
+
+/// One path component that is not hidden.
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.contains('/')
+}
+
+/// The numbers of a version in order, so that 6.12 comes after 6.9.
+fn numbers(version: &str) -> Vec<u64> {
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
+}

@@ -1,0 +1,298 @@
+//! `rootfs-builder build` from the outside: layouts made by hand, the store, exit codes, interruption.
+
+#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
+
+#[path = "../oracle/mod.rs"]
+mod oracle;
+
+#[path = "../oracle/compare.rs"]
+mod compare;
+mod layout;
+mod refused;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use labyard_rootfs_builder::store::Store;
+use labyard_rootfs_builder::watch::Watch;
+use labyard_rootfs_builder::workdir::Workdir;
+use layout::{Layer, Layout, Packing};
+use oracle::{assert_clean, content, tool};
+use serde_json::{Value, json};
+use tar::EntryType;
+
+fn builder(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rootfs-builder"));
+    command.args(arguments).env_remove("LABYARD_HOME").stdin(Stdio::null());
+    command
+}
+
+/// Runs the builder on a store in `home`.
+fn run(home: &Path, arguments: &[&str]) -> Output {
+    builder(arguments).arg("--store").arg(home).output().unwrap()
+}
+
+/// The answer of a build that must work.
+#[track_caller]
+fn built(home: &Path, source: &str) -> Value {
+    let output = run(home, &["build", source, "--size", "64MiB", "--json"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+fn disk(answer: &Value) -> PathBuf {
+    PathBuf::from(answer["path"].as_str().unwrap())
+}
+
+/// Names in a store's folder of images.
+fn left_in(home: &Path) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(home.join("images"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Three layers with everything that an image may have.
+fn rich(path: &Path) -> Layout {
+    let mut layout = Layout::new(path);
+    let base = Layer::new()
+        .directory("./")
+        .directory("usr/")
+        .directory("usr/bin/")
+        .link(EntryType::Symlink, "bin", "usr/bin")
+        .put("usr/bin/su", EntryType::Regular, b"#!su", |header| header.set_mode(0o4755))
+        .directory("usr/share/")
+        .file("usr/share/old", b"old")
+        .file("usr/share/kept", b"kept")
+        .directory("opt/")
+        .file("opt/lower", b"lower")
+        .directory("dev/")
+        .put("dev/null", EntryType::Char, b"", |header| {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(3).unwrap();
+        })
+        .put("dev/big", EntryType::Block, b"", |header| {
+            header.set_device_major(259).unwrap();
+            header.set_device_minor(1000).unwrap();
+        })
+        .put("dev/pipe", EntryType::Fifo, b"", |_| {});
+    layout.layer(base, Packing::Gzip);
+    let long = format!("usr/share/{}", "n".repeat(250));
+    let middle = Layer::new()
+        .file("bin/app", &vec![b'a'; 300_000])
+        .link(EntryType::Link, "usr/bin/app2", "usr/bin/app")
+        .link(EntryType::Link, "usr/bin/su2", "usr/bin/su")
+        .file("usr/share/.wh.old", b"")
+        .pax(&[("mtime", b"1234567890.987654321"), ("SCHILY.xattr.user.note", b"a note"), ("uid", b"123456")])
+        .file(&long, b"long name")
+        .pax(&[("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0")])
+        .file("usr/bin/ping", b"ping")
+        .link(EntryType::Symlink, "usr/share/deep", &"../".repeat(40));
+    layout.layer(middle, Packing::Gzip); // umoci of Debian 12 knows no zstd
+    let top = Layer::new()
+        .directory("opt/")
+        .file("opt/.wh..wh..opq", b"")
+        .file("opt/upper", b"upper")
+        .put("usr/share/", EntryType::Directory, b"", |header| {
+            header.set_mode(0o2775);
+            header.set_mtime(5);
+        })
+        .file("empty", b"");
+    layout.layer(top, Packing::Plain);
+    layout.finish("v1");
+    layout
+}
+
+#[test]
+fn an_image_is_what_umoci_unpacks() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let answer = built(home.path(), &format!("oci-layout:{}:v1", layout.path.display()));
+    assert_clean(&disk(&answer));
+    let bundle = home.path().join("bundle");
+    let image = format!("{}:v1", layout.path.display());
+    let output = tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]);
+    // Devices and owners of the reference need root; so does this test.
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let differences = compare::differences(&bundle.join("rootfs"), &disk(&answer)).unwrap();
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+#[test]
+fn the_record_says_what_the_image_is() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let source = format!("oci-layout:{}", layout.path.display());
+    let answer = built(home.path(), &source);
+    let store = Store::open(home.path()).unwrap();
+    let record = store.image(answer["key"].as_str().unwrap()).unwrap().unwrap();
+    assert_eq!(record.source, source);
+    assert_eq!(record.layers.len(), 3);
+    assert_eq!((record.filesystem.as_str(), record.size_bytes, record.init), ("ext4", 64 << 20, false));
+    let entrypoint = record.entrypoint.clone().unwrap();
+    assert_eq!((entrypoint.argv, entrypoint.env), (vec!["/bin/app".into(), "--serve".into()], vec!["A=b".into()]));
+    assert_eq!(entrypoint.stop_signal.as_deref(), Some("SIGINT"));
+    assert_eq!(store.disk(&record), disk(&answer));
+    let uuid = oracle::debugfs(&disk(&answer), "stats");
+    assert!(uuid.contains(&record.uuid), "{uuid}");
+}
+
+#[test]
+fn the_same_image_is_the_same_bytes_and_the_second_time_it_is_there() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let source = format!("oci-layout:{}", layout.path.display());
+    let first = built(home.path(), &source);
+    let second = built(home.path(), &source);
+    assert_eq!((&first["cached"], &second["cached"]), (&json!(false), &json!(true)));
+    assert_eq!(first["path"], second["path"]);
+    let other = built(&home.path().join("other"), &source);
+    assert!(fs::read(disk(&first)).unwrap() == fs::read(disk(&other)).unwrap());
+    let file = home.path().join("file.ext4");
+    let output = builder(&["build", &source, "--size", "64M", "-o", &file.display().to_string()]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(fs::read(disk(&first)).unwrap() == fs::read(file).unwrap());
+    // Another size is another image.
+    let output = run(home.path(), &["build", &source, "--size", "65MiB", "--json"]);
+    assert!(output.status.success());
+    assert_eq!(left_in(home.path()).len(), 2);
+}
+
+#[test]
+fn every_way_to_hold_an_image_gives_the_same_tree() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path();
+    let entries = || Layer::new().directory("etc/").file("etc/hostname", b"lab").file("etc/.wh.x", b"");
+    let mut layout = Layout::new(&path.join("layout"));
+    layout.layer(entries(), Packing::Gzip);
+    // An index inside an index, with an image for another machine and one that is none.
+    let mut nested = vec![layout.manifest("arm64"), layout.manifest("amd64")];
+    nested[0]["platform"] = json!({ "architecture": "arm64", "os": "linux" });
+    nested[1]["platform"] = json!({ "architecture": "amd64", "os": "linux" });
+    let kind = "application/vnd.oci.image.index.v1+json";
+    let text = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": nested }).to_string();
+    let mut attestation = layout.manifest("unknown");
+    attestation["platform"] = json!({ "architecture": "unknown", "os": "unknown" });
+    layout.index(&[layout.blob(kind, text.as_bytes()), attestation]);
+    let from_layout = built(path, &format!("oci-layout:{}", layout.path.display()));
+    // The same as `docker save` writes it, packed as a whole as well.
+    let layer = entries();
+    let archive = docker_archive(layer);
+    fs::write(path.join("saved.tar"), &archive).unwrap();
+    fs::write(path.join("saved.tar.zst"), zstd::encode_all(&archive[..], 1).unwrap()).unwrap();
+    let saved = built(path, &format!("docker-archive:{}", path.join("saved.tar").display()));
+    let packed = built(path, &format!("docker-archive:{}", path.join("saved.tar.zst").display()));
+    assert_eq!((&packed["key"], &packed["cached"]), (&saved["key"], &json!(true)));
+    for answer in [&from_layout, &saved] {
+        assert_clean(&disk(answer));
+        assert_eq!(content(&disk(answer), "/etc/hostname"), b"lab");
+        assert_eq!(answer["entries"], 4);
+    }
+    // In a plain tar no name hides another.
+    fs::write(path.join("root.tar"), entries().bytes()).unwrap();
+    let plain = built(path, &format!("rootfs-tar:{}", path.join("root.tar").display()));
+    assert_eq!(plain["entries"], 5);
+    assert_eq!(built(path, &format!("rootfs-tar:{}", path.join("root.tar").display()))["cached"], true);
+}
+
+fn docker_archive(layer: Layer) -> Vec<u8> {
+    let layer = layer.bytes();
+    let config = json!({ "architecture": "amd64", "os": "linux", "rootfs": { "diff_ids": [layout::digest(&layer)] } });
+    let manifest = json!([{ "Config": "config.json", "RepoTags": ["a:b"], "Layers": ["one/layer.tar"] }]);
+    Layer::new()
+        .file("manifest.json", manifest.to_string().as_bytes())
+        .file("config.json", config.to_string().as_bytes())
+        .directory("zero/")
+        .file("zero/layer.tar", &layer)
+        .directory("one/")
+        .link(EntryType::Symlink, "one/layer.tar", "../zero/layer.tar")
+        .bytes()
+}
+
+#[test]
+fn ten_thousand_files_in_many_layers_are_a_clean_disk() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    for number in 0..10 {
+        let mut layer = Layer::new();
+        for file in 0..1000 {
+            layer = layer.file(&format!("d{}/f{number}-{file}", file % 50), format!("{number} {file}").as_bytes());
+        }
+        if number > 0 {
+            layer = layer.file(&format!("d0/.wh.f{}-0", number - 1), b"");
+        }
+        layout.layer(layer, [Packing::Gzip, Packing::Zstd, Packing::Plain][number % 3]);
+    }
+    layout.finish("many");
+    let answer = built(home.path(), &format!("oci-layout:{}:many", layout.path.display()));
+    assert_clean(&disk(&answer));
+    assert_eq!(answer["entries"], 10_000 - 9 + 50 + 2);
+    assert_eq!(content(&disk(&answer), "/d7/f3-57"), b"3 57");
+}
+
+#[test]
+fn two_builders_at_once_build_once() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let source = format!("oci-layout:{}", layout.path.display());
+    let children: Vec<_> = (0..4)
+        .map(|_| {
+            builder(&["build", &source, "--size", "64MiB", "--json", "--store"])
+                .arg(home.path())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let mut built = 0;
+    for child in children {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        built += usize::from(answer["cached"] == false);
+    }
+    assert_eq!(built, 1);
+    assert_eq!(left_in(home.path()).len(), 1);
+}
+
+#[test]
+fn an_interrupted_build_ends_with_130_and_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let source = format!("oci-layout:{}", layout.path.display());
+    let answer = built(home.path(), &source);
+    fs::remove_dir_all(disk(&answer).parent().unwrap()).unwrap();
+    // While this process holds the key, the builder waits, and says so.
+    let images = home.path().join("images");
+    let held = Workdir::enter(&images, answer["key"].as_str().unwrap(), &Watch::unattended()).unwrap();
+    let mut child = builder(&["build", &source, "--size", "64MiB", "--store"])
+        .arg(home.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.contains("waiting for another builder")));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert!(lines.any(|line| line.starts_with("error: interrupted")));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(held);
+    assert_eq!(left_in(home.path()), [""; 0]);
+}
+
+#[test]
+fn what_a_killed_builder_has_left_goes_at_the_next_build() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    fs::create_dir_all(home.path().join("images/.tmp-0123")).unwrap();
+    fs::write(home.path().join("images/.tmp-0123/disk.ext4"), "half").unwrap();
+    let answer = built(home.path(), &format!("oci-layout:{}", layout.path.display()));
+    assert_eq!(left_in(home.path()), [answer["key"].as_str().unwrap()]);
+}
