@@ -1,1 +1,37 @@
-//! supervisor
+//! The supervisor of one playground, and what the `labyard` command needs to talk to it.
+//!
+//! There is no central daemon: every playground is a folder in the state directory, one supervisor process and one vmm process.
+//! The command prepares the folder (images, disks, plan) and starts the supervisor, which starts the vmm in its jail, follows
+//! it and answers over a socket in the folder. A supervisor that dies takes nothing with it: the next one adopts the vmm.
+//!
+//! - [`home`]: the state directory, its folders, locks and sockets.
+//! - [`record`]: `state.json`, who runs and what was reached.
+//! - [`journal`]: what happened, in `events.jsonl`.
+//! - [`host`]: can this host run the lab? Which programs does it need?
+//! - [`builder`]: `rootfs-builder`, called as a process.
+//! - [`disks`]: the drives of a machine as files.
+//! - [`plan`]: from the manifest to what the vmm is told, and which files it gets.
+//! - [`control`]: the caller's side of the control socket.
+//! - [`jailed`]: starts the vmm in its jail.
+//! - [`run`]: the supervisor process.
+//! - [`client`]: finds, starts and asks a supervisor.
+//! - [`call`]: the caller's side of the agent in a guest.
+//! - [`end`]: ends whatever runs of a playground and removes its folder.
+//! - [`words`]: errors and foreign text as people read them.
+
+#![forbid(unsafe_code)]
+
+pub mod builder;
+pub mod call;
+pub mod client;
+pub mod control;
+pub mod disks;
+pub mod end;
+pub mod home;
+pub mod host;
+pub mod jailed;
+pub mod journal;
+pub mod plan;
+pub mod record;
+pub mod run;
+pub mod words;

@@ -1,0 +1,59 @@
+//! `rootfs-builder` for tests: puts a small disk into the store. The source `slow` never ends, `bad` is refused.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use labyard_rootfs_builder::store::ImageRecord;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let after = |flag: &str| {
+        let position = arguments.iter().position(|argument| argument == flag).expect("a flag that is always given");
+        arguments.get(position + 1).expect("a value").clone()
+    };
+    let home = PathBuf::from(after("--store"));
+    match arguments.first().map(String::as_str) {
+        Some("build") => build(&home, arguments.get(1).expect("a source"), &after("--size")),
+        Some("initramfs") => {
+            let path = home.join("kernels").join(after("--kernel")).join("initramfs.cpio");
+            fs::write(&path, b"initramfs").expect("writing");
+            println!("{}", serde_json::json!({ "path": path }));
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn build(home: &Path, source: &str, size: &str) {
+    eprintln!("reading {source}");
+    match source {
+        "slow" => loop {
+            std::thread::park();
+        },
+        "bad" => {
+            eprintln!("error: no image `bad` in the catalogue; there is debian");
+            std::process::exit(2);
+        }
+        _ => {}
+    }
+    let key = format!("{source}-{size}").replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let folder = home.join("images").join(&key);
+    let cached = folder.exists();
+    fs::create_dir_all(&folder).expect("a folder");
+    let path = folder.join("disk.ext4");
+    fs::write(&path, b"an image").expect("writing");
+    let record = ImageRecord {
+        key: key.clone(),
+        source: source.to_owned(),
+        digest: "sha256:0".into(),
+        layers: vec![],
+        size_bytes: 8,
+        filesystem: "ext4".into(),
+        uuid: "u".into(),
+        init: true,
+        entrypoint: None,
+        entries: 1,
+        writer: 1,
+    };
+    fs::write(folder.join("image.json"), serde_json::to_vec(&record).expect("plain data")).expect("writing");
+    println!("{}", serde_json::json!({ "key": key, "path": path, "cached": cached, "entries": 1, "bytes": 8 }));
+}

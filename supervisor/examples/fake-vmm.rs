@@ -1,0 +1,286 @@
+//! `labyard-vmm` for tests: speaks `spec::control` and `spec::agent`, and runs programs on the host in place of guests.
+//!
+//! A machine behaves as its name begins: `mute` never says hello, `crash` crashes, `hostile` floods the readiness port first,
+//! `stubborn` does not power off, `doom` takes the whole process with it. All others become ready at once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+use labyard_spec::agent::{self, Exit, HEADER_BYTES, Kind, MAX_FRAME_BYTES, parse_header};
+use labyard_spec::control::{
+    Event, Happening, MAX_MESSAGE_BYTES, MachineState, MachineStatus, PROTOCOL, Reply, Request, Status,
+};
+use labyard_spec::guest::{AGENT_PORT, Hello, READY_PORT};
+use labyard_spec::jail::fd;
+use labyard_spec::playground::{PlaygroundSpec, Slot};
+use labyard_sys::{exec, message};
+use rustix::process::{Pid, Signal, kill_process};
+
+#[derive(Default)]
+struct Vmm {
+    files: Mutex<HashMap<Slot, OwnedFd>>,
+    machines: Mutex<Vec<(String, MachineState)>>,
+    events: Mutex<Vec<(Event, Option<OwnedFd>)>>,
+    bell: Condvar,
+}
+
+fn main() {
+    assert_eq!(std::env::args().count(), 1, "the vmm takes no arguments");
+    let listener = UnixListener::from(exec::inherited(fd::CONTROL).expect("the control socket"));
+    let vmm = Arc::new(Vmm::default());
+    for stream in listener.incoming() {
+        let (vmm, stream) = (Arc::clone(&vmm), stream.expect("a connection"));
+        thread::spawn(move || converse(&vmm, &stream));
+    }
+}
+
+fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
+    loop {
+        let (body, descriptors) = message::recv(stream, MAX_MESSAGE_BYTES).ok()??;
+        let request: Request = serde_json::from_slice(&body).expect("a request");
+        let end = matches!(request, Request::Kill { machine: None });
+        let (reply, beside) = match request {
+            Request::Events { after } => return tell_events(vmm, stream, after),
+            Request::Descriptors { first, count } => {
+                assert_eq!(descriptors.len(), count as usize);
+                let slots = (first.0..).map(Slot);
+                vmm.files.lock().expect("files").extend(slots.zip(descriptors));
+                (Reply::Done, None)
+            }
+            Request::Create(spec) => (create(vmm, &spec), None),
+            Request::Status => (status(vmm), None),
+            Request::Connect { machine, port: AGENT_PORT } if !machine.starts_with("mute") => {
+                let (here, there) = UnixStream::pair().expect("a pair");
+                let vmm = Arc::clone(vmm);
+                thread::spawn(move || call(&vmm, &machine, &here));
+                (Reply::Done, Some(OwnedFd::from(there)))
+            }
+            Request::Connect { machine, port } => {
+                (Reply::Failed(format!("machine `{machine}`: nobody listens on port {port}")), None)
+            }
+            Request::Console { .. } => {
+                let (mut here, there) = UnixStream::pair().expect("a pair");
+                thread::spawn(move || {
+                    let mut typed = [0; 256];
+                    here.write_all(b"login: ").ok()?;
+                    loop {
+                        let n = here.read(&mut typed).ok().filter(|n| *n > 0)?;
+                        here.write_all(&typed[..n].to_ascii_uppercase()).ok()?;
+                    }
+                    #[expect(unreachable_code, reason = "gives the closure its type")]
+                    Some(())
+                });
+                (Reply::Done, Some(OwnedFd::from(there)))
+            }
+            Request::Kill { machine } => {
+                let names: Vec<_> =
+                    vmm.machines.lock().expect("machines").iter().map(|(name, _)| name.clone()).collect();
+                for name in names.iter().filter(|name| machine.as_ref().is_none_or(|machine| machine == *name)) {
+                    ended(vmm, name, MachineState::Killed);
+                }
+                (Reply::Done, None)
+            }
+        };
+        let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+        message::send(stream, &serde_json::to_vec(&reply).expect("plain data"), &beside).ok()?;
+        if end {
+            std::process::exit(0);
+        }
+    }
+}
+
+fn create(vmm: &Arc<Vmm>, spec: &PlaygroundSpec) -> Reply {
+    let mut files = vmm.files.lock().expect("files");
+    let mut slots: Vec<u32> = files.keys().map(|slot| slot.0).collect();
+    slots.sort_unstable();
+    assert_eq!(slots, (0..slots.len() as u32).collect::<Vec<_>>(), "every slot is filled");
+    for machine in &spec.machines {
+        let mut log = File::from(files.remove(&machine.console_log).expect("a log"));
+        writeln!(log, "{}: \x1b[1mbooting\x1b[0m", machine.name).expect("a log that can be written");
+        if let [drive, ..] = machine.drives.as_slice() {
+            let mut start = [0; 8];
+            let mut disk = File::from(files.remove(&drive.file).expect("a disk"));
+            disk.read_exact(&mut start).expect("reading the disk");
+            assert_eq!(&start, b"an image");
+            disk.write_all(b"written").expect("writing the disk");
+        }
+        vmm.machines.lock().expect("machines").push((machine.name.clone(), MachineState::Running));
+        happened(vmm, &machine.name, Happening::Started, None);
+        let (vmm, name) = (Arc::clone(vmm), machine.name.clone());
+        thread::spawn(move || boot(&vmm, &name));
+    }
+    Reply::Done
+}
+
+fn boot(vmm: &Vmm, name: &str) {
+    if name.starts_with("doom") {
+        eprintln!("error: out of luck");
+        std::process::exit(125);
+    }
+    if name.starts_with("crash") {
+        return ended(vmm, name, MachineState::Crashed("Kernel panic - not syncing: \x1b[31mno init".into()));
+    }
+    if name.starts_with("mute") {
+        return;
+    }
+    let dial = || {
+        let (here, there) = UnixStream::pair().expect("a pair");
+        happened(vmm, name, Happening::GuestConnected { port: READY_PORT }, Some(there.into()));
+        here
+    };
+    if name.starts_with("hostile") {
+        for junk in [vec![b'x'; 1 << 16], b"{\"agent-ready\n".to_vec(), vec![0xff; 9], b"\n\n\n".to_vec()] {
+            // Refused half way: the other end closes.
+            let _ = dial().write_all(&junk);
+        }
+    }
+    let mut hello = dial();
+    for line in [Hello::InitDone { kernel: "6.12".into() }, Hello::AgentReady] {
+        let mut line = serde_json::to_vec(&line).expect("plain data");
+        line.push(b'\n');
+        hello.write_all(&line).expect("saying hello");
+    }
+    thread::park();
+}
+
+fn status(vmm: &Vmm) -> Reply {
+    let machines = vmm.machines.lock().expect("machines");
+    let machines = machines.iter().map(|(name, state)| MachineStatus {
+        name: name.clone(),
+        state: state.clone(),
+        boot_us: vec![],
+        faults: vec![],
+    });
+    let last_event = vmm.events.lock().expect("events").len() as u64;
+    Reply::Status(Status { protocol: PROTOCOL, machines: machines.collect(), last_event })
+}
+
+fn happened(vmm: &Vmm, machine: &str, what: Happening, beside: Option<OwnedFd>) {
+    let mut events = vmm.events.lock().expect("events");
+    let number = events.len() as u64 + 1;
+    events.push((Event { number, at_us: number, machine: machine.to_owned(), what }, beside));
+    vmm.bell.notify_all();
+}
+
+fn ended(vmm: &Vmm, machine: &str, state: MachineState) {
+    let mut machines = vmm.machines.lock().expect("machines");
+    match machines.iter_mut().find(|(name, _)| name == machine) {
+        Some((_, now)) if *now == MachineState::Running => *now = state.clone(),
+        _ => return,
+    }
+    drop(machines);
+    happened(vmm, machine, Happening::Ended(state.clone()), None);
+    let event = Event { number: 0, at_us: 0, machine: machine.to_owned(), what: Happening::Ended(state) };
+    let mut last_words = File::from(exec::inherited(fd::LAST_WORDS).expect("last words"));
+    writeln!(last_words, "{}", serde_json::to_string(&event).expect("plain data")).expect("writing last words");
+}
+
+fn tell_events(vmm: &Vmm, stream: &UnixStream, after: u64) -> Option<()> {
+    let mut next = after as usize;
+    loop {
+        let mut events = vmm.events.lock().expect("events");
+        while events.len() <= next {
+            events = vmm.bell.wait(events).expect("events");
+        }
+        let (event, beside) = events.get_mut(next)?;
+        let (body, beside) = (serde_json::to_vec(event).expect("plain data"), beside.take());
+        drop(events);
+        let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+        message::send(stream, &body, &beside).ok()?;
+        next += 1;
+    }
+}
+
+/// One call of the agent.
+fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
+    let (Kind::Request, request) = receive(stream)? else { panic!("the request comes first") };
+    match serde_json::from_slice(&request).expect("a request") {
+        agent::Request::PowerOff => {
+            if !machine.starts_with("stubborn") {
+                send(stream, Kind::Exit, &serde_json::to_vec(&Exit::Code(0)).expect("plain data"));
+                ended(vmm, machine, MachineState::PoweredOff);
+            }
+            receive(stream).map(|_| ())
+        }
+        agent::Request::Exec(exec) => {
+            let mut command = Command::new(exec.argv.first().expect("a program"));
+            command.args(&exec.argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.envs(exec.env.iter().filter_map(|variable| variable.split_once('=')));
+            command.env("PATH", "/usr/bin:/bin").env("AS_USER", exec.user.unwrap_or_default());
+            command.env("TTY", exec.tty.map(|(columns, rows)| format!("{columns}x{rows}")).unwrap_or_default());
+            if let Some(folder) = exec.working_dir {
+                command.current_dir(folder);
+            }
+            match command.spawn() {
+                Ok(child) => run(child, stream),
+                Err(error) => {
+                    let text = format!("{}: {error}", exec.argv.join(" "));
+                    send(stream, Kind::Error, text.as_bytes());
+                }
+            }
+            Some(())
+        }
+    }
+}
+
+fn run(mut child: Child, stream: &UnixStream) {
+    let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid");
+    let mut stdin = child.stdin.take();
+    let listen = stream.try_clone().expect("a copy");
+    thread::spawn(move || {
+        while let Some((kind, payload)) = receive(&listen) {
+            match kind {
+                Kind::Stdin if payload.is_empty() => stdin = None,
+                Kind::Stdin => stdin = stdin.take().filter(|mut stdin| stdin.write_all(&payload).is_ok()),
+                Kind::Signal => {
+                    let signal = Signal::from_named_raw(payload[0].into()).expect("a signal");
+                    let _ = kill_process(pid, signal);
+                }
+                _ => {}
+            }
+        }
+        // The caller has hung up.
+        let _ = kill_process(pid, Signal::KILL);
+    });
+    let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+    thread::scope(|scope| {
+        scope.spawn(|| forward(stdout, stream, Kind::Stdout));
+        scope.spawn(|| forward(stderr, stream, Kind::Stderr));
+    });
+    let status = child.wait().expect("waiting");
+    let exit = match status.code() {
+        Some(code) => Exit::Code(code as u8),
+        None => Exit::Signal(status.signal().expect("a signal") as u8),
+    };
+    send(stream, Kind::Exit, &serde_json::to_vec(&exit).expect("plain data"));
+}
+
+fn forward(mut from: impl Read, to: &UnixStream, kind: Kind) {
+    let mut buffer = vec![0; MAX_FRAME_BYTES as usize];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        send(to, kind, &buffer[..n]);
+    }
+}
+
+fn send(mut to: &UnixStream, kind: Kind, payload: &[u8]) {
+    let mut frame = agent::header(kind, payload.len() as u32).to_vec();
+    frame.extend_from_slice(payload);
+    // The caller may have gone.
+    let _ = to.write_all(&frame);
+}
+
+fn receive(mut from: &UnixStream) -> Option<(Kind, Vec<u8>)> {
+    let mut header = [0; HEADER_BYTES];
+    from.read_exact(&mut header).ok()?;
+    let (kind, len) = parse_header(header).expect("a frame");
+    let mut payload = vec![0; len as usize];
+    from.read_exact(&mut payload).ok()?;
+    Some((kind, payload))
+}

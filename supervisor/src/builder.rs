@@ -1,0 +1,141 @@
+//! `rootfs-builder`, called as a process: it reads what strangers wrote, so none of its code is linked here.
+
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+
+use labyard_sys::spawn;
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+
+/// Longest line of progress that is passed on, and most output that is kept.
+const MAX_OUTPUT_BYTES: u64 = 1 << 20;
+
+/// Why it did not do as told.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum BuilderError {
+    #[error("starting {program}")]
+    Start { program: PathBuf, source: std::io::Error },
+    #[error("reading what rootfs-builder says")]
+    Read(#[source] std::io::Error),
+    /// Its own words, and whether the input is to blame.
+    #[error("{text}")]
+    Refused { text: String, input: bool },
+    #[error("rootfs-builder did not answer as it should: `{line}`")]
+    Answer { line: String, source: serde_json::Error },
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What `build --json` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Built {
+    /// Key of the image in the store.
+    pub key: String,
+    /// Its disk.
+    pub path: PathBuf,
+    /// It had been built before.
+    pub cached: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Initramfs {
+    path: PathBuf,
+}
+
+/// The program and the store that it writes to.
+#[derive(Debug, Clone)]
+pub struct Builder {
+    /// `rootfs-builder`.
+    pub program: PathBuf,
+    /// The state directory.
+    pub home: PathBuf,
+}
+
+impl Builder {
+    /// Builds an image, or finds it in the store. `progress` gets each line that it says meanwhile.
+    ///
+    /// # Errors
+    /// What it says itself, or that `cancelled` came first.
+    pub async fn build(
+        &self,
+        source: &str,
+        size_bytes: u64,
+        progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<Built, BuilderError> {
+        let size = labyard_spec::manifest::size::show(size_bytes);
+        self.ask(&["build", source, "--size", &size], progress, cancelled).await
+    }
+
+    /// The initramfs of a kernel with this `labyard-init`; made when first asked for.
+    ///
+    /// # Errors
+    /// What it says itself, or that `cancelled` came first.
+    pub async fn initramfs(
+        &self,
+        kernel: &str,
+        init: &Path,
+        progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<PathBuf, BuilderError> {
+        let init = init.to_string_lossy();
+        let answer: Initramfs =
+            self.ask(&["initramfs", "--kernel", kernel, "--init", &init], progress, cancelled).await?;
+        Ok(answer.path)
+    }
+
+    async fn ask<T: for<'de> Deserialize<'de>>(
+        &self,
+        arguments: &[&str],
+        mut progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<T, BuilderError> {
+        let mut command = std::process::Command::new(&self.program);
+        command.args(arguments).arg("--store").arg(&self.home).arg("--json");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        // Nobody could find it again once this command has been killed.
+        spawn::dies_with_parent(&mut command);
+        let mut command = tokio::process::Command::from(command);
+        let mut child = command
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|source| BuilderError::Start { program: self.program.clone(), source })?;
+        let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err(BuilderError::Read(std::io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut last_words = String::new();
+        let listen = async {
+            let mut answer = Vec::new();
+            let mut lines = BufReader::new(stderr).lines();
+            let mut stdout = stdout.take(MAX_OUTPUT_BYTES);
+            let told = async {
+                while let Some(line) = lines.next_line().await? {
+                    progress(&line);
+                    last_words = line;
+                }
+                Ok::<_, std::io::Error>(())
+            };
+            let (told, read) = tokio::join!(told, stdout.read_to_end(&mut answer));
+            told.and(read).map_err(BuilderError::Read)?;
+            let status = child.wait().await.map_err(BuilderError::Read)?;
+            Ok::<_, BuilderError>((status, answer))
+        };
+        let (status, answer) = tokio::select! {
+            heard = listen => heard?,
+            () = cancelled => return Err(BuilderError::Interrupted),
+        };
+        if !status.success() {
+            return Err(refusal(status, &last_words));
+        }
+        let answer = String::from_utf8_lossy(&answer);
+        let line = answer.trim_end().lines().next_back().unwrap_or_default();
+        serde_json::from_str(line).map_err(|source| BuilderError::Answer { line: line.to_owned(), source })
+    }
+}
+
+fn refusal(status: ExitStatus, last_words: &str) -> BuilderError {
+    let words = last_words.strip_prefix("error: ").unwrap_or(last_words).trim();
+    let text = if words.is_empty() { format!("rootfs-builder ended with {status}") } else { words.to_owned() };
+    BuilderError::Refused { text, input: status.code() == Some(2) }
+}

@@ -1,0 +1,246 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Build, boot and join virtual labs on this host.
+#[derive(Debug, Parser)]
+#[command(
+    name = "labyard",
+    version,
+    disable_help_subcommand = true,
+    after_help = "\
+Examples:
+  labyard up lab.yaml                 bring up what lab.yaml asks for
+  labyard ps                          what runs, and how it is
+  labyard exec lab/web -- uname -a    run a program in a machine
+  labyard down lab                    end it and remove all of it
+
+State lies in $LABYARD_HOME, else /var/lib/labyard for root, else ~/.local/share/labyard.
+Exit codes: 0 done, 1 failed, 2 wrong input or state, 3 a deadline passed, 4 an init task failed, 125 labyard itself
+(exec), 130 interrupted. exec passes on the program's own."
+)]
+pub(crate) struct Command {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Bring up the lab of a manifest
+    #[command(after_help = "\
+Examples:
+  labyard up lab.yaml
+  labyard up lab.yaml --name lab-2 --timeout 90s
+  labyard up lab.yaml --json | jq -r '.machines[].addresses'")]
+    Up(Up),
+    /// Show labs and their machines
+    #[command(after_help = "\
+Examples:
+  labyard ps
+  labyard ps --json | jq -r '.labs[] | select(.standing == \"running\").name'")]
+    Ps(Json),
+    /// Run a program in a machine
+    #[command(after_help = "\
+Examples:
+  labyard exec lab/web -- cat /etc/os-release
+  labyard exec -it web -- bash
+  tar c . | labyard exec -i lab/db -u postgres -w /srv -- tar x
+  labyard exec -p lab web -e LANG=C -- date")]
+    Exec(Exec),
+    /// Attach to a machine's console; Ctrl-] detaches
+    #[command(after_help = "\
+Examples:
+  labyard console lab/web
+  labyard console -p lab web")]
+    Console(Machine),
+    /// Print what a machine printed on its console
+    #[command(after_help = "\
+Examples:
+  labyard logs lab/web
+  labyard logs -f web")]
+    Logs(Logs),
+    /// Print what happened to a lab
+    #[command(after_help = "\
+Examples:
+  labyard events lab
+  labyard events -f --json lab | jq -c .what")]
+    Events(Events),
+    /// End labs and remove all of them
+    #[command(after_help = "\
+Examples:
+  labyard down lab
+  labyard down --all --grace 5s")]
+    Down(Down),
+    /// Guest kernels in the store
+    #[command(after_help = "Example:\n  labyard kernel ls")]
+    Kernel(Store),
+    /// Built images in the store
+    #[command(after_help = "Example:\n  labyard image ls --json")]
+    Image(Store),
+    /// Print the completion script of a shell
+    #[command(after_help = "Example:\n  labyard completion bash > /etc/bash_completion.d/labyard")]
+    Completion {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// The supervisor of one playground; started by the other commands
+    #[command(hide = true)]
+    Supervise {
+        /// Name of the playground
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// The manifest
+    pub(crate) file: PathBuf,
+    /// Call the lab so instead of what the manifest says
+    #[arg(long)]
+    pub(crate) name: Option<String>,
+    /// Print the lab's state as one JSON document at the end; progress goes to standard error
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long all machines may take until they can be used, such as 90s or 10m
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Json {
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Which machine.
+#[derive(Debug, Args)]
+pub(crate) struct Machine {
+    /// LAB/MACHINE, or MACHINE where only one running lab has it
+    pub(crate) machine: String,
+    /// The lab that MACHINE belongs to
+    #[arg(short, long, value_name = "LAB")]
+    pub(crate) playground: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Pass standard input on
+    #[arg(short, long)]
+    pub(crate) interactive: bool,
+    /// Run it on a terminal
+    #[arg(short, long)]
+    pub(crate) tty: bool,
+    /// User name or uid, root where not given
+    #[arg(short, long)]
+    pub(crate) user: Option<String>,
+    /// Where it starts, the user's home where not given
+    #[arg(short, long, value_name = "FOLDER")]
+    pub(crate) workdir: Option<String>,
+    /// Add to its environment
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<String>,
+    /// Program and arguments
+    #[arg(last = true, required = true, value_name = "ARGV")]
+    pub(crate) argv: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    #[command(flatten)]
+    pub(crate) machine: Machine,
+    /// Go on as it prints more
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// The lab; the only one where not given
+    pub(crate) name: Option<String>,
+    /// Go on as more happens
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Print one JSON document a line
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Down {
+    /// The lab; the only one where not given
+    #[arg(conflicts_with = "all")]
+    pub(crate) name: Option<String>,
+    /// All of them
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// How long guests may take to power off before their power is cut
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub(crate) grace: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Store {
+    #[command(subcommand)]
+    pub(crate) verb: StoreVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreVerb {
+    /// List them
+    Ls(Json),
+}
+
+/// `90s`, `10m`, `1h`, or seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let factor = match unit {
+        "" | "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return Err("write it as 90s, 10m or 1h".to_owned()),
+    };
+    let number: u64 = number.parse().map_err(|_| "write it as 90s, 10m or 1h".to_owned())?;
+    number
+        .checked_mul(factor)
+        .filter(|seconds| *seconds <= 1 << 32)
+        .map(Duration::from_secs)
+        .ok_or("that is too long".to_owned())
+}
+
+fn variable(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((name, _)) if !name.is_empty() => Ok(text.to_owned()),
+        _ => Err("write it as KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Command as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_read_with_and_without_a_unit() {
+        let seconds = |text| duration(text).map(|time| time.as_secs());
+        assert_eq!([seconds("90s"), seconds("10m"), seconds("7")], [Ok(90), Ok(600), Ok(7)]);
+        assert!(seconds("10x").is_err() && seconds("").is_err() && seconds("99999999999h").is_err());
+    }
+
+    #[test]
+    fn what_follows_the_dashes_belongs_to_the_program() {
+        let command = Command::try_parse_from(["labyard", "exec", "-it", "lab/web", "-e", "A=b", "--", "ls", "-l"]);
+        let Verb::Exec(exec) = command.expect("a command").verb else { panic!("not exec") };
+        assert_eq!((exec.argv, exec.env), (vec!["ls".to_owned(), "-l".to_owned()], vec!["A=b".to_owned()]));
+        assert!(exec.interactive && exec.tty);
+    }
+}

@@ -1,0 +1,109 @@
+//! What a machine printed, and what happened to a lab: both are files that grow.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom};
+use std::time::Duration;
+
+use labyard_spec::control::Happening;
+use labyard_supervisor::home::{Folder, Home, names};
+use labyard_supervisor::journal::{Entry, Reader, What};
+use labyard_supervisor::record::{Standing, State, ended_text};
+use labyard_supervisor::words;
+
+use super::args::{Events, Logs};
+use super::naming::{self, Among};
+use super::{Failure, Outcome, output};
+
+/// How often a file that grows is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
+    let (folder, machine) = naming::machine(home, &logs.machine, Among::All)?;
+    let path = folder.machine(&machine).join(names::CONSOLE_LOG);
+    // To a terminal goes no sequence that it would obey: a guest wrote them.
+    let print = |bytes: &[u8]| {
+        if io::stdout().is_terminal() {
+            output::bytes(words::printable(&String::from_utf8_lossy(bytes)).as_bytes());
+        } else {
+            output::bytes(bytes);
+        }
+    };
+    let mut position = 0;
+    loop {
+        let over = !follows(&folder)?;
+        match File::open(&path) {
+            Ok(mut file) => {
+                // Shorter than before: the log was begun anew.
+                if file.metadata()?.len() < position {
+                    position = 0;
+                }
+                file.seek(SeekFrom::Start(position))?;
+                let mut chunk = vec![0; 64 << 10];
+                loop {
+                    let n = file.read(&mut chunk)?;
+                    if n == 0 {
+                        break;
+                    }
+                    print(chunk.get(..n).unwrap_or_default());
+                    position += n as u64;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !logs.follow || over {
+            return Ok(0);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+pub(crate) fn events(home: &Home, events: &Events) -> Outcome {
+    let folder = naming::lab_or_only(home, events.name.as_deref())?;
+    let folder = folder.ok_or_else(|| Failure::input("no lab is there"))?;
+    let mut reader = None;
+    loop {
+        let over = !follows(&folder)?;
+        if reader.is_none() {
+            reader = Reader::open(&folder)?;
+        }
+        for entry in reader.as_mut().map(Reader::entries).transpose()?.unwrap_or_default() {
+            if events.json {
+                output::line(&serde_json::to_string(&entry)?);
+            } else {
+                output::line(&format!("{} {}", output::moment(entry.at_ms), sentence(&entry)));
+            }
+        }
+        if !events.follow || over {
+            return Ok(0);
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Whether more may come.
+fn follows(folder: &Folder) -> Result<bool, Failure> {
+    Ok(match State::read(folder)? {
+        Some(state) => !matches!(state.standing(), Standing::Ended | Standing::Interrupted),
+        None => false,
+    })
+}
+
+/// An entry for people.
+pub(crate) fn sentence(entry: &Entry) -> String {
+    let what = match &entry.what {
+        What::Condition { name, message } => format!("{name:?}: {message}"),
+        What::Note(text) => text.clone(),
+        What::Ended(reason) => format!("ended: {reason}"),
+        What::Vmm { happening, .. } => match happening {
+            Happening::Started => "started".to_owned(),
+            Happening::Rebooted => "rebooted".to_owned(),
+            Happening::Ended(state) => ended_text(state),
+            Happening::GuestConnected { port } => format!("the guest called port {port} of the host"),
+        },
+    };
+    match &entry.machine {
+        Some(machine) => format!("{machine}: {what}"),
+        None => what,
+    }
+}

@@ -1,0 +1,127 @@
+//! What a person types, and what comes back. Each verb is a file; errors become one line and an exit code here.
+
+mod args;
+mod console;
+mod down;
+mod exec;
+mod logs;
+mod naming;
+mod output;
+mod ps;
+mod store;
+mod supervise;
+mod terminal;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use labyard_spec::manifest::Fault;
+use labyard_supervisor::client::ClientError;
+use labyard_supervisor::home::{Home, HomeError};
+use labyard_supervisor::host::HostError;
+use labyard_supervisor::jailed::StartError;
+
+use args::{Command, StoreVerb, Verb};
+
+/// Exit codes.
+pub(crate) mod code {
+    /// It failed.
+    pub(crate) const FAILED: u8 = 1;
+    /// Wrong input, or the lab is not in a state for it.
+    pub(crate) const INPUT: u8 = 2;
+    /// A deadline passed.
+    pub(crate) const DEADLINE: u8 = 3;
+    /// `exec`: labyard itself failed, not the program.
+    pub(crate) const OWN: u8 = 125;
+    /// Interrupted.
+    pub(crate) const INTERRUPTED: u8 = 130;
+}
+
+/// An error with the code that it ends with.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    pub(crate) error: anyhow::Error,
+}
+
+/// What a verb returns: an exit code, or why there is none.
+pub(crate) type Outcome = Result<u8, Failure>;
+
+impl Failure {
+    /// Wrong input or state.
+    pub(crate) fn input(text: impl Into<String>) -> Self {
+        Self { code: code::INPUT, error: anyhow::Error::msg(text.into()) }
+    }
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        Self { code: code_of(&error), error }
+    }
+}
+
+/// What the person can mend is 2, all else is 1.
+fn code_of(error: &anyhow::Error) -> u8 {
+    let input = error.chain().any(|cause| {
+        cause.is::<Fault>()
+            || matches!(
+                cause.downcast_ref(),
+                Some(HostError::NoVirtualisation | HostError::NoKvm { .. } | HostError::Memory { .. })
+            )
+            || matches!(cause.downcast_ref(), Some(ClientError::Missing(_) | ClientError::NotRunning { .. }))
+            || matches!(cause.downcast_ref(), Some(ClientError::Refused { status: 404 | 409, .. }))
+            || matches!(
+                cause.downcast_ref(),
+                Some(HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. })
+            )
+            || matches!(cause.downcast_ref(), Some(StartError::Descriptors { .. }))
+    });
+    if input { code::INPUT } else { code::FAILED }
+}
+
+/// Does what the command line says.
+pub(crate) fn main() -> ExitCode {
+    let command = Command::parse();
+    match run(command) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            let error: &(dyn std::error::Error + 'static) = failure.error.as_ref();
+            output::complain(&format!("error: {}", labyard_supervisor::words::chain(error)));
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    if let Verb::Completion { shell } = command.verb {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Command::command(), "labyard", &mut script);
+        output::bytes(&script);
+        return Ok(0);
+    }
+    let home = Home::open()?;
+    match command.verb {
+        Verb::Up(up) => up::up(&home, &up),
+        Verb::Ps(json) => ps::ps(&home, json.json),
+        Verb::Exec(exec) => exec::exec(&home, exec),
+        Verb::Console(machine) => console::console(&home, &machine),
+        Verb::Logs(logs) => logs::logs(&home, &logs),
+        Verb::Events(events) => logs::events(&home, &events),
+        Verb::Down(down) => down::down(&home, &down),
+        Verb::Kernel(store) => match store.verb {
+            StoreVerb::Ls(json) => store::kernels(&home, json.json),
+        },
+        Verb::Image(store) => match store.verb {
+            StoreVerb::Ls(json) => store::images(&home, json.json),
+        },
+        Verb::Completion { .. } => Ok(0),
+        Verb::Supervise { name } => supervise::supervise(&home, &name),
+    }
+}
+
+/// An event loop on this thread.
+fn event_loop() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}

@@ -1,0 +1,161 @@
+//! What runs: the truth, whatever died. A vmm without a supervisor gets a new one.
+
+use std::time::Duration;
+
+use labyard_supervisor::client;
+use labyard_supervisor::home::Home;
+use labyard_supervisor::record::{Condition, ConditionName, Machine, Standing, State, ended_text, now_ms};
+use labyard_supervisor::words::chain;
+use serde::Serialize;
+
+use super::{Outcome, output};
+
+/// One lab, as `ps --json` shows it.
+#[derive(Serialize)]
+struct Lab {
+    name: String,
+    standing: Standing,
+    manifest: String,
+    created_ms: u64,
+    supervisor_pid: Option<i32>,
+    vmm_pid: Option<i32>,
+    conditions: Vec<Condition>,
+    machines: Vec<Shown>,
+    end: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    name: String,
+    state: String,
+    ready: bool,
+    cpu_count: u32,
+    memory_mib: u64,
+    addresses: Vec<Address>,
+    conditions: Vec<Condition>,
+}
+
+#[derive(Serialize)]
+struct Address {
+    network: String,
+    address: std::net::Ipv4Addr,
+}
+
+pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
+    home.sweep();
+    let mut labs = Vec::new();
+    for folder in home.folders()? {
+        let Some(mut state) = State::read(&folder)? else {
+            // A command that was killed before it wrote anything, or one that is just beginning.
+            labs.push(nothing_known(&folder.name));
+            continue;
+        };
+        if state.standing() == Standing::Unattended {
+            match client::attach(&folder) {
+                Ok(_) => state = State::read(&folder)?.unwrap_or(state),
+                Err(error) => output::complain(&format!("lab `{}`: {}", folder.name, chain(&error))),
+            }
+        }
+        labs.push(shown(state));
+    }
+    if json {
+        output::document(&serde_json::json!({ "labs": labs }))?;
+        return Ok(0);
+    }
+    let mut rows = Vec::new();
+    for lab in &labs {
+        let age = output::span(Duration::from_millis(now_ms().saturating_sub(lab.created_ms)));
+        let standing = lab.standing.word().to_owned();
+        if lab.machines.is_empty() {
+            rows.push(vec![
+                lab.name.clone(),
+                "-".into(),
+                standing.clone(),
+                "-".into(),
+                "-".into(),
+                "-".into(),
+                age.clone(),
+            ]);
+        }
+        for machine in &lab.machines {
+            let addresses: Vec<_> =
+                machine.addresses.iter().map(|address| format!("{}={}", address.network, address.address)).collect();
+            rows.push(vec![
+                lab.name.clone(),
+                machine.name.clone(),
+                standing.clone(),
+                machine.state.lines().next().unwrap_or_default().to_owned(),
+                format!("{} x {} MiB", machine.cpu_count, machine.memory_mib),
+                addresses.join(" "),
+                age.clone(),
+            ]);
+        }
+    }
+    output::table(&["LAB", "MACHINE", "LAB IS", "MACHINE IS", "SIZE", "ADDRESSES", "AGE"], &rows);
+    for lab in &labs {
+        match lab.standing {
+            Standing::Ended => {
+                let why = lab.end.as_deref().unwrap_or_default();
+                output::line(&format!("{}: {why}; `labyard down {}` removes it", lab.name, lab.name));
+            }
+            Standing::Interrupted => {
+                output::line(&format!("{}: was interrupted; `labyard down {}` removes it", lab.name, lab.name));
+            }
+            _ => {}
+        }
+    }
+    Ok(0)
+}
+
+fn nothing_known(name: &str) -> Lab {
+    Lab {
+        name: name.to_owned(),
+        standing: Standing::Interrupted,
+        manifest: String::new(),
+        created_ms: now_ms(),
+        supervisor_pid: None,
+        vmm_pid: None,
+        conditions: Vec::new(),
+        machines: Vec::new(),
+        end: None,
+    }
+}
+
+fn shown(state: State) -> Lab {
+    let standing = state.standing();
+    let alive =
+        |who: &Option<labyard_supervisor::record::Who>| who.as_ref().filter(|who| who.is_alive()).map(|who| who.pid);
+    Lab {
+        supervisor_pid: alive(&state.supervisor),
+        vmm_pid: alive(&state.vmm),
+        end: (standing == Standing::Ended).then(|| state.end_reason().to_owned()),
+        standing,
+        name: state.name,
+        manifest: state.manifest,
+        created_ms: state.created_ms,
+        conditions: state.conditions,
+        machines: state.machines.into_iter().map(|machine| shown_machine(machine, standing)).collect(),
+    }
+}
+
+fn shown_machine(machine: Machine, standing: Standing) -> Shown {
+    let runs = matches!(standing, Standing::Running | Standing::Unattended) && machine.ended.is_none();
+    let ready = runs && machine.has(ConditionName::Ready);
+    let state = match &machine.ended {
+        Some(ended) => ended_text(ended),
+        None if ready => "ready".to_owned(),
+        None if runs && machine.has(ConditionName::KernelStarted) => "booting".to_owned(),
+        None if matches!(standing, Standing::Ended | Standing::Interrupted) => "gone".to_owned(),
+        None => "waiting".to_owned(),
+    };
+    let addresses = machine.addresses.into_iter().map(|(network, address)| Address { network, address });
+    Shown {
+        name: machine.name,
+        state,
+        ready,
+        cpu_count: machine.cpu_count,
+        memory_mib: machine.memory_mib,
+        addresses: addresses.collect(),
+        conditions: machine.conditions,
+    }
+}

@@ -1,0 +1,192 @@
+//! `up`: from a manifest to machines that can be used.
+//!
+//! ```text
+//!   read, check the host ──> lock, write the state ──> images, kernels ──> disks ──> plan ──> supervisor ──> Ready
+//!   nothing made so far      everything from here on is removed where it fails           stays where it fails
+//! ```
+
+mod follow;
+mod prepare;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use labyard_spec::manifest::{MAX_BYTES, Manifest, check_name};
+use labyard_supervisor::home::{Home, names};
+use labyard_supervisor::host::{self, Programs};
+use labyard_supervisor::journal::Reader;
+use labyard_supervisor::record::{Standing, State};
+use labyard_supervisor::{client, end, plan};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::Up;
+use super::{Failure, Outcome, code, event_loop, output};
+
+/// How long guests may take to power off when `up` is interrupted.
+const CLEANUP_GRACE: Duration = Duration::from_secs(5);
+/// How long another command that changes the same lab is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Lines of progress, each with the time since the command began.
+pub(super) struct Progress {
+    since: Instant,
+    to_stderr: bool,
+}
+
+impl Progress {
+    /// Prints a line.
+    pub(super) fn say(&self, text: &str) {
+        let line = format!("[{:7.2} s] {text}", self.since.elapsed().as_secs_f64());
+        if self.to_stderr { output::complain(&line) } else { output::line(&line) }
+    }
+}
+
+/// Set once the person wants no more of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cancel {
+    flag: Arc<AtomicBool>,
+    bell: Arc<tokio::sync::Notify>,
+}
+
+impl Cancel {
+    fn set(&self) {
+        self.flag.store(true, Ordering::SeqCst);
+        self.bell.notify_waiters();
+    }
+
+    /// The flag, for what blocks.
+    pub(super) fn flag(&self) -> &AtomicBool {
+        &self.flag
+    }
+
+    /// Waits for it.
+    pub(super) async fn wait(&self) {
+        loop {
+            let rings = self.bell.notified();
+            tokio::pin!(rings);
+            // Listening begins before the look at the flag, so that no ring is missed.
+            rings.as_mut().enable();
+            if self.flag.load(Ordering::SeqCst) {
+                return;
+            }
+            rings.await;
+        }
+    }
+
+    /// The failure that it is.
+    pub(super) fn failure() -> Failure {
+        Failure { code: code::INTERRUPTED, error: anyhow::anyhow!("interrupted") }
+    }
+
+    /// Sets it on the signals that end a command.
+    fn on_signals(&self) -> std::io::Result<()> {
+        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+            let (cancel, mut signal) = (self.clone(), signal(kind)?);
+            tokio::spawn(async move {
+                signal.recv().await;
+                cancel.set();
+            });
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn up(home: &Home, up: &Up) -> Outcome {
+    home.sweep();
+    let manifest = read_manifest(up)?;
+    let runtime = event_loop()?;
+    let outcome = runtime.block_on(bring_up(home, up, &manifest));
+    runtime.shutdown_background();
+    outcome
+}
+
+fn read_manifest(up: &Up) -> Result<(Manifest, String), Failure> {
+    use std::io::Read;
+    let name = up.file.display().to_string();
+    let file = std::fs::File::open(&up.file);
+    let file = file.map_err(|error| Failure::input(format!("manifest {name}: {error}")))?;
+    let mut text = String::new();
+    // One byte more than is allowed, so that a longer one is told from one that just fits.
+    let read = file.take(MAX_BYTES as u64 + 1).read_to_string(&mut text);
+    read.map_err(|error| Failure::input(format!("manifest {name}: {error}")))?;
+    let mut manifest = Manifest::read(&text, &name)?;
+    if let Some(name) = &up.name {
+        check_name(name).map_err(|error| Failure::input(format!("--name: {error}")))?;
+        manifest.lab.name = name.clone();
+    }
+    Ok((manifest, text))
+}
+
+async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -> Outcome {
+    let progress = Progress { since: Instant::now(), to_stderr: up.json };
+    let cancel = Cancel::default();
+    cancel.on_signals()?;
+    let lab = &manifest.lab;
+    for line in lab.notes.iter().cloned().chain(plan::shortfalls(lab)) {
+        progress.say(&format!("note: {line}"));
+    }
+    host::check_kvm()?;
+    host::check_memory(lab)?;
+    let preparation = prepare::Preparation {
+        manifest,
+        // Paths in a manifest are relative to it.
+        base: std::path::absolute(&up.file)?.parent().map(std::path::Path::to_owned).unwrap_or_default(),
+        home,
+        folder: home.folder(&lab.name),
+        programs: Programs::locate()?,
+        progress: &progress,
+        cancel: &cancel,
+    };
+    let kernels = preparation.kernels()?;
+    preparation.check_sources()?;
+
+    let folder = &preparation.folder;
+    let lock = folder.lock(true, LOCK_PATIENCE)?.context("the folder vanished")?;
+    if let Some(state) = State::read(folder)? {
+        let way_out = match state.standing() {
+            Standing::Running | Standing::Unattended | Standing::Starting | Standing::Preparing => {
+                "give another --name, or end it with"
+            }
+            Standing::Ended | Standing::Interrupted => "remove what is left of it with",
+        };
+        let standing = state.standing().word();
+        return Err(Failure::input(format!("lab `{0}` is {standing} already: {way_out} `labyard down {0}`", lab.name)));
+    }
+    let prepared = async {
+        let mut state = preparation.begin(text)?;
+        let plan = preparation.run(&kernels, &mut state).await?;
+        folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
+        let mut events = Reader::open(folder)?.context("the journal vanished")?;
+        events.skip()?;
+        client::launch(folder, &mut state)?;
+        Ok::<_, Failure>(events)
+    };
+    let events = match prepared.await {
+        Ok(events) => events,
+        Err(failure) => {
+            // What is half prepared helps nobody. The reason for it is what counts.
+            if let Err(error) = end::end(folder, &lock, Duration::ZERO, |_| {}).await {
+                output::complain(&format!("removing what was prepared: {}", labyard_supervisor::words::chain(&error)));
+            }
+            return Err(failure);
+        }
+    };
+    // From here on another command may change the lab: this one only looks on.
+    drop(lock);
+    let reached = follow::until_ready(&progress, folder, events, up.timeout, &cancel).await;
+    if let Err(failure) = &reached
+        && failure.code == code::INTERRUPTED
+    {
+        progress.say("interrupted: removing the lab");
+        if let Some(lock) = folder.lock(false, LOCK_PATIENCE)? {
+            end::end(folder, &lock, CLEANUP_GRACE, |note| progress.say(note)).await?;
+        }
+    }
+    reached?;
+    if up.json {
+        output::document(&State::read(folder)?.context("the state vanished")?)?;
+    }
+    Ok(0)
+}

@@ -1,0 +1,254 @@
+//! Everything that a supervisor needs, made while nothing runs: images, initramfs, disks, plan.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
+use labyard_spec::manifest::lab::{Drive, Machine as AskedMachine};
+use labyard_spec::manifest::{Manifest, size};
+use labyard_spec::source::Source;
+use labyard_supervisor::builder::{Builder, BuilderError};
+use labyard_supervisor::disks::{self, DiskError};
+use labyard_supervisor::home::{Folder, Home, make_folder, names};
+use labyard_supervisor::host::Programs;
+use labyard_supervisor::jailed::check_descriptors;
+use labyard_supervisor::journal::{Journal, What};
+use labyard_supervisor::plan::{self, Found, FoundKernel, Plan};
+use labyard_supervisor::record::{self, Condition, ConditionName, Machine, State, Who, now_ms};
+use labyard_supervisor::words::printable;
+
+use super::super::Failure;
+use super::{Cancel, Progress};
+
+/// What is prepared, and with what.
+pub(super) struct Preparation<'a> {
+    pub(super) manifest: &'a Manifest,
+    /// The manifest's folder.
+    pub(super) base: PathBuf,
+    pub(super) home: &'a Home,
+    pub(super) folder: Folder,
+    pub(super) programs: Programs,
+    pub(super) progress: &'a Progress,
+    pub(super) cancel: &'a Cancel,
+}
+
+/// One file to make.
+type Work = Box<dyn FnOnce(&Cancel) -> Result<(), DiskError> + Send>;
+/// Images by source and size.
+type Images = BTreeMap<(String, u64), (ImageRecord, PathBuf)>;
+
+impl Preparation<'_> {
+    /// The kernel of each machine.
+    pub(super) fn kernels(&self) -> Result<Vec<KernelRecord>, Failure> {
+        let store = Store::open(&self.home.path)?;
+        let machines = self.manifest.lab.machines.iter().enumerate();
+        let kernels = machines.map(|(position, machine)| match &machine.kernel {
+            None => store.default_kernel().map_err(|error| Failure::input(error.to_string())),
+            Some(wanted) => store.kernel(&wanted.value).map_err(|error| {
+                self.manifest.fault(wanted.place, format!("machines[{position}].kernel"), error.to_string()).into()
+            }),
+        });
+        kernels.collect()
+    }
+
+    /// Whether the files that drives name are there: known before anything is made.
+    pub(super) fn check_sources(&self) -> Result<(), Failure> {
+        for (machine, number, drive) in self.drives() {
+            let Some(source) = &drive.source else { continue };
+            let path = match &source.value {
+                Source::OciLayout { path, .. } | Source::DockerArchive(path) | Source::RootfsTar(path) => {
+                    self.base.join(path)
+                }
+                Source::Registry(_) | Source::Alias(_) => continue,
+            };
+            if let Err(error) = std::fs::metadata(&path) {
+                let message = format!("{}: {error}; paths are relative to the manifest", path.display());
+                return Err(self.manifest.fault(source.place, source_field(machine, number), message).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Every drive with its machine's position and its own.
+    fn drives(&self) -> impl Iterator<Item = (usize, usize, &Drive)> {
+        self.manifest.lab.machines.iter().enumerate().flat_map(|(machine, asked)| {
+            asked.drives.iter().enumerate().map(move |(number, drive)| (machine, number, drive))
+        })
+    }
+
+    /// The first state, written before anything else is made: from here on `ps` and `down` know the lab.
+    pub(super) fn begin(&self, text: &str) -> Result<State, Failure> {
+        let lab = &self.manifest.lab;
+        let machine = |machine: &AskedMachine| Machine {
+            name: machine.name.clone(),
+            cpu_count: machine.cpu_count,
+            memory_mib: machine.memory_mib,
+            addresses: machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address)).collect(),
+            conditions: Vec::new(),
+            ended: None,
+        };
+        let state = State {
+            version: record::VERSION,
+            name: lab.name.clone(),
+            manifest: self.manifest.file.clone(),
+            created_ms: now_ms(),
+            starter: Some(Who::of(std::process::id())?),
+            supervisor: None,
+            vmm: None,
+            conditions: Vec::new(),
+            machines: lab.machines.iter().map(machine).collect(),
+            end: None,
+        };
+        state.write(&self.folder)?;
+        self.folder.write(names::MANIFEST, text.as_bytes())?;
+        Journal::open(&self.folder)?;
+        Ok(state)
+    }
+
+    /// Makes all of it.
+    pub(super) async fn run(&self, kernels: &[KernelRecord], state: &mut State) -> Result<Plan, Failure> {
+        let builder = Builder { program: self.programs.find("rootfs-builder")?, home: self.home.path.clone() };
+        let images = self.images(&builder).await?;
+        self.reached(state, ConditionName::ImagesReady, &format!("images in the store: {}", images.len()))?;
+
+        let kernels = self.boot_files(&builder, kernels).await?;
+        let mut found = Vec::new();
+        for ((machine, asked), kernel) in self.manifest.lab.machines.iter().enumerate().zip(kernels) {
+            let root = asked.drives.iter().enumerate().find(|(_, drive)| drive.mount.as_deref() == Some("/"));
+            let root = root.and_then(|(_, drive)| images.get(&self.image_key(drive)?));
+            let Some((root, _)) = root else {
+                return Err(anyhow::anyhow!("machines[{machine}]: the image of its root is missing").into());
+            };
+            found.push(Found { kernel, root: root.clone() });
+        }
+        let plan = plan::plan(&self.manifest.lab, &found, &self.folder);
+        check_descriptors(&plan)?;
+
+        let since = Instant::now();
+        self.disks(&found, &images).await?;
+        let made = self.manifest.lab.machines.iter().map(|machine| machine.drives.len()).sum::<usize>();
+        let message = format!("disks made: {made}, in {}", seconds(since.elapsed()));
+        self.reached(state, ConditionName::DisksReady, &message)?;
+        Ok(plan)
+    }
+
+    fn reached(&self, state: &mut State, name: ConditionName, message: &str) -> Result<(), Failure> {
+        self.progress.say(&format!("{name:?}: {message}"));
+        Journal::open(&self.folder)?.write(None, What::Condition { name, message: message.to_owned() });
+        state.conditions.push(Condition { name, at_ms: now_ms(), message: message.to_owned() });
+        Ok(state.write(&self.folder)?)
+    }
+
+    /// What tells two images apart; `None` for a drive that starts blank.
+    fn image_key(&self, drive: &Drive) -> Option<(String, u64)> {
+        let source = match &drive.source.as_ref()?.value {
+            Source::OciLayout { path, tag } => Source::OciLayout { path: self.base.join(path), tag: tag.clone() },
+            Source::DockerArchive(path) => Source::DockerArchive(self.base.join(path)),
+            Source::RootfsTar(path) => Source::RootfsTar(self.base.join(path)),
+            other => other.clone(),
+        };
+        Some((source.to_string(), drive.size_bytes.value))
+    }
+
+    async fn images(&self, builder: &Builder) -> Result<Images, Failure> {
+        let store = Store::open(&self.home.path)?;
+        let mut images = Images::new();
+        for (machine, number, drive) in self.drives() {
+            let (Some(key), Some(source)) = (self.image_key(drive), &drive.source) else { continue };
+            if images.contains_key(&key) {
+                continue;
+            }
+            let since = Instant::now();
+            let told = |line: &str| self.progress.say(&format!("  {}", printable(line)));
+            let built = builder.build(&key.0, key.1, told, self.cancel.wait()).await;
+            let built = built.map_err(|error| match error {
+                BuilderError::Interrupted => Cancel::failure(),
+                BuilderError::Refused { text, input: true } => {
+                    self.manifest.fault(source.place, source_field(machine, number), printable(&text)).into()
+                }
+                other => Failure::from(anyhow::Error::new(other).context(format!("image {}", key.0))),
+            })?;
+            let record = store.image(&built.key)?;
+            let record =
+                record.ok_or_else(|| anyhow::anyhow!("image {}: not in the store after it was built", built.key))?;
+            let how = if built.cached {
+                "from the store".to_owned()
+            } else {
+                format!("built in {}", seconds(since.elapsed()))
+            };
+            self.progress.say(&format!("image {} ({}): {how}", source.value, size::show(key.1)));
+            images.insert(key, (record, built.path));
+        }
+        Ok(images)
+    }
+
+    async fn boot_files(&self, builder: &Builder, kernels: &[KernelRecord]) -> Result<Vec<FoundKernel>, Failure> {
+        let store = Store::open(&self.home.path)?;
+        let init = self.programs.find("labyard-init")?;
+        let mut made: BTreeMap<String, FoundKernel> = BTreeMap::new();
+        let mut found = Vec::new();
+        for kernel in kernels {
+            if let Some(same) = made.get(&kernel.id) {
+                found.push(same.clone());
+                continue;
+            }
+            let told = |line: &str| self.progress.say(&format!("  {}", printable(line)));
+            let initramfs = builder.initramfs(&kernel.id, &init, told, self.cancel.wait()).await;
+            let initramfs = initramfs.map_err(|error| match error {
+                BuilderError::Interrupted => Cancel::failure(),
+                other => anyhow::Error::new(other).context(format!("the initramfs of kernel {}", kernel.id)).into(),
+            })?;
+            let modules = Some(store.modules_disk(kernel)).filter(|path| path.is_file());
+            let one = FoundKernel { record: kernel.clone(), vmlinux: store.vmlinux(kernel), initramfs, modules };
+            made.insert(kernel.id.clone(), one.clone());
+            found.push(one);
+        }
+        Ok(found)
+    }
+
+    /// Every drive and archive of every machine, on a thread that looks at the flag.
+    async fn disks(&self, found: &[Found], images: &Images) -> Result<(), Failure> {
+        let lab = &self.manifest.lab;
+        let mut work: Vec<Work> = Vec::new();
+        for (machine, found) in lab.machines.iter().zip(found) {
+            make_folder(&self.folder.machine(&machine.name))?;
+            let archive = self.folder.machine(&machine.name).join(names::MACHINE_ARCHIVE);
+            let config = plan::machine_config(lab, machine, found);
+            work.push(Box::new(move |_| disks::machine_archive(&archive, &config)));
+            for drive in &machine.drives {
+                let path = plan::disk_path(&self.folder, &machine.name, &drive.serial);
+                let (bytes, filesystem) = (drive.size_bytes.value, drive.filesystem);
+                match self.image_key(drive).and_then(|key| images.get(&key)) {
+                    Some((_, image)) => {
+                        let image = image.clone();
+                        work.push(Box::new(move |cancel| disks::copy(&image, &path, bytes, cancel.flag())));
+                    }
+                    None => work.push(Box::new(move |_| disks::blank(&path, bytes, filesystem))),
+                }
+            }
+        }
+        let cancel = self.cancel.clone();
+        let all = move || {
+            for one in work {
+                if cancel.flag().load(std::sync::atomic::Ordering::SeqCst) {
+                    return Err(DiskError::Interrupted);
+                }
+                one(&cancel)?;
+            }
+            Ok(())
+        };
+        match tokio::task::spawn_blocking(all).await? {
+            Err(DiskError::Interrupted) => Err(Cancel::failure()),
+            other => Ok(other?),
+        }
+    }
+}
+
+fn source_field(machine: usize, drive: usize) -> String {
+    format!("machines[{machine}].drives[{drive}].source")
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.2} s", time.as_secs_f64())
+}

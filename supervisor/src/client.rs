@@ -1,0 +1,258 @@
+//! Finds the supervisor of a playground, starts one where there is none, and asks it.
+
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{CONNECTION, HOST, UPGRADE};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use labyard_sys::{spawn, wait};
+
+use crate::home::{Folder, HomeError, Lock, append_to, names};
+use crate::record::{Standing, State, Who};
+
+/// What a raw stream is called in an upgrade.
+pub const STREAM_PROTOCOL: &str = "labyard-stream";
+/// Hidden subcommand that is the supervisor.
+pub const SUPERVISE: &str = "supervise";
+/// What a supervisor says on its standard output once it answers.
+pub const SERVING: &str = "serving";
+/// What it must hear on its standard input before it does anything: by then it has been written down.
+pub const GO: &[u8] = b"go\n";
+
+/// How long a supervisor may take until it answers.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a command waits for another that changes the playground.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
+/// How often, and how long between, a supervisor that hung up is looked at until it is gone.
+const DYING_LOOKS: u32 = 40;
+const DYING_PAUSE: Duration = Duration::from_millis(25);
+/// Bytes of an answer.
+const MAX_ANSWER_BYTES: usize = 16 << 20;
+
+/// A stream into a guest.
+pub type Stream = TokioIo<hyper::upgrade::Upgraded>;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum ClientError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error("lab `{0}` is not there; `labyard ps` shows those that are")]
+    Missing(String),
+    #[error("lab `{name}` is {standing}: {way_out}")]
+    NotRunning { name: String, standing: &'static str, way_out: String },
+    #[error("starting a supervisor for lab `{name}`: {why}")]
+    Launch { name: String, why: String },
+    #[error("asking the supervisor of lab `{name}`")]
+    Http { name: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("{text}")]
+    Refused { status: u16, text: String },
+}
+
+/// A supervisor that answers.
+#[derive(Debug, Clone)]
+pub struct Client {
+    folder: Folder,
+}
+
+/// Starts a supervisor for a folder that the caller has locked, and returns when it answers.
+///
+/// # Errors
+/// Where it does not come up; its log says more.
+pub fn launch(folder: &Folder, state: &mut State) -> Result<(), ClientError> {
+    let failed = |why: String| ClientError::Launch { name: folder.name.clone(), why };
+    let own = std::env::current_exe().map_err(|error| failed(format!("the path of this program: {error}")))?;
+    let home = folder.path.ancestors().nth(2).unwrap_or(&folder.path);
+    let log = append_to(&folder.file(names::SUPERVISOR_LOG))?;
+    let mut command = Command::new(&own);
+    command.args([SUPERVISE, &folder.name]).env("LABYARD_HOME", home).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
+    spawn::in_own_session(&mut command);
+    let mut child = command.spawn().map_err(|error| failed(format!("{}: {error}", own.display())))?;
+    let mut begin = || -> Result<(), ClientError> {
+        state.supervisor = Some(Who::of(child.id()).map_err(|error| failed(error.to_string()))?);
+        state.write(folder)?;
+        let mut stdin = child.stdin.take().ok_or_else(|| failed("it has no standard input".to_owned()))?;
+        stdin.write_all(GO).map_err(|error| failed(format!("telling it to begin: {error}")))?;
+        let mut stdout = child.stdout.take().ok_or_else(|| failed("it has no standard output".to_owned()))?;
+        let until = Instant::now() + START_PATIENCE;
+        let mut said = Vec::new();
+        while !said.ends_with(b"\n") {
+            let left = until.saturating_duration_since(Instant::now());
+            if !wait::readable(stdout.as_fd(), Some(left)).map_err(|error| failed(error.to_string()))? {
+                return Err(failed(format!("it did not answer within {} s", START_PATIENCE.as_secs())));
+            }
+            let mut byte = [0];
+            if stdout.read(&mut byte).map_err(|error| failed(error.to_string()))? == 0 {
+                let log = folder.file(names::SUPERVISOR_LOG);
+                let words = crate::words::last_line(&log).unwrap_or_else(|| "it ended without a word".to_owned());
+                return Err(failed(words));
+            }
+            said.extend(byte);
+        }
+        match said.strip_suffix(b"\n") {
+            Some(word) if word == SERVING.as_bytes() => Ok(()),
+            _ => Err(failed(format!("it said `{}`", String::from_utf8_lossy(&said)))),
+        }
+    };
+    let begun = begin();
+    if begun.is_err() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    begun
+}
+
+/// The supervisor of a running playground; one that died is replaced.
+///
+/// # Errors
+/// Where the playground is not there or does not run, with what to do.
+pub fn attach(folder: &Folder) -> Result<Client, ClientError> {
+    if let Some(client) = Client::of(folder) {
+        return Ok(client);
+    }
+    let missing = || ClientError::Missing(folder.name.clone());
+    if !folder.exists() {
+        return Err(missing());
+    }
+    match State::read(folder)? {
+        Some(state) if state.standing() == Standing::Preparing => Err(not_running(&state, "wait for `labyard up`")),
+        _ => {
+            let lock = folder.lock(false, LOCK_PATIENCE)?.ok_or_else(missing)?;
+            attach_locked(folder, &lock)
+        }
+    }
+}
+
+/// The same, for who has locked the folder already.
+///
+/// # Errors
+/// As [`attach`].
+pub fn attach_locked(folder: &Folder, _lock: &Lock) -> Result<Client, ClientError> {
+    // Whoever held the lock before may have started one.
+    if let Some(client) = Client::of(folder) {
+        return Ok(client);
+    }
+    let mut state = State::read(folder)?.ok_or_else(|| ClientError::Missing(folder.name.clone()))?;
+    let remove = format!("`labyard down {}` removes it", folder.name);
+    match state.standing() {
+        Standing::Unattended => {
+            launch(folder, &mut state)?;
+            Ok(Client { folder: folder.clone() })
+        }
+        Standing::Ended => Err(not_running(&state, &format!("{}; {remove}", state.end_reason()))),
+        Standing::Interrupted => Err(not_running(&state, &remove)),
+        _ => Err(not_running(&state, "its supervisor does not answer; see supervisor.log in its folder")),
+    }
+}
+
+fn not_running(state: &State, way_out: &str) -> ClientError {
+    let standing = state.standing().word();
+    ClientError::NotRunning { name: state.name.clone(), standing, way_out: way_out.to_owned() }
+}
+
+impl Client {
+    /// The supervisor of this playground, if one answers.
+    pub fn of(folder: &Folder) -> Option<Self> {
+        folder.connect(names::SUPERVISOR_SOCKET).ok().map(|_| Self { folder: folder.clone() })
+    }
+
+    /// The state as the supervisor has it.
+    ///
+    /// # Errors
+    /// Where it does not answer.
+    pub async fn status(&self) -> Result<State, ClientError> {
+        let response = self.send(Method::GET, "/v1/status", false).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.broken(error))
+    }
+
+    /// Ends the playground and returns when its vmm has.
+    ///
+    /// # Errors
+    /// Where the supervisor does not answer.
+    pub async fn down(&self, grace: Duration) -> Result<(), ClientError> {
+        let path = format!("/v1/down?grace_ms={}", grace.as_millis());
+        let response = self.send(Method::POST, &path, false).await?;
+        self.body(response).await.map(|_| ())
+    }
+
+    /// A stream to a vsock port of a guest.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn connect(&self, machine: &str, port: u32) -> Result<Stream, ClientError> {
+        self.stream(&format!("/v1/machines/{machine}/connect/{port}")).await
+    }
+
+    /// A machine's console.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn console(&self, machine: &str) -> Result<Stream, ClientError> {
+        self.stream(&format!("/v1/machines/{machine}/console")).await
+    }
+
+    async fn stream(&self, path: &str) -> Result<Stream, ClientError> {
+        let response = match self.send(Method::POST, path, true).await {
+            // It died between the look and the question; nothing was opened yet, so the next one may be asked the same.
+            Err(ClientError::Http { .. }) => self.replaced().await?.send(Method::POST, path, true).await?,
+            other => other?,
+        };
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            let text = format!("the supervisor answered {} to an upgrade", response.status());
+            return Err(ClientError::Refused { status: response.status().as_u16(), text });
+        }
+        let upgraded = hyper::upgrade::on(response).await.map_err(|error| self.broken(error))?;
+        Ok(TokioIo::new(upgraded))
+    }
+
+    /// The supervisor that takes the place of one that hung up.
+    async fn replaced(&self) -> Result<Self, ClientError> {
+        let dying = State::read(&self.folder)?.and_then(|state| state.supervisor);
+        // A process that ends lets go of its socket a little later than of its callers.
+        for _ in 0..DYING_LOOKS {
+            if !dying.as_ref().is_some_and(Who::is_alive) {
+                break;
+            }
+            tokio::time::sleep(DYING_PAUSE).await;
+        }
+        attach(&self.folder)
+    }
+
+    async fn send(&self, method: Method, path: &str, upgrade: bool) -> Result<Response<Incoming>, ClientError> {
+        let stream = self.folder.connect(names::SUPERVISOR_SOCKET)?;
+        stream.set_nonblocking(true).map_err(|error| self.broken(error))?;
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| self.broken(error))?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+        tokio::spawn(connection.with_upgrades());
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "labyard");
+        if upgrade {
+            request = request.header(CONNECTION, "upgrade").header(UPGRADE, STREAM_PROTOCOL);
+        }
+        let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.broken(error))?;
+        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            let text = String::from_utf8_lossy(&self.body(response).await?).into_owned();
+            return Err(ClientError::Refused { status: status.as_u16(), text });
+        }
+        Ok(response)
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        Ok(body.map_err(|error| self.broken(error))?.to_bytes())
+    }
+
+    fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
+        ClientError::Http { name: self.folder.name.clone(), source: source.into() }
+    }
+}

@@ -1,0 +1,190 @@
+//! Starts the vmm: a socket, its few files and a `JailSpec` for `labyard-jail`, then descriptors and the spec over the socket.
+//!
+//! The jail waits for its spec. Only when the vmm's pid has been written down is the spec sent, so a supervisor that is killed in
+//! between leaves a jail that reads nothing and ends, never a vmm that nobody knows.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use labyard_spec::control::{MAX_DESCRIPTORS, Request};
+use labyard_spec::jail::{JailSpec, SPEC_FD, fd};
+use labyard_spec::playground::Slot;
+use labyard_sys::{spawn, wait};
+
+use crate::control::{Control, ControlError};
+use crate::home::{Folder, HomeError, append_to, names};
+use crate::host::{HostError, Programs, kvm_device};
+use crate::plan::{FileAccess, Plan, PlannedFile};
+use crate::record::Who;
+use crate::words;
+
+/// Numbers at which the jail finds what it passes on.
+const PROGRAM: i32 = 10;
+const LOG: i32 = 11;
+const CONTROL: i32 = 12;
+const KVM: i32 = 13;
+const LAST_WORDS: i32 = 14;
+const NULL: i32 = 15;
+
+/// Why the vmm does not run.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum StartError {
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Host(#[from] HostError),
+    #[error("opening {path}")]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error("starting {path}")]
+    Spawn { path: PathBuf, source: std::io::Error },
+    #[error("telling the jail what to do")]
+    JailSpec(#[source] std::io::Error),
+    #[error("writing down who the vmm is")]
+    Record(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the vmm did not come up: {0}")]
+    Silent(String),
+    #[error(
+        "the lab needs {needed} open descriptors, the limit is {limit}; raise it (ulimit -Hn) or take fewer machines"
+    )]
+    Descriptors { needed: u64, limit: u64 },
+    #[error("handing over the lab's files")]
+    HandOver(#[source] ControlError),
+    #[error("creating the machines")]
+    Create(#[source] ControlError),
+}
+
+/// Whether the host lets a process have as many descriptors as the plan needs.
+///
+/// # Errors
+/// The two numbers.
+pub fn check_descriptors(plan: &Plan) -> Result<(), StartError> {
+    match rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum {
+        Some(limit) if limit < plan.max_descriptors => {
+            Err(StartError::Descriptors { needed: plan.max_descriptors, limit })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Starts the jail with the vmm in it. `record` writes down who it is before it may begin.
+///
+/// # Errors
+/// Where a file, a program or the record is missing. The jail has ended then, or ends by itself.
+pub fn start(
+    folder: &Folder,
+    plan: &Plan,
+    programs: &Programs,
+    record: impl FnOnce(&Who) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<Child, StartError> {
+    let open = |path: PathBuf, options: &OpenOptions| {
+        options.open(&path).map(OwnedFd::from).map_err(|source| StartError::Open { path, source })
+    };
+    let (read, read_write) = (OpenOptions::new().read(true).clone(), OpenOptions::new().read(true).write(true).clone());
+    let jail = programs.find("labyard-jail")?;
+    let program = open(programs.find("labyard-vmm")?, &read)?;
+    let log = append_to(&folder.file(names::VMM_LOG))?;
+    let last_words = append_to(&folder.file(names::LAST_WORDS))?;
+    let kvm = open(kvm_device(), &read_write)?;
+    let null = open("/dev/null".into(), &read_write)?;
+    let socket = folder.bind(names::CONTROL_SOCKET)?;
+    let (spec_end, mut spec_writer) = std::io::pipe().map_err(StartError::JailSpec)?;
+
+    let mut command = Command::new(&jail);
+    command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(log.try_clone().map_err(StartError::JailSpec)?);
+    spawn::in_own_session(&mut command);
+    let given = vec![
+        (spec_end.into(), SPEC_FD),
+        (program, PROGRAM),
+        (log.into(), LOG),
+        (socket.into(), CONTROL),
+        (kvm, KVM),
+        (last_words.into(), LAST_WORDS),
+        (null, NULL),
+    ];
+    spawn::give(&mut command, given);
+    let mut child = command.spawn().map_err(|source| StartError::Spawn { path: jail, source })?;
+    // Our copies go with the command: were the listening socket kept, nobody would learn that the vmm has gone.
+    drop(command);
+
+    let spec = JailSpec {
+        program: PROGRAM,
+        argv: vec!["labyard-vmm".to_owned()],
+        descriptors: vec![
+            (NULL, fd::STDIN),
+            (NULL, fd::STDOUT),
+            (LOG, fd::LOG),
+            (CONTROL, fd::CONTROL),
+            (KVM, fd::KVM),
+            (LAST_WORDS, fd::LAST_WORDS),
+        ],
+        max_descriptors: plan.max_descriptors,
+        confine: true,
+    };
+    let begin = || {
+        let who = Who::of(child.id()).map_err(StartError::JailSpec)?;
+        record(&who).map_err(StartError::Record)?;
+        let text = serde_json::to_vec(&spec).expect("plain data has a JSON form");
+        spec_writer.write_all(&text).map_err(StartError::JailSpec)
+    };
+    let begun = begin();
+    drop(spec_writer);
+    if let Err(error) = begun {
+        // With an empty spec it ends by itself; it must not stay a zombie.
+        let _ = child.kill();
+        let _ = child.wait();
+        return Err(error);
+    }
+    Ok(child)
+}
+
+/// Waits until the vmm answers, hands over every file and has the machines created and started.
+///
+/// # Errors
+/// What the vmm says, or that it died without a word.
+pub fn create(folder: &Folder, plan: &Plan, vmm: BorrowedFd<'_>, jailed: impl FnOnce()) -> Result<(), StartError> {
+    let control = match answering(folder) {
+        Ok(control) => control,
+        Err(error) => {
+            let gone = wait::readable(vmm, Some(Duration::from_secs(1))).unwrap_or(false);
+            let last = words::last_line(&folder.file(names::VMM_LOG));
+            let why = match (gone, last) {
+                (true, Some(last)) => last,
+                (true, None) => "it ended without a word".to_owned(),
+                (false, _) => words::chain(&error),
+            };
+            return Err(StartError::Silent(why));
+        }
+    };
+    jailed();
+    let mut first = 0;
+    for batch in plan.files.chunks(MAX_DESCRIPTORS) {
+        let opened = batch.iter().map(open_planned).collect::<Result<Vec<_>, _>>()?;
+        let borrowed: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
+        let count = u32::try_from(batch.len()).unwrap_or(u32::MAX);
+        control.tell(&Request::Descriptors { first: Slot(first), count }, &borrowed).map_err(StartError::HandOver)?;
+        first += count;
+    }
+    control.tell(&Request::Create(Box::new(plan.spec.clone())), &[]).map_err(StartError::Create)
+}
+
+/// The socket listens from the start; the vmm answers once it has come through the jail, or the socket closes with it.
+fn answering(folder: &Folder) -> Result<Control, ControlError> {
+    let control = Control::connect(folder)?;
+    control.status()?;
+    Ok(control)
+}
+
+fn open_planned(file: &PlannedFile) -> Result<File, StartError> {
+    let opened = match file.access {
+        FileAccess::Read => File::open(&file.path),
+        FileAccess::Write => OpenOptions::new().read(true).write(true).open(&file.path),
+        FileAccess::Append => return Ok(append_to(&file.path)?),
+    };
+    opened.map_err(|source| StartError::Open { path: file.path.clone(), source })
+}

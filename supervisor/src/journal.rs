@@ -1,0 +1,159 @@
+//! `events.jsonl`: one event a line, append-only, so that whoever follows it reads a file and asks nobody.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+
+use labyard_spec::control::Happening;
+use serde::{Deserialize, Serialize};
+
+use crate::home::{Folder, HomeError, append_to, names};
+use crate::record::{ConditionName, now_ms};
+
+/// Longest line; what guests can put into one is bounded before.
+const MAX_LINE_BYTES: usize = 1 << 20;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// The machine that it is about; the playground as a whole where missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// What happened.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// Something was reached.
+    Condition {
+        /// Which.
+        name: ConditionName,
+        /// How, for people.
+        message: String,
+    },
+    /// The vmm said so.
+    Vmm {
+        /// The vmm's own number of the event.
+        number: u64,
+        /// Microseconds since the start of the vmm.
+        at_us: u64,
+        /// What.
+        happening: Happening,
+    },
+    /// Something worth knowing.
+    Note(String),
+    /// The vmm ended, or was never started.
+    Ended(String),
+}
+
+/// The journal, open for writing.
+#[derive(Debug)]
+pub struct Journal {
+    file: File,
+}
+
+impl Journal {
+    /// Opens a playground's journal.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn open(folder: &Folder) -> Result<Self, HomeError> {
+        Ok(Self { file: append_to(&folder.file(names::EVENTS))? })
+    }
+
+    /// Writes one entry. A disk that is full must not end a playground, so a failure is told on the log.
+    pub fn write(&mut self, machine: Option<&str>, what: What) {
+        let entry = Entry { at_ms: now_ms(), machine: machine.map(str::to_owned), what };
+        let mut line = serde_json::to_vec(&entry).expect("plain data has a JSON form");
+        line.push(b'\n');
+        // One write, so that lines of two writers do not mix (O_APPEND).
+        if let Err(error) = self.file.write_all(&line) {
+            eprintln!("writing an event: {error}");
+        }
+    }
+}
+
+/// Reads a journal, also while it grows.
+#[derive(Debug)]
+pub struct Reader {
+    file: File,
+    rest: Vec<u8>,
+}
+
+impl Reader {
+    /// Opens a playground's journal at its beginning; `None` where there is none.
+    ///
+    /// # Errors
+    /// What open(2) says.
+    pub fn open(folder: &Folder) -> io::Result<Option<Self>> {
+        match File::open(folder.file(names::EVENTS)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(|file| Some(Self { file, rest: Vec::new() })),
+        }
+    }
+
+    /// Moves to the end: only what comes from now on is read.
+    ///
+    /// # Errors
+    /// What lseek(2) says.
+    pub fn skip(&mut self) -> io::Result<()> {
+        self.file.seek(SeekFrom::End(0)).map(|_| ())
+    }
+
+    /// All whole entries that are there and were not read before. A line that is none is passed over.
+    ///
+    /// # Errors
+    /// What read(2) says, or a line without an end.
+    pub fn entries(&mut self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        loop {
+            let mut chunk = Vec::new();
+            if (&self.file).take(64 << 10).read_to_end(&mut chunk)? == 0 {
+                return Ok(entries);
+            }
+            self.rest.extend(chunk);
+            while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.rest.drain(..=end).collect();
+                entries.extend(serde_json::from_slice::<Entry>(&line));
+            }
+            if self.rest.len() > MAX_LINE_BYTES {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "an event without an end"));
+            }
+        }
+    }
+}
+
+/// Number of the last event of the vmm that was written down.
+pub fn last_vmm_event(folder: &Folder) -> u64 {
+    let Ok(Some(mut reader)) = Reader::open(folder) else { return 0 };
+    let numbers = reader.entries().unwrap_or_default().into_iter().filter_map(|entry| match entry.what {
+        What::Vmm { number, .. } => Some(number),
+        _ => None,
+    });
+    numbers.max().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_once_and_half_a_line_waits() {
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = Folder { name: "lab".into(), path: home.path().to_owned() };
+        assert!(Reader::open(&folder).expect("opening").is_none());
+        let mut journal = Journal::open(&folder).expect("opening");
+        let mut reader = Reader::open(&folder).expect("opening").expect("a journal");
+        journal.write(Some("web"), What::Vmm { number: 7, at_us: 1, happening: Happening::Started });
+        journal.file.write_all(b"{\"at_ms\":1,").expect("writing");
+        let entries = reader.entries().expect("reading");
+        assert_eq!((entries.len(), entries[0].machine.as_deref()), (1, Some("web")));
+        journal.file.write_all(b"\"what\":{\"note\":\"x\"}}\n").expect("writing");
+        assert_eq!(reader.entries().expect("reading")[0].what, What::Note("x".into()));
+        assert_eq!(last_vmm_event(&folder), 7);
+    }
+}

@@ -1,0 +1,201 @@
+//! From what a manifest asks for to what the vmm is told: pure. Every file that the vmm gets has a slot, and all are counted.
+
+use std::path::PathBuf;
+
+use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
+use labyard_spec::guest::{self, HostEntry, MachineConfig};
+use labyard_spec::manifest::lab::{self, Lab, MTU};
+use labyard_spec::playground::{BootSpec, DriveSpec, InterfaceSpec, MachineSpec, NetworkSpec, PlaygroundSpec, Slot};
+use serde::{Deserialize, Serialize};
+
+use crate::home::{Folder, names};
+
+/// What the supervisor starts the vmm with; kept as `plan.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What the vmm is told.
+    pub spec: PlaygroundSpec,
+    /// The file of each slot, in order.
+    pub files: Vec<PlannedFile>,
+    /// How many descriptors the vmm may have open.
+    pub max_descriptors: u64,
+}
+
+/// A file that the supervisor opens for the vmm.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlannedFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What the vmm may do with it.
+    pub access: FileAccess,
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FileAccess {
+    /// Reading.
+    Read,
+    /// Reading and writing.
+    Write,
+    /// Appending; made where it is missing.
+    Append,
+}
+
+/// A machine's kernel, found.
+#[derive(Debug, Clone)]
+pub struct FoundKernel {
+    /// Its record.
+    pub record: KernelRecord,
+    /// The ELF image.
+    pub vmlinux: PathBuf,
+    /// The initramfs with our init.
+    pub initramfs: PathBuf,
+    /// The modules image, where the kernel has one.
+    pub modules: Option<PathBuf>,
+}
+
+/// What was found for one machine.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Its kernel.
+    pub kernel: FoundKernel,
+    /// The image of its root.
+    pub root: ImageRecord,
+}
+
+/// Descriptors that the vmm has beside the slots' files: for itself, for each machine, and for each device of it.
+const OWN_DESCRIPTORS: u64 = 128;
+const PER_MACHINE: u64 = 48;
+const PER_CPU: u64 = 4;
+const PER_DEVICE: u64 = 10;
+
+/// The file of a drive.
+pub fn disk_path(folder: &Folder, machine: &str, serial: &str) -> PathBuf {
+    folder.machine(machine).join(format!("{serial}.img"))
+}
+
+/// The plan of a lab; `found` has one entry for each machine.
+pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
+    let mut files = Vec::new();
+    let mut slot = |path: PathBuf, access| {
+        let slot = Slot(u32::try_from(files.len()).unwrap_or(u32::MAX));
+        files.push(PlannedFile { path, access });
+        slot
+    };
+    let mut machines = Vec::new();
+    let mut max_descriptors = OWN_DESCRIPTORS;
+    for (machine, found) in lab.machines.iter().zip(found) {
+        let own = folder.machine(&machine.name);
+        let boot = BootSpec {
+            kernel: slot(found.kernel.vmlinux.clone(), FileAccess::Read),
+            initrd: vec![
+                slot(found.kernel.initramfs.clone(), FileAccess::Read),
+                slot(own.join(names::MACHINE_ARCHIVE), FileAccess::Read),
+            ],
+            extra_cmdline: String::new(),
+        };
+        let mut drives = Vec::new();
+        for drive in &machine.drives {
+            let access = if drive.read_only { FileAccess::Read } else { FileAccess::Write };
+            let file = slot(disk_path(folder, &machine.name, &drive.serial), access);
+            drives.push(DriveSpec { serial: drive.serial.clone(), file, read_only: drive.read_only });
+        }
+        // Last, so that the manifest's drives keep their letters.
+        if let Some(modules) = &found.kernel.modules {
+            let file = slot(modules.clone(), FileAccess::Read);
+            drives.push(DriveSpec { serial: guest::MODULES_SERIAL.to_owned(), file, read_only: true });
+        }
+        let interfaces: Vec<_> = machine
+            .interfaces
+            .iter()
+            .map(|nic| InterfaceSpec { network: nic.network.clone(), mac: nic.mac, mtu: MTU })
+            .collect();
+        max_descriptors += PER_MACHINE
+            + PER_CPU * u64::from(machine.cpu_count)
+            + PER_DEVICE * (drives.len() + interfaces.len()) as u64;
+        machines.push(MachineSpec {
+            name: machine.name.clone(),
+            cpu_count: machine.cpu_count,
+            memory_mib: machine.memory_mib,
+            boot,
+            drives,
+            interfaces,
+            cid: machine.cid,
+            console_log: slot(own.join(names::CONSOLE_LOG), FileAccess::Append),
+        });
+    }
+    let networks = lab
+        .networks
+        .iter()
+        .map(|network| NetworkSpec {
+            name: network.name.clone(),
+            subnet: network.subnet,
+            gateway: network.gateway,
+            private: network.private,
+        })
+        .collect();
+    max_descriptors += files.len() as u64;
+    Plan { spec: PlaygroundSpec { name: lab.name.clone(), networks, machines }, files, max_descriptors }
+}
+
+/// What a machine's init is told.
+///
+/// No default route yet, on any network: nothing answers at the gateway, and a guest that has none learns at once what it cannot reach.
+pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> MachineConfig {
+    let shares = |other: &&lab::Interface| machine.interfaces.iter().any(|own| own.network == other.network);
+    let hosts = lab.machines.iter().flat_map(|other| {
+        let names = vec![other.name.clone()];
+        other.interfaces.iter().filter(shares).map(move |nic| HostEntry { address: nic.address, names: names.clone() })
+    });
+    let interfaces = machine.interfaces.iter().map(|nic| guest::Interface {
+        mac: nic.mac,
+        address: nic.address,
+        prefix: nic.prefix,
+        gateway: None,
+        mtu: MTU,
+    });
+    let drives = machine.drives.iter().map(|drive| guest::Drive {
+        serial: drive.serial.clone(),
+        mount: drive.mount.clone(),
+        filesystem: drive.filesystem.map(lab::Filesystem::name).unwrap_or_default().to_owned(),
+        read_only: drive.read_only,
+    });
+    MachineConfig {
+        hostname: machine.name.clone(),
+        hosts: hosts.collect(),
+        interfaces: interfaces.collect(),
+        nameservers: Vec::new(),
+        drives: drives.collect(),
+        entrypoint: if found.root.init { None } else { found.root.entrypoint.clone() },
+        early_modules: found.kernel.record.early_modules.clone(),
+        late_modules: found.kernel.record.late_modules.clone(),
+        boot_marker: false,
+    }
+}
+
+/// What the person should know before relying on it: one line for each thing that is asked for and not carried out yet.
+pub fn shortfalls(lab: &Lab) -> Vec<String> {
+    let mut lines = Vec::new();
+    let open: Vec<_> =
+        lab.networks.iter().filter(|network| !network.private).map(|network| network.name.as_str()).collect();
+    if !open.is_empty() {
+        lines.push(format!(
+            "networks without a way out: {} (uplinks do not exist yet; machines reach each other)",
+            open.join(", ")
+        ));
+    }
+    let with_files = lab.machines.iter().filter(|machine| !machine.startup_files.is_empty());
+    let files: Vec<_> = with_files.map(|machine| machine.name.as_str()).collect();
+    if !files.is_empty() {
+        lines.push(format!("startupFiles are checked and not written yet: {}", files.join(", ")));
+    }
+    if !lab.tasks.is_empty() {
+        let tasks: Vec<_> = lab.tasks.iter().map(|task| task.name.as_str()).collect();
+        lines.push(format!("initTasks are checked and not run yet: {}", tasks.join(", ")));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests;

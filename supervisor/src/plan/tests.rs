@@ -1,0 +1,98 @@
+use super::*;
+use labyard_spec::manifest::Manifest;
+
+fn lab() -> Lab {
+    let text = "{kind: playground, name: two-machines, playground: {machines: [
+        {name: web, drives: [{source: x, mount: /}], network: {interfaces: [{network: local, address: 172.16.0.10}]}},
+        {name: db, drives: [{source: x, mount: /}], network: {interfaces: [{network: local}]}}]}}";
+    Manifest::read(text, "lab.yaml").expect("it keeps every rule").lab
+}
+
+fn found() -> Found {
+    Found {
+        kernel: FoundKernel {
+            record: KernelRecord {
+                id: "6.12.1-abc".into(),
+                version: "6.12.1".into(),
+                series: "6.12".into(),
+                digest: "sha256:0".into(),
+                early_modules: vec!["virtio_blk.ko".into()],
+                late_modules: vec!["vsock".into()],
+                stock: false,
+            },
+            vmlinux: "/k/vmlinux".into(),
+            initramfs: "/k/initramfs.cpio".into(),
+            modules: Some("/k/modules.ext4".into()),
+        },
+        root: ImageRecord {
+            key: "k".into(),
+            source: "s".into(),
+            digest: "d".into(),
+            layers: vec![],
+            size_bytes: 0,
+            filesystem: "ext4".into(),
+            uuid: "u".into(),
+            init: true,
+            entrypoint: None,
+            entries: 0,
+            writer: 1,
+        },
+    }
+}
+
+fn folder() -> Folder {
+    Folder { name: "two-machines".into(), path: "/p/two-machines".into() }
+}
+
+#[test]
+fn every_slot_has_one_file_and_every_file_one_slot() {
+    let plan = plan(&lab(), &[found(), found()], &folder());
+    let mut slots: Vec<u32> = Vec::new();
+    for machine in &plan.spec.machines {
+        slots.push(machine.boot.kernel.0);
+        slots.extend(machine.boot.initrd.iter().map(|slot| slot.0));
+        slots.extend(machine.drives.iter().map(|drive| drive.file.0));
+        slots.push(machine.console_log.0);
+    }
+    slots.sort_unstable();
+    assert_eq!(slots, (0..plan.files.len() as u32).collect::<Vec<_>>());
+    assert!(plan.max_descriptors > plan.files.len() as u64);
+}
+
+#[test]
+fn only_a_machine_s_own_files_can_be_written() {
+    let plan = plan(&lab(), &[found(), found()], &folder());
+    let own = folder().path;
+    for file in plan.files.iter().filter(|file| file.access != FileAccess::Read) {
+        assert!(file.path.starts_with(&own), "{file:?}");
+    }
+    let mut written: Vec<_> =
+        plan.files.iter().filter(|file| file.access != FileAccess::Read).map(|file| &file.path).collect();
+    written.dedup();
+    assert_eq!(written.len(), 4, "a disk and a log for each machine: {written:?}");
+}
+
+#[test]
+fn the_modules_come_last_and_cannot_be_written() {
+    let plan = plan(&lab(), &[found(), found()], &folder());
+    let serials: Vec<_> =
+        plan.spec.machines[1].drives.iter().map(|drive| (drive.serial.as_str(), drive.read_only)).collect();
+    assert_eq!(serials, [("d00", false), ("modules", true)]);
+}
+
+#[test]
+fn machines_know_each_other_by_name() {
+    let lab = lab();
+    let config = machine_config(&lab, &lab.machines[0], &found());
+    let hosts: Vec<_> = config.hosts.iter().map(|host| format!("{} {}", host.address, host.names.join(" "))).collect();
+    assert_eq!(hosts, ["172.16.0.10 web", "172.16.0.2 db"]);
+    assert_eq!(config.interfaces[0].gateway, None);
+}
+
+#[test]
+fn what_is_not_carried_out_is_said_once() {
+    assert!(shortfalls(&lab()).is_empty());
+    let text = include_str!("../../../spec/testdata/storage.yaml");
+    let storage = Manifest::read(text, "storage.yaml").expect("it keeps every rule").lab;
+    assert_eq!(shortfalls(&storage).len(), 3);
+}

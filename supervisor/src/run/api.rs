@@ -1,0 +1,168 @@
+//! The supervisor's API: HTTP/1.1 on `supervisor.sock`. Streams into guests are upgrades of a request (RFC 9110, 7.8).
+//!
+//! ```text
+//!   GET  /v1/status                          state.json as it is now
+//!   POST /v1/machines/NAME/connect/PORT      101, then a raw stream to a vsock port of the guest
+//!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
+//!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
+//! ```
+//!
+//! Only the same user gets an answer (peer credentials). Errors are plain text: 404 for what is not there, 409 for what has
+//! ended, 502 for what the vmm or the guest refuses.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
+use axum::http::header::{CONNECTION, UPGRADE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use hyper_util::rt::TokioIo;
+use labyard_spec::control;
+use serde::Deserialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::shared::Shared;
+use super::stop;
+use crate::client::STREAM_PROTOCOL;
+use crate::control::{Control, ControlError};
+use crate::home::names;
+use crate::words::{chain, printable};
+
+/// After a failed accept, so that a lack of descriptors does not become a busy loop.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+type Answer = Result<Response, (StatusCode, String)>;
+
+/// Serves the API until the sender speaks or is dropped.
+pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<()>>, oneshot::Sender<()>)> {
+    let listener = shared.folder.bind(names::SUPERVISOR_SOCKET).map_err(io::Error::other)?;
+    listener.set_nonblocking(true)?;
+    let listener = SameUser(UnixListener::from_std(listener)?);
+    let routes = Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/machines/{machine}/connect/{port}", post(connect))
+        .route("/v1/machines/{machine}/console", post(console))
+        .route("/v1/down", post(down))
+        .with_state(Arc::clone(shared));
+    let (farewell, goodbye) = oneshot::channel::<()>();
+    let server = async move {
+        let until = async {
+            let _ = goodbye.await;
+        };
+        axum::serve(listener, routes).with_graceful_shutdown(until).await
+    };
+    Ok((tokio::spawn(server), farewell))
+}
+
+/// A listener that hangs up on other users.
+struct SameUser(UnixListener);
+
+impl axum::serve::Listener for SameUser {
+    type Io = UnixStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (UnixStream, ()) {
+        loop {
+            match self.0.accept().await {
+                Ok((stream, _)) => {
+                    let own = rustix::process::geteuid().as_raw();
+                    if stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
+                        return (stream, ());
+                    }
+                }
+                Err(error) => {
+                    eprintln!("accepting a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+async fn status(State(shared): State<Arc<Shared>>) -> Response {
+    axum::Json(shared.state()).into_response()
+}
+
+#[derive(Deserialize)]
+struct Down {
+    grace_ms: u64,
+}
+
+async fn down(State(shared): State<Arc<Shared>>, Query(down): Query<Down>) -> StatusCode {
+    stop::stop(&shared, Duration::from_millis(down.grace_ms)).await;
+    StatusCode::NO_CONTENT
+}
+
+async fn connect(
+    State(shared): State<Arc<Shared>>,
+    Path((machine, port)): Path<(String, u32)>,
+    request: Request,
+) -> Answer {
+    stream(&shared, &machine, control::Request::Connect { machine: machine.clone(), port }, request).await
+}
+
+async fn console(State(shared): State<Arc<Shared>>, Path(machine): Path<String>, request: Request) -> Answer {
+    stream(&shared, &machine, control::Request::Console { machine: machine.clone() }, request).await
+}
+
+/// Opens a stream into a guest and gives it to the caller.
+async fn stream(shared: &Shared, machine: &str, wish: control::Request, request: Request) -> Answer {
+    let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == STREAM_PROTOCOL);
+    if !wanted {
+        return Err((StatusCode::UPGRADE_REQUIRED, format!("ask for an upgrade to {STREAM_PROTOCOL}")));
+    }
+    let state = shared.state();
+    let Some(known) = state.machines.iter().find(|other| other.name == machine) else {
+        return Err((StatusCode::NOT_FOUND, format!("no machine `{machine}` in lab `{}`", state.name)));
+    };
+    if let Some(ended) = &known.ended {
+        // The console's last lines are for `logs`.
+        let how = crate::record::ended_text(ended);
+        let how = how.lines().next().unwrap_or_default();
+        return Err((StatusCode::CONFLICT, format!("machine `{machine}` does not run: {how}")));
+    }
+    let folder = shared.folder.clone();
+    let dial = move || Control::connect(&folder)?.stream(&wish);
+    let guest = tokio::task::spawn_blocking(dial).await.map_err(|panicked| bad_gateway(&panicked))?;
+    let guest = guest.map_err(|error: ControlError| bad_gateway(&error))?;
+    guest.set_nonblocking(true).map_err(|error| bad_gateway(&error))?;
+    let guest = UnixStream::from_std(guest).map_err(|error| bad_gateway(&error))?;
+    let upgrade = hyper::upgrade::on(request);
+    tokio::spawn(async move {
+        if let Ok(caller) = upgrade.await {
+            carry(TokioIo::new(caller), guest).await;
+        }
+    });
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(STREAM_PROTOCOL));
+    Ok(response)
+}
+
+fn bad_gateway(error: &(dyn std::error::Error + 'static)) -> (StatusCode, String) {
+    (StatusCode::BAD_GATEWAY, printable(&chain(error)))
+}
+
+/// Carries bytes both ways until either side has ended: callers close a direction by frames, never by half a stream.
+async fn carry(caller: TokioIo<hyper::upgrade::Upgraded>, guest: UnixStream) {
+    let (mut from_caller, mut to_caller) = tokio::io::split(caller);
+    let (mut from_guest, mut to_guest) = guest.into_split();
+    tokio::select! {
+        _ = tokio::io::copy(&mut from_caller, &mut to_guest) => {}
+        _ = tokio::io::copy(&mut from_guest, &mut to_caller) => {
+            let _ = tokio::io::AsyncWriteExt::shutdown(&mut to_caller).await;
+        }
+    }
+}

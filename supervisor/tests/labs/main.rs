@@ -1,0 +1,5 @@
+//! Whole labs on fakes: the real `labyard` around a monitor, a jail and a builder that need no KVM, no image and no privileges.
+
+mod host;
+mod lifecycle;
+mod streams;
