@@ -1,1 +1,5 @@
-//! e2e
+//! What the end-to-end tests share.
+
+#![forbid(unsafe_code)]
+
+pub mod house;

@@ -1,0 +1,139 @@
+//! A lab that runs, and checks on it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::host::{self, Said};
+
+/// How long a change of state may take in the emulated host.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A lab; taken down when dropped, whatever became of the test.
+pub(crate) struct Lab {
+    name: &'static str,
+    failures: Vec<String>,
+}
+
+/// Writes a manifest below `folder`; `machines` is YAML with one entry a line, already indented for a list.
+pub(crate) fn manifest(folder: &Path, name: &str, machines: &str) -> Result<PathBuf> {
+    let layout = host::given("LABYARD_TEST_LAYOUT")?;
+    let image = format!("oci-layout:{}:debian", layout.display());
+    let text = format!(
+        "kind: playground\nname: {name}\nplayground:\n  networks: [{{name: local, subnet: 172.16.0.0/24, private: true}}]\n  machines:\n{machines}"
+    );
+    let path = folder.join(format!("{name}.yaml"));
+    fs::write(&path, text.replace("IMAGE", &image))?;
+    Ok(path)
+}
+
+impl Lab {
+    /// A lab that is about to come up under this name.
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, failures: Vec::new() }
+    }
+
+    /// Brings it up.
+    pub(crate) fn up(&self, manifest: &Path) -> Result<Said> {
+        let manifest = manifest.to_str().context("a path in UTF-8")?;
+        let said = host::run(&["up", manifest])?;
+        if said.code != 0 {
+            eprintln!("{}", self.words());
+        }
+        said.expect(0)
+    }
+
+    /// Runs a named check; its failure is kept for [`Lab::verdict`].
+    pub(crate) fn check(&mut self, name: &str, check: impl FnOnce(&Self) -> Result<()>) {
+        let start = Instant::now();
+        let outcome = check(self);
+        let took = start.elapsed().as_secs_f32();
+        match outcome {
+            Ok(()) => eprintln!("  ok      {took:>6.1} s  {name}"),
+            Err(error) => {
+                eprintln!("  FAILED  {took:>6.1} s  {name}: {error:#}\n{}", self.words());
+                self.failures.push(name.to_owned());
+            }
+        }
+    }
+
+    /// Fails where a check has failed.
+    pub(crate) fn verdict(&self) -> Result<()> {
+        if !self.failures.is_empty() {
+            bail!("failed: {}", self.failures.join("; "));
+        }
+        Ok(())
+    }
+
+    /// Runs a program in a machine.
+    pub(crate) fn exec(&self, machine: &str, argv: &[&str]) -> Result<Said> {
+        let name = format!("{}/{machine}", self.name);
+        host::run(&[&["exec", &name, "--"], argv].concat())
+    }
+
+    /// Runs a program in a machine with `input` on its standard input.
+    pub(crate) fn exec_with(&self, machine: &str, argv: &[&str], input: &[u8]) -> Result<Said> {
+        let name = format!("{}/{machine}", self.name);
+        host::run_with(host::labyard(&[&["exec", "-i", &name, "--"], argv].concat())?, input)
+    }
+
+    /// What `ps` says of this lab; `None` where it knows none.
+    pub(crate) fn ps(&self) -> Result<Option<Value>> {
+        let said = host::run(&["ps", "--json"])?.expect(0)?;
+        let document: Value = serde_json::from_slice(&said.stdout)?;
+        let labs = document["labs"].as_array().context("labs")?;
+        Ok(labs.iter().find(|lab| lab["name"] == self.name).cloned())
+    }
+
+    /// Waits until `ps` says of a machine that its state contains `word`.
+    pub(crate) fn wait_for_state(&self, machine: &str, word: &str) -> Result<String> {
+        let mut last = String::new();
+        let look = || {
+            let Some(lab) = self.ps()? else { return Ok(None) };
+            let machines = lab["machines"].as_array().cloned().unwrap_or_default();
+            let state = machines.iter().find(|shown| shown["name"] == machine).map(|shown| shown["state"].clone());
+            let state = state.and_then(|state| state.as_str().map(str::to_owned)).unwrap_or_default();
+            last.clone_from(&state);
+            Ok(state.contains(word).then_some(state))
+        };
+        let outcome = host::wait_for(&format!("{machine}: {word}"), PATIENCE, look, String::new);
+        outcome.with_context(|| format!("state at the end: {last}\n{}", self.words()))
+    }
+
+    /// Process ids of its supervisor and its vmm.
+    pub(crate) fn processes(&self) -> Result<(u32, u32)> {
+        let lab = self.ps()?.context("ps does not know the lab")?;
+        let id = |name: &str| {
+            lab[name].as_u64().and_then(|id| u32::try_from(id).ok()).with_context(|| format!("{name} in {lab}"))
+        };
+        Ok((id("supervisor_pid")?, id("vmm_pid")?))
+    }
+
+    /// The ends of all its logs.
+    pub(crate) fn words(&self) -> String {
+        let Ok(home) = host::given("LABYARD_HOME") else { return String::new() };
+        let folder = home.join("playgrounds").join(self.name);
+        let mut files = vec![folder.join("supervisor.log"), folder.join("vmm.log"), folder.join("events.jsonl")];
+        for machine in fs::read_dir(folder.join("machines")).into_iter().flatten().flatten() {
+            files.push(machine.path().join("console.log"));
+        }
+        let tail = |path: &PathBuf| {
+            let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+            let lines: Vec<_> = text.lines().collect();
+            format!("--- {}\n{}\n", path.display(), lines[lines.len().saturating_sub(30)..].join("\n"))
+        };
+        files.iter().map(tail).collect()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        match host::run(&["down", self.name, "--grace", "5s"]) {
+            Ok(said) if said.code == 0 => {}
+            other => eprintln!("labyard down {}: {other:?}", self.name),
+        }
+    }
+}

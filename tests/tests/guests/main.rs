@@ -1,0 +1,10 @@
+//! Real guests. Run by `tests/run-guests`, which prepares a store, the programs and a host where guests can run.
+//!
+//! A lab takes half a minute to come up in the emulated host, so one lab carries many checks ([`lab::Lab::check`]): each has
+//! a name, prints how long it took, and fails the test at the end, so that one failure does not hide the others.
+
+mod host;
+mod killed;
+mod lab;
+mod refused;
+mod two_machines;
