@@ -1,0 +1,128 @@
+//! What crosses a process as JSON, and the frames of the agent. What is understood must come out again as it went in.
+
+use std::fmt::Debug;
+use std::str::FromStr;
+
+use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
+use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
+use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
+use labyard_spec::jail::JailSpec;
+use labyard_spec::playground::{BootSpec, DriveSpec, MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::source::Source;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// Takes the bytes for each message that there is.
+pub(super) fn run(bytes: &[u8]) {
+    both_ways::<Request>(bytes);
+    both_ways::<Reply>(bytes);
+    both_ways::<Event>(bytes);
+    both_ways::<agent::Request>(bytes);
+    both_ways::<Exit>(bytes);
+    both_ways::<MachineConfig>(bytes);
+    both_ways::<Hello>(bytes);
+    both_ways::<JailSpec>(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = Source::from_str(text);
+    }
+}
+
+fn both_ways<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) {
+    let Ok(message) = serde_json::from_slice::<T>(bytes) else { return };
+    let text = serde_json::to_vec(&message).expect("what was read can be written");
+    let again: T = serde_json::from_slice(&text).expect("what was written can be read");
+    assert_eq!(message, again);
+}
+
+/// Takes the bytes for a stream of the agent's frames.
+pub(super) fn frames(bytes: &[u8]) {
+    let mut rest = bytes;
+    while let Some((header, behind)) = rest.split_first_chunk::<HEADER_BYTES>() {
+        let Ok((kind, len)) = agent::parse_header(*header) else { return };
+        assert!(len <= MAX_FRAME_BYTES, "a frame of {len} bytes");
+        assert_eq!(agent::header(kind, len), *header);
+        rest = behind.get(len as usize..).unwrap_or_default();
+    }
+}
+
+/// One of each message.
+pub(super) fn seeds() -> Vec<Vec<u8>> {
+    let json = |message: &dyn Fn() -> serde_json::Result<Vec<u8>>| message().expect("plain data has a JSON form");
+    let machine = MachineSpec {
+        name: "web".into(),
+        cpu_count: 2,
+        memory_mib: 512,
+        boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1), Slot(2)], extra_cmdline: "quiet".into() },
+        drives: vec![DriveSpec { serial: "d00".into(), file: Slot(3), read_only: false }],
+        interfaces: Vec::new(),
+        cid: 3,
+        console_log: Slot(4),
+    };
+    let spec = PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: vec![machine] };
+    let requests = [
+        Request::Descriptors { first: Slot(0), count: 5 },
+        Request::Create(Box::new(spec)),
+        Request::Status,
+        Request::Events { after: 7 },
+        Request::Connect { machine: "web".into(), port: 1024 },
+        Request::Kill { machine: None },
+    ];
+    let status = MachineStatus {
+        name: "web".into(),
+        state: MachineState::Crashed("Kernel panic".into()),
+        boot_us: vec![(Milestone::FirstRun, 1234)],
+        faults: vec![("rng".into(), 1)],
+    };
+    let replies = [
+        Reply::Done,
+        Reply::Failed("no".into()),
+        Reply::Status(Status { protocol: 1, machines: vec![status], last_event: 2 }),
+    ];
+    let event = Event { number: 1, at_us: 5, machine: "web".into(), what: Happening::GuestConnected { port: 1025 } };
+    let exec = Exec {
+        argv: vec!["ping".into(), "db".into()],
+        env: vec!["A=b".into()],
+        working_dir: None,
+        user: Some("0".into()),
+        tty: Some((80, 24)),
+    };
+    let config = MachineConfig {
+        hostname: "web".into(),
+        hosts: Vec::new(),
+        interfaces: Vec::new(),
+        nameservers: vec![[10, 0, 0, 1].into()],
+        drives: vec![Drive {
+            serial: "d00".into(),
+            mount: Some("/".into()),
+            filesystem: "ext4".into(),
+            read_only: false,
+        }],
+        entrypoint: Some(Entrypoint {
+            argv: vec!["/bin/sh".into()],
+            env: Vec::new(),
+            user: String::new(),
+            working_dir: "/".into(),
+            stop_signal: Some("SIGQUIT".into()),
+        }),
+        early_modules: vec!["virtio_mmio.ko.xz".into()],
+        late_modules: Vec::new(),
+        boot_marker: true,
+    };
+    let jail = JailSpec {
+        program: 10,
+        argv: vec!["labyard-vmm".into()],
+        descriptors: vec![(11, 2), (12, 3)],
+        max_descriptors: 1024,
+        confine: true,
+    };
+    let mut seeds: Vec<Vec<u8>> = requests.iter().map(|request| json(&|| serde_json::to_vec(request))).collect();
+    seeds.extend(replies.iter().map(|reply| json(&|| serde_json::to_vec(reply))));
+    seeds.push(json(&|| serde_json::to_vec(&event)));
+    seeds.push(json(&|| serde_json::to_vec(&agent::Request::Exec(exec.clone()))));
+    seeds.push(json(&|| serde_json::to_vec(&Exit::Signal(9))));
+    seeds.push(json(&|| serde_json::to_vec(&config)));
+    seeds.push(json(&|| serde_json::to_vec(&Hello::InitDone { kernel: "6.12".into() })));
+    seeds.push(json(&|| serde_json::to_vec(&jail)));
+    seeds.push(b"oci-layout:layout:debian".to_vec());
+    seeds
+}
