@@ -9,5 +9,6 @@ pub mod memfd;
 pub mod message;
 pub mod pidfd;
 pub mod random;
+pub mod space;
 pub mod spawn;
 pub mod wait;

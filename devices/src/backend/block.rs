@@ -29,6 +29,22 @@ pub enum Operation<'mem> {
     },
     /// Makes completed writes durable.
     Flush,
+    /// The guest needs the range no more: its space goes back to the host, and it reads as zeros.
+    Discard {
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        len: u64,
+    },
+    /// The range reads as zeros from now on.
+    WriteZeroes {
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        len: u64,
+        /// Whether its space may go back to the host.
+        unmap: bool,
+    },
 }
 
 /// A request that ended.

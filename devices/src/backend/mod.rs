@@ -1,4 +1,5 @@
 //! What is behind a drive.
 
 pub mod block;
+pub mod engine;
 pub mod raw;

@@ -1,14 +1,14 @@
 //! A drive in a plain file: byte n of the drive is byte n of the file.
 //!
-//! The file arrives open. Each request is one vectored system call between guest memory and the file.
+//! The file arrives open. Each request is one step of an engine, between guest memory and the file.
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, RawFd};
+use std::os::fd::RawFd;
 
 use super::block::{BlockBackend, Completion, Operation, Tag};
-use labyard_sys::iov;
+use super::engine::{Engine, FileIndex, Io, SyncEngine};
 
 /// Bytes of a sector (VIRTIO 1.2, §5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -28,25 +28,42 @@ pub enum RawError {
 }
 
 /// A plain file.
-pub struct RawFile {
-    file: File,
+pub struct RawFile<E> {
+    engine: E,
     capacity_bytes: u64,
     read_only: bool,
-    done: VecDeque<Completion>,
+    /// Answered without the engine.
+    refused: VecDeque<Completion>,
 }
 
-impl RawFile {
+/// The one file of the engine.
+const FILE: FileIndex = 0;
+
+impl RawFile<SyncEngine> {
     /// The drive in `file`, whose size is fixed from now on.
     pub fn new(file: File, read_only: bool) -> Result<Self, RawError> {
-        let bytes = file.metadata().map_err(RawError::Stat)?.len();
-        if bytes & SECTOR_BYTES.wrapping_sub(1) != 0 {
-            return Err(RawError::Unaligned { bytes });
-        }
-        Ok(Self { file, capacity_bytes: bytes, read_only, done: VecDeque::new() })
+        let capacity_bytes = capacity(&file)?;
+        Ok(Self::over(SyncEngine::new(vec![file]), capacity_bytes, read_only))
     }
 }
 
-impl BlockBackend for RawFile {
+/// Bytes of the drive in `file`.
+///
+/// # Errors
+/// Its size cannot be read, or is not a whole number of sectors.
+pub fn capacity(file: &File) -> Result<u64, RawError> {
+    let bytes = file.metadata().map_err(RawError::Stat)?.len();
+    if bytes & SECTOR_BYTES.wrapping_sub(1) == 0 { Ok(bytes) } else { Err(RawError::Unaligned { bytes }) }
+}
+
+impl<E: Engine> RawFile<E> {
+    /// The drive in the first file of `engine`, of which the guest sees `capacity_bytes`.
+    pub fn over(engine: E, capacity_bytes: u64, read_only: bool) -> Self {
+        Self { engine, capacity_bytes, read_only, refused: VecDeque::new() }
+    }
+}
+
+impl<E: Engine> BlockBackend for RawFile<E> {
     fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes
     }
@@ -56,22 +73,32 @@ impl BlockBackend for RawFile {
     }
 
     fn submit(&mut self, tag: Tag, operation: Operation<'_>) {
-        let result = match operation {
-            Operation::Read { offset, mut into } => iov::read_exact_at(self.file.as_fd(), &mut into, offset),
-            Operation::Write { .. } if self.read_only => Err(io::ErrorKind::PermissionDenied.into()),
-            Operation::Write { offset, mut from } => iov::write_all_at(self.file.as_fd(), &mut from, offset),
-            Operation::Flush if self.read_only => Ok(()),
-            // Data and the metadata needed to read it back; times do not matter.
-            Operation::Flush => self.file.sync_data(),
+        let io = match operation {
+            Operation::Read { offset, into } => Io::Read { file: FILE, offset, into },
+            Operation::Flush if self.read_only => return self.refused.push_back(Completion { tag, result: Ok(()) }),
+            _ if self.read_only => {
+                let result = Err(io::ErrorKind::PermissionDenied.into());
+                return self.refused.push_back(Completion { tag, result });
+            }
+            Operation::Write { offset, from } => Io::Write { file: FILE, offset, from },
+            Operation::Flush => Io::Sync { file: FILE },
+            Operation::Discard { offset, len } | Operation::WriteZeroes { offset, len, unmap: true } => {
+                Io::Punch { file: FILE, offset, len }
+            }
+            Operation::WriteZeroes { offset, len, unmap: false } => Io::Zero { file: FILE, offset, len },
         };
-        self.done.push_back(Completion { tag, result });
+        self.engine.submit(tag.into(), io);
     }
 
     fn collect(&mut self) -> Option<Completion> {
-        self.done.pop_front()
+        if let Some(refused) = self.refused.pop_front() {
+            return Some(refused);
+        }
+        let (tag, result) = self.engine.collect()?;
+        Some(Completion { tag: Tag::try_from(tag).ok()?, result })
     }
 
     fn source(&self) -> Option<RawFd> {
-        None
+        self.engine.source()
     }
 }

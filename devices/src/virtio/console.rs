@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::{Chain, RingFault};
+use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::Memory;
 use crate::fault::Faults;
@@ -82,7 +83,7 @@ impl VirtioDevice for Console {
             device_type: DeviceType::Console,
             features: 0,
             queue_sizes: vec![QUEUE_SIZE; 2],
-            config: Vec::new(),
+            config: ConfigSpace::new(Vec::new()),
         }
     }
 

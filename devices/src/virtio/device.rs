@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::config::ConfigSpace;
 use crate::fault::Faults;
 use crate::worker::{Activation, Worker};
 
@@ -30,8 +31,8 @@ pub struct DeviceInfo {
     pub features: u64,
     /// Largest size of each queue, a power of two.
     pub queue_sizes: Vec<u16>,
-    /// Its configuration space, which a driver reads and cannot change.
-    pub config: Vec<u8>,
+    /// Its configuration space.
+    pub config: ConfigSpace,
 }
 
 /// A device could not be activated; it comes back to rest.

@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod chain;
+pub mod config;
 pub mod console;
 pub mod device;
 pub mod net;

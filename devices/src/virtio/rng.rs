@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::chain::{Chain, RingFault};
+use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::Memory;
 use crate::fault::Faults;
@@ -59,7 +60,12 @@ impl Default for Rng {
 
 impl VirtioDevice for Rng {
     fn info(&self) -> DeviceInfo {
-        DeviceInfo { device_type: DeviceType::Rng, features: 0, queue_sizes: vec![QUEUE_SIZE], config: Vec::new() }
+        DeviceInfo {
+            device_type: DeviceType::Rng,
+            features: 0,
+            queue_sizes: vec![QUEUE_SIZE],
+            config: ConfigSpace::new(Vec::new()),
+        }
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{Chain, RingFault};
+use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::Memory;
 use crate::backend::block::{BlockBackend, Operation, Tag};
@@ -70,7 +71,12 @@ impl VirtioDevice for Block {
         config.extend_from_slice(&512u32.to_le_bytes());
         let read_only = if self.backend.read_only() { F_RO } else { 0 };
         let features = F_SEG_MAX | F_BLK_SIZE | F_FLUSH | read_only;
-        DeviceInfo { device_type: DeviceType::Block, features, queue_sizes: vec![QUEUE_SIZE], config }
+        DeviceInfo {
+            device_type: DeviceType::Block,
+            features,
+            queue_sizes: vec![QUEUE_SIZE],
+            config: ConfigSpace::new(config),
+        }
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use super::chain::{Chain, RingFault};
+use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::Memory;
 use crate::fault::Faults;
@@ -56,7 +57,12 @@ impl VirtioDevice for Net {
         config.extend_from_slice(&1u16.to_le_bytes());
         config.extend_from_slice(&self.mtu.to_le_bytes());
         let features = F_MTU | F_MAC | F_STATUS;
-        DeviceInfo { device_type: DeviceType::Net, features, queue_sizes: vec![QUEUE_SIZE; 2], config }
+        DeviceInfo {
+            device_type: DeviceType::Net,
+            features,
+            queue_sizes: vec![QUEUE_SIZE; 2],
+            config: ConfigSpace::new(config),
+        }
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {

@@ -332,8 +332,7 @@ impl MmioTransport {
             0x70 => self.status(),
             // SHMLen and SHMBase: no shared memory region has a length of all ones (§4.2.2.1).
             0xb0 | 0xb4 | 0xb8 | 0xbc => u32::MAX,
-            // ConfigGeneration: the space never changes.
-            0xfc => 0,
+            0xfc => self.info.config.generation(),
             _ => {
                 self.faults.note(format_args!("read of register {offset:#x}"));
                 0
@@ -407,13 +406,7 @@ impl MmioTransport {
 impl BusDevice for MmioTransport {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         if let Some(from) = offset.checked_sub(CONFIG) {
-            let space = usize::try_from(from).ok().and_then(|from| self.info.config.get(from..));
-            // What lies behind the space reads as zero.
-            data.fill(0);
-            for (to, from) in data.iter_mut().zip(space.unwrap_or_default()) {
-                *to = *from;
-            }
-            return;
+            return self.info.config.read(from, data);
         }
         match <&mut [u8; 4]>::try_from(&mut *data) {
             Ok(register) if offset & 3 == 0 => *register = self.read_register(offset).to_le_bytes(),
@@ -425,11 +418,14 @@ impl BusDevice for MmioTransport {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        match <[u8; 4]>::try_from(data) {
-            Ok(register) if offset & 3 == 0 && offset < CONFIG => {
-                self.write_register(offset, u32::from_le_bytes(register));
+        if let Some(at) = offset.checked_sub(CONFIG) {
+            if !self.info.config.write(at, data) {
+                self.faults.note(format_args!("write of {} bytes at {at:#x} of the configuration", data.len()));
             }
-            // No device of ours has a configuration that a driver may change.
+            return;
+        }
+        match <[u8; 4]>::try_from(data) {
+            Ok(register) if offset & 3 == 0 => self.write_register(offset, u32::from_le_bytes(register)),
             _ => self.faults.note(format_args!("write of {} bytes at register {offset:#x}", data.len())),
         }
     }

@@ -18,6 +18,7 @@ mod worker;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::fault::Faults;
 use crate::worker::{Activation, Worker};
@@ -55,7 +56,12 @@ impl VirtioDevice for Vsock {
     fn info(&self) -> DeviceInfo {
         // struct virtio_vsock_config, §5.10.4: guest_cid.
         let config = self.cid.to_le_bytes().to_vec();
-        DeviceInfo { device_type: DeviceType::Vsock, features: 0, queue_sizes: vec![QUEUE_SIZE; 3], config }
+        DeviceInfo {
+            device_type: DeviceType::Vsock,
+            features: 0,
+            queue_sizes: vec![QUEUE_SIZE; 3],
+            config: ConfigSpace::new(config),
+        }
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {

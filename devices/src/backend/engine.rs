@@ -1,0 +1,112 @@
+//! How a backend's bytes reach its files: one step of input or output at a time, started with a tag and collected later.
+//!
+//! A backend decides what has to be read, written and synced, in which order; an engine carries it out. [`SyncEngine`] does so
+//! within `submit`, by vectored system calls. Completions come in any order: what must wait for something waits in the backend.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, RawFd};
+
+use labyard_sys::iov::{self, GuestSlices};
+use labyard_sys::space;
+
+/// Names a step until it completes; chosen by the backend.
+pub type IoTag = u64;
+
+/// One of the engine's files: its position in the list that the engine was made with.
+pub type FileIndex = usize;
+
+/// A step.
+pub enum Io<'mem> {
+    /// Fills guest memory from `offset`.
+    Read {
+        /// From which file.
+        file: FileIndex,
+        /// In bytes.
+        offset: u64,
+        /// Where to.
+        into: GuestSlices<'mem>,
+    },
+    /// Stores guest memory at `offset`.
+    Write {
+        /// To which file.
+        file: FileIndex,
+        /// In bytes.
+        offset: u64,
+        /// Where from.
+        from: GuestSlices<'mem>,
+    },
+    /// Makes what was written durable: data, and the metadata needed to read it back (fdatasync(2)).
+    Sync {
+        /// Which file.
+        file: FileIndex,
+    },
+    /// Gives the range's space back to the host; it reads as zeros (fallocate(2), FALLOC_FL_PUNCH_HOLE).
+    Punch {
+        /// In which file.
+        file: FileIndex,
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        len: u64,
+    },
+    /// Makes the range zeros without giving its space back (fallocate(2), FALLOC_FL_ZERO_RANGE).
+    Zero {
+        /// In which file.
+        file: FileIndex,
+        /// In bytes.
+        offset: u64,
+        /// In bytes.
+        len: u64,
+    },
+}
+
+/// Carries out steps.
+pub trait Engine: Send {
+    /// Starts a step.
+    fn submit(&mut self, tag: IoTag, io: Io<'_>);
+    /// The next step that has ended.
+    fn collect(&mut self) -> Option<(IoTag, io::Result<()>)>;
+    /// Can be read when `collect` has news; `None` for an engine that completes within `submit`.
+    fn source(&self) -> Option<RawFd>;
+}
+
+/// Steps are system calls of the calling thread.
+pub struct SyncEngine {
+    files: Vec<File>,
+    done: VecDeque<(IoTag, io::Result<()>)>,
+}
+
+impl SyncEngine {
+    /// An engine over these files.
+    pub fn new(files: Vec<File>) -> Self {
+        Self { files, done: VecDeque::new() }
+    }
+
+    fn run(&self, io: Io<'_>) -> io::Result<()> {
+        let file = |index: FileIndex| self.files.get(index).ok_or(io::ErrorKind::NotFound);
+        match io {
+            Io::Read { file: index, offset, mut into } => iov::read_exact_at(file(index)?.as_fd(), &mut into, offset),
+            Io::Write { file: index, offset, mut from } => iov::write_all_at(file(index)?.as_fd(), &mut from, offset),
+            Io::Sync { file: index } => file(index)?.sync_data(),
+            Io::Punch { file: index, offset, len } => space::punch(file(index)?, offset, len),
+            Io::Zero { file: index, offset, len } => space::zero(file(index)?, offset, len),
+        }
+    }
+}
+
+impl Engine for SyncEngine {
+    fn submit(&mut self, tag: IoTag, io: Io<'_>) {
+        let result = self.run(io);
+        self.done.push_back((tag, result));
+    }
+
+    fn collect(&mut self) -> Option<(IoTag, io::Result<()>)> {
+        self.done.pop_front()
+    }
+
+    fn source(&self) -> Option<RawFd> {
+        None
+    }
+}
