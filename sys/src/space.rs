@@ -1,9 +1,11 @@
 //! Space of a file (fallocate(2)): giving it back, and zeros without writing them. Sizes never change.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsFd;
 
-use rustix::fs::{FallocateFlags, fallocate};
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use rustix::io::Errno;
 
 /// Gives the space of a range back; it reads as zeros.
 ///
@@ -21,10 +23,41 @@ pub fn zero(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     Ok(fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)?)
 }
 
+/// The parts of `range` that hold data (lseek(2), SEEK_DATA and SEEK_HOLE), in order. All that is left where the file system
+/// cannot tell. The file's cursor moves.
+pub fn data_ranges<F: AsFd>(file: F, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let Range { mut start, end } = range;
+    std::iter::from_fn(move || {
+        if start >= end {
+            return None;
+        }
+        let found = match seek(&file, SeekFrom::Data(start)) {
+            Ok(data) if data >= end => return None,
+            Ok(data) => data..seek(&file, SeekFrom::Hole(data)).unwrap_or(end).clamp(data + 1, end),
+            Err(Errno::NXIO) => return None, // nothing but a hole is left
+            Err(_) => start..end,
+        };
+        start = found.end;
+        Some(found)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::fs::{FileExt, MetadataExt};
+
+    #[test]
+    fn data_is_told_from_holes_within_the_range() {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(1 << 20).expect("sizing");
+        for at in [0u64, 256 << 10, 512 << 10] {
+            file.write_all_at(&[1; 4096], at).expect("writing");
+        }
+        let found: Vec<_> = data_ranges(&file, 1000..(512 << 10) + 100).collect();
+        assert_eq!(found, [1000..4096, 256 << 10..(256 << 10) + 4096, 512 << 10..(512 << 10) + 100]);
+        assert_eq!(data_ranges(&file, (516 << 10)..1 << 20).count(), 0);
+    }
 
     #[test]
     fn a_hole_gives_back_its_blocks_and_reads_as_zeros() {

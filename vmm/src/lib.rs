@@ -8,6 +8,7 @@
 //! - [`boot`]: kernel, initramfs and start info in guest memory.
 //! - [`vcpu`], [`runtime`]: the threads.
 //! - [`console`]: what a guest prints, and who watches.
+//! - [`snapshot`]: a playground at rest on disk.
 
 pub mod arch;
 pub mod boot;
@@ -18,4 +19,5 @@ pub mod machine;
 pub mod plan;
 pub mod playground;
 pub mod runtime;
+pub mod snapshot;
 pub mod vcpu;

@@ -18,6 +18,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::layout;
 
+pub mod state;
+
 /// A call to KVM failed.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmError {
@@ -38,6 +40,12 @@ pub enum KvmError {
         /// Why it failed.
         source: kvm_ioctls::Error,
     },
+    /// An MSR of a saved machine that this host does not take.
+    #[error("KVM: MSR {index:#x} of the saved machine is refused; was it saved on another kind of processor?")]
+    Msr {
+        /// Its index.
+        index: u32,
+    },
     /// Guest memory could not be mapped.
     #[error("mapping {bytes} bytes of guest memory")]
     Memory {
@@ -56,6 +64,7 @@ fn call(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
 pub struct Hypervisor {
     kvm: Kvm,
     cpuid: CpuId,
+    msrs: Vec<u32>,
 }
 
 impl Hypervisor {
@@ -79,7 +88,13 @@ impl Hypervisor {
             }
         }
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("reading the supported CPUID"))?;
-        Ok(Self { kvm, cpuid })
+        let msrs = kvm.get_msr_index_list().map_err(call("reading the list of MSRs"))?.as_slice().to_vec();
+        Ok(Self { kvm, cpuid, msrs })
+    }
+
+    /// MSRs that make a vCPU's state (KVM_GET_MSR_INDEX_LIST).
+    pub fn msrs(&self) -> &[u32] {
+        &self.msrs
     }
 
     /// vCPUs of one machine at most (KVM_CAP_MAX_VCPUS, and the 8-bit ids of the tables).

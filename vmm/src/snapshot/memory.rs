@@ -1,0 +1,134 @@
+//! Guest memory to a file and back: byte n of the file is byte n of the machine's memfd. Holes stay holes.
+//!
+//! Bytes travel between mapping and file by the kernel alone; no reference to guest memory is formed.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+
+use labyard_devices::Memory;
+use labyard_sys::iov::{self, GuestSlices};
+use labyard_sys::space;
+use vm_memory::{Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions};
+
+use super::{SnapshotError, file_error};
+
+/// Bytes of one system call at most.
+const CHUNK_BYTES: u64 = 16 << 20;
+
+/// Writes what the guest has touched to an empty file.
+///
+/// # Errors
+/// What the file system says.
+pub fn save(mem: &Memory, to: &File) -> Result<(), SnapshotError> {
+    let failed = "writing a machine's memory";
+    for_each_region(mem, |guest, from, offset, len| {
+        let end = offset + len;
+        for data in space::data_ranges(from, offset..end) {
+            let (start, stop) = (data.start, data.end);
+            transfer(mem, guest + (start - offset), start, stop - start, |slices, at| {
+                iov::write_all_at(to.as_fd(), slices, at)
+            })?;
+        }
+        Ok(())
+    })
+    .and_then(|()| to.set_len(file_bytes(mem)))
+    .and_then(|()| to.sync_data())
+    .map_err(file_error(failed))
+}
+
+/// Fills fresh memory from what `save` wrote.
+///
+/// # Errors
+/// The file is not as long as the memory, or what the file system says.
+pub fn restore(mem: &Memory, from: &File) -> Result<(), SnapshotError> {
+    let (found, expected) =
+        (from.metadata().map_err(file_error("looking at a machine's memory"))?.len(), file_bytes(mem));
+    if found != expected {
+        return Err(SnapshotError::Other(format!(
+            "the file of a machine's memory has {found} bytes, the machine {expected}"
+        )));
+    }
+    for_each_region(mem, |guest, _, offset, len| {
+        for data in space::data_ranges(from, offset..offset + len) {
+            let (start, stop) = (data.start, data.end);
+            transfer(mem, guest + (start - offset), start, stop - start, |slices, at| {
+                iov::read_exact_at(from.as_fd(), slices, at)
+            })?;
+        }
+        Ok(())
+    })
+    .map_err(file_error("reading a machine's memory"))
+}
+
+/// Calls with guest address, file, offset in the file and length of each region.
+fn for_each_region(mem: &Memory, mut call: impl FnMut(u64, &File, u64, u64) -> io::Result<()>) -> io::Result<()> {
+    for region in mem.iter() {
+        let backing = region.file_offset().ok_or(io::ErrorKind::Unsupported)?;
+        call(region.start_addr().raw_value(), backing.file(), backing.start(), region.len())?;
+    }
+    Ok(())
+}
+
+fn file_bytes(mem: &Memory) -> u64 {
+    mem.iter().map(GuestMemoryRegion::len).sum()
+}
+
+/// Moves `len` bytes at a guest address and a file offset, in chunks.
+fn transfer(
+    mem: &Memory,
+    mut guest: u64,
+    mut offset: u64,
+    mut len: u64,
+    mut step: impl FnMut(&mut GuestSlices<'_>, u64) -> io::Result<()>,
+) -> io::Result<()> {
+    while len > 0 {
+        let part = len.min(CHUNK_BYTES);
+        let mut slices = GuestSlices::new();
+        let room = GuestMemory::get_slices(mem, GuestAddress(guest), part as usize, Permissions::ReadWrite);
+        for slice in room.map_err(io::Error::other)? {
+            if !slices.push(slice.map_err(io::Error::other)?) {
+                return Err(io::ErrorKind::InvalidInput.into());
+            }
+        }
+        step(&mut slices, offset)?;
+        (guest, offset, len) = (guest + part, offset + part, len - part);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::map_memory;
+    use std::os::unix::fs::MetadataExt;
+    use vm_memory::Bytes;
+
+    #[test]
+    fn touched_memory_comes_back_and_the_rest_takes_no_room() {
+        let mem = map_memory("test", 64 << 20).expect("memory");
+        for address in [0u64, 0x1003, 5 << 20, (64 << 20) - 3] {
+            mem.write_slice(b"abc", GuestAddress(address)).expect("in memory");
+        }
+        let file = tempfile::tempfile().expect("a file");
+        save(&mem, &file).expect("saving");
+        let meta = file.metadata().expect("metadata");
+        assert_eq!(meta.len(), 64 << 20);
+        assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
+        let fresh = map_memory("test", 64 << 20).expect("memory");
+        restore(&fresh, &file).expect("restoring");
+        for address in [0u64, 0x1003, 5 << 20, (64 << 20) - 3] {
+            let mut bytes = [0; 3];
+            fresh.read_slice(&mut bytes, GuestAddress(address)).expect("in memory");
+            assert_eq!(&bytes, b"abc", "{address:#x}");
+        }
+    }
+
+    #[test]
+    fn memory_of_another_size_is_refused() {
+        let file = tempfile::tempfile().expect("a file");
+        save(&map_memory("test", 1 << 20).expect("memory"), &file).expect("saving");
+        let error = restore(&map_memory("test", 2 << 20).expect("memory"), &file).expect_err("half of it");
+        assert!(error.to_string().contains("1048576 bytes, the machine 2097152"), "{error}");
+    }
+}
