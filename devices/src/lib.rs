@@ -33,3 +33,8 @@ pub use virtio::REGISTRY;
 
 /// A guest's memory: regions shared by everyone who holds a clone.
 pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// The guide to adding a device, compiled and run.
+#[cfg(all(doctest, feature = "testing"))]
+#[doc = include_str!("../../docs/add-a-device.md")]
+struct AddADevice;
