@@ -245,6 +245,12 @@ impl GuestDriver {
         bytes
     }
 
+    /// Writes the configuration space.
+    pub fn write_config(&mut self, offset: u64, bytes: &[u8]) {
+        self.transport.write(0x100 + offset, bytes);
+        self.run();
+    }
+
     /// Whether the device has given up and waits for a reset.
     pub fn needs_reset(&mut self) -> bool {
         self.read(0x70) & status::NEEDS_RESET != 0

@@ -134,6 +134,11 @@ impl Chain {
         done
     }
 
+    /// The device's room as ranges of guest memory: address and length of each buffer.
+    pub fn writable_ranges(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.writable.iter().map(|span| (span.address, span.len))
+    }
+
     /// Guest address of byte `offset` of the device's room.
     pub fn writable_address(&self, offset: u64) -> Option<u64> {
         let mut found = None;
@@ -309,7 +314,8 @@ impl VirtQueue {
             used_ring: state.used_ring,
         })
         .map_err(RingFault::Index)?;
-        if !queue.is_valid(mem) {
+        // A driver need not use every queue; one that it left alone has no chains (§3.1.1).
+        if state.ready && !queue.is_valid(mem) {
             return Err(RingFault::Index(virtio_queue::Error::QueueNotReady));
         }
         let indirect = features & super::feature::INDIRECT_DESC != 0;
@@ -342,6 +348,9 @@ impl VirtQueue {
 
     /// Takes the next good chain into `chain`; `false` when there is none. Broken ones on the way go back empty and are noted.
     pub fn pop(&mut self, mem: &Memory, chain: &mut Chain, faults: &Faults) -> Result<bool, RingFault> {
+        if !self.queue.ready() {
+            return Ok(false);
+        }
         loop {
             let head = match self.queue.iter(mem).map_err(RingFault::Index)?.next() {
                 Some(found) => found.head_index(),
@@ -393,11 +402,17 @@ impl VirtQueue {
 
     /// Asks to be kicked for the next chain; `true` where one is already there, so the caller looks again.
     pub fn enable_kicks(&mut self, mem: &Memory) -> Result<bool, RingFault> {
+        if !self.queue.ready() {
+            return Ok(false);
+        }
         self.queue.enable_notification(mem).map_err(RingFault::Index)
     }
 
     /// Asks not to be kicked.
     pub fn disable_kicks(&mut self, mem: &Memory) -> Result<(), RingFault> {
+        if !self.queue.ready() {
+            return Ok(());
+        }
         self.queue.disable_notification(mem).map_err(RingFault::Index)
     }
 

@@ -18,6 +18,8 @@ pub enum DeviceType {
     Console = 3,
     /// §5.4
     Rng = 4,
+    /// §5.5
+    Balloon = 5,
     /// §5.10
     Vsock = 19,
 }
@@ -80,6 +82,9 @@ pub trait VirtioDevice: Send {
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused>;
     /// Its counter of guest's mistakes.
     fn faults(&self) -> &Faults;
+    /// The driver has let go (§2.1.2): what it told the device is forgotten. A device that only stopped for a while to be
+    /// saved is not reset.
+    fn reset(&mut self) {}
     /// What a snapshot keeps. Most devices have nothing of their own.
     fn save(&self) -> DeviceState {
         DeviceState { device_type: self.info().device_type, version: 1, bytes: Vec::new() }

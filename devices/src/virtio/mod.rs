@@ -1,5 +1,6 @@
 //! virtio devices (VIRTIO 1.2), one file or folder each, and the list of them.
 
+pub mod balloon;
 pub mod block;
 pub mod chain;
 pub mod config;

@@ -27,6 +27,7 @@ macro_rules! entry {
 
 /// Every device.
 pub const REGISTRY: &[Entry] = &[
+    entry!("balloon", Balloon, || Box::new(super::balloon::sample())),
     entry!("block", Block, || Box::new(super::block::sample())),
     entry!("console", Console, || Box::new(super::console::sample())),
     entry!("net", Net, || Box::new(super::net::sample())),

@@ -274,6 +274,9 @@ impl MmioTransport {
 
     fn reset(&mut self) {
         self.stop();
+        if let Place::Rest(device) = &mut self.place {
+            device.reset();
+        }
         self.registers = unset(&self.info);
         self.irq.status.store(0, Ordering::SeqCst);
         self.irq.needs_reset.store(matches!(self.place, Place::Lost), Ordering::SeqCst);
