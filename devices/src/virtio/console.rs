@@ -1,18 +1,20 @@
 //! virtio-console (VIRTIO 1.2, §5.3): one port, `hvc0` in the guest.
 //!
 //! Queue 0 carries what a person types, queue 1 what the guest prints. Input waits in a bounded buffer until the guest
-//! has room for it.
+//! has room for it. Whoever looks at the console tells its size, which the guest learns as a change of configuration.
+//! A guest that prints without end gets its buffers back as fast as the output takes them, in turns with its other devices.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
-use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
+use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
 use crate::Memory;
 use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
@@ -24,6 +26,19 @@ pub const QUEUE_SIZE: u16 = 64;
 pub const MAX_INPUT_BYTES: usize = 64 << 10;
 /// Bytes of output that are copied at once.
 const CHUNK: usize = 4096;
+/// Bytes of one request that are printed at most; Linux sends a page.
+pub const MAX_OUTPUT_BYTES: u64 = 64 << 10;
+/// Requests that are served before the machine's other devices have their turn.
+const MAX_TURN: u32 = 16;
+
+/// VIRTIO_CONSOLE_F_SIZE, §5.3.3.
+const F_SIZE: u64 = 1 << 0;
+/// struct virtio_console_config, §5.3.4: cols, rows. What follows belongs to features that are not offered.
+const CONFIG_BYTES: usize = 4;
+/// Columns and rows until somebody looks.
+const FIRST_SIZE: (u16, u16) = (80, 24);
+
+const RECEIVE: Token = 0;
 
 const TRANSMIT: Token = 1;
 const INPUT: Token = 2;
@@ -34,17 +49,36 @@ pub trait ConsoleOutput: Send {
     fn write(&mut self, bytes: &[u8]);
 }
 
-/// What a person types, on its way to the guest.
+/// What a person types, and the size of their terminal, on their way to the guest.
 pub struct ConsoleInput {
     /// Bytes that the guest has not taken. No other lock is taken under it.
     waiting: Mutex<VecDeque<u8>>,
+    config: ConfigSpace,
+    resized: AtomicBool,
     wake: EventFd,
+}
+
+fn size_bytes((cols, rows): (u16, u16)) -> [u8; CONFIG_BYTES] {
+    let ([c0, c1], [r0, r1]) = (cols.to_le_bytes(), rows.to_le_bytes());
+    [c0, c1, r0, r1]
 }
 
 impl ConsoleInput {
     /// Nothing typed yet.
     pub fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { waiting: Mutex::default(), wake: EventFd::new(EFD_NONBLOCK)? }))
+        Ok(Arc::new(Self {
+            waiting: Mutex::default(),
+            config: ConfigSpace::new(size_bytes(FIRST_SIZE).into()),
+            resized: AtomicBool::new(false),
+            wake: EventFd::new(EFD_NONBLOCK)?,
+        }))
+    }
+
+    /// Tells the guest how large the terminal is. Of several changes it may see the last only.
+    pub fn set_size(&self, cols: u16, rows: u16) {
+        self.config.update(0, &size_bytes((cols, rows)));
+        self.resized.store(true, Ordering::SeqCst);
+        self.wake.raise();
     }
 
     /// Appends what was typed; how many bytes were taken.
@@ -81,25 +115,55 @@ impl VirtioDevice for Console {
     fn info(&self) -> DeviceInfo {
         DeviceInfo {
             device_type: DeviceType::Console,
-            features: 0,
+            features: F_SIZE,
             queue_sizes: vec![QUEUE_SIZE; 2],
-            config: ConfigSpace::new(Vec::new()),
+            config: self.input.config.clone(),
         }
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
+        let tells_size = with.features & F_SIZE != 0;
         let Some(([receive, transmit], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
-        let chain = Chain::with_capacity(QUEUE_SIZE);
-        Ok(Box::new(ConsoleWorker { console: *self, receive, transmit, mem, irq, chain, chunk: Box::new([0; CHUNK]) }))
+        Ok(Box::new(ConsoleWorker {
+            console: *self,
+            tells_size,
+            receive,
+            transmit,
+            mem,
+            irq,
+            chain: Chain::with_capacity(QUEUE_SIZE),
+            chunk: Box::new([0; CHUNK]),
+        }))
     }
 
     fn faults(&self) -> &Faults {
         &self.faults
     }
+
+    fn save(&self) -> DeviceState {
+        let mut bytes = vec![0; CONFIG_BYTES];
+        self.input.config.read(0, &mut bytes);
+        DeviceState { device_type: DeviceType::Console, version: 1, bytes }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let expected = DeviceType::Console;
+        let DeviceState { device_type: found, version, bytes } = state;
+        if *found != expected || *version != 1 {
+            return Err(StateError::Foreign { expected, found: *found, version: *version });
+        }
+        if bytes.len() != CONFIG_BYTES {
+            return Err(StateError::Damaged(expected, "not a number of columns and of rows"));
+        }
+        self.input.config.update(0, bytes);
+        Ok(())
+    }
 }
 
 struct ConsoleWorker {
     console: Console,
+    /// The driver has agreed to be told of sizes.
+    tells_size: bool,
     receive: ActiveQueue,
     transmit: ActiveQueue,
     mem: Memory,
@@ -110,35 +174,52 @@ struct ConsoleWorker {
 
 impl ConsoleWorker {
     fn print(&mut self) -> Result<(), RingFault> {
-        let ring = &mut self.transmit.ring;
+        let ActiveQueue { ring, kick } = &mut self.transmit;
+        let mut turn = 0u32;
         loop {
-            while ring.pop(&self.mem, &mut self.chain, &self.console.faults)? {
-                let mut offset = 0u64;
-                loop {
-                    let n = self.chain.read_at(&self.mem, offset, &mut *self.chunk);
-                    let Some(part) = self.chunk.get(..n).filter(|part| !part.is_empty()) else { break };
-                    self.console.output.write(part);
-                    offset = offset.saturating_add(n as u64);
-                }
-                ring.complete(&self.mem, self.chain.head(), 0)?;
-            }
-            if !ring.enable_kicks(&self.mem)? {
+            if turn == MAX_TURN {
+                kick.raise();
                 break;
             }
+            if !ring.pop(&self.mem, &mut self.chain, &self.console.faults)? {
+                if ring.enable_kicks(&self.mem)? {
+                    continue;
+                }
+                break;
+            }
+            turn = turn.saturating_add(1);
+            let len = self.chain.readable_len();
+            if len > MAX_OUTPUT_BYTES || self.chain.writable_len() > 0 {
+                self.console.faults.note(format_args!("{len} bytes to print at once, or a buffer to be filled"));
+            }
+            let (mut offset, end) = (0u64, len.min(MAX_OUTPUT_BYTES));
+            while offset < end {
+                let n = self.chain.read_at(&self.mem, offset, &mut *self.chunk);
+                let Some(part) = self.chunk.get(..n).filter(|part| !part.is_empty()) else { break };
+                self.console.output.write(part);
+                offset = offset.saturating_add(n as u64);
+            }
+            ring.complete(&self.mem, self.chain.head(), 0)?;
         }
         ring.signal_if_needed(&self.mem, &*self.irq)
     }
 
     fn type_in(&mut self) -> Result<(), RingFault> {
-        let ring = &mut self.receive.ring;
+        let ActiveQueue { ring, kick } = &mut self.receive;
         let mut waiting = self.console.input.lock();
+        let mut turn = 0u32;
         while !waiting.is_empty() {
+            if turn == MAX_TURN {
+                kick.raise();
+                break;
+            }
             if !ring.pop(&self.mem, &mut self.chain, &self.console.faults)? {
                 if !ring.enable_kicks(&self.mem)? {
                     break;
                 }
                 continue;
             }
+            turn = turn.saturating_add(1);
             let (typed, _) = waiting.as_slices();
             let written = self.chain.write_at(&self.mem, 0, typed.get(..CHUNK).unwrap_or(typed));
             if written == 0 {
@@ -163,10 +244,13 @@ impl Worker for ConsoleWorker {
             self.transmit.take_kick();
             (1, self.print())
         } else {
-            if token == INPUT {
-                let _ = self.console.input.wake.read(); // taken already is as good
-            } else {
+            if token == RECEIVE {
                 self.receive.take_kick();
+            } else {
+                let _ = self.console.input.wake.read(); // taken already is as good
+                if self.console.input.resized.swap(false, Ordering::SeqCst) && self.tells_size {
+                    self.irq.signal_config();
+                }
             }
             (0, self.type_in())
         };
@@ -192,66 +276,4 @@ pub(super) fn sample() -> Console {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{GuestDriver, readable, writable};
-
-    #[derive(Clone, Default)]
-    struct Paper(Arc<Mutex<Vec<u8>>>);
-
-    impl ConsoleOutput for Paper {
-        fn write(&mut self, bytes: &[u8]) {
-            self.0.lock().expect("lock").extend_from_slice(bytes);
-        }
-    }
-
-    fn console() -> (GuestDriver, Paper, Arc<ConsoleInput>) {
-        let (paper, input) = (Paper::default(), ConsoleInput::new().expect("eventfd"));
-        (GuestDriver::attach(Box::new(Console::new(Box::new(paper.clone()), input.clone()))), paper, input)
-    }
-
-    #[test]
-    fn what_the_guest_prints_comes_out_whole_and_in_order() {
-        let (mut guest, paper, _) = console();
-        let text: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();
-        guest.put(0x10000, &text);
-        let head = guest.offer(1, &[readable(0x10000, 9000), readable(0x10000 + 9000, 1000)]);
-        guest.kick(1);
-        assert_eq!(guest.used(1), [(head, 0)]);
-        assert_eq!(*paper.0.lock().expect("lock"), text);
-    }
-
-    #[test]
-    fn what_is_typed_waits_for_room() {
-        let (mut guest, _, input) = console();
-        assert_eq!(input.push(b"hello world"), 11);
-        guest.run();
-        assert_eq!(guest.used(0), []);
-        let first = guest.offer(0, &[writable(0x1000, 5)]);
-        let second = guest.offer(0, &[writable(0x2000, 100)]);
-        guest.kick(0);
-        assert_eq!(guest.used(0), [(first, 5), (second, 6)]);
-        assert_eq!([guest.bytes(0x1000, 5), guest.bytes(0x2000, 6)].concat(), b"hello world");
-    }
-
-    #[test]
-    fn input_is_bounded() {
-        let (_, _, input) = console();
-        assert_eq!(input.push(&vec![b'x'; MAX_INPUT_BYTES + 5]), MAX_INPUT_BYTES);
-        assert_eq!(input.push(b"y"), 0);
-    }
-
-    #[test]
-    fn hostile_buffers_come_back_and_the_console_goes_on() {
-        let (mut guest, paper, input) = console();
-        let writable_for_output = guest.offer(1, &[writable(0x1000, 8)]);
-        guest.kick(1);
-        assert_eq!(guest.used(1), [(writable_for_output, 0)]);
-        input.push(b"ab");
-        let readable_for_input = guest.offer(0, &[readable(0x1000, 8)]);
-        let good = guest.offer(0, &[writable(0x1000, 8)]);
-        guest.kick(0);
-        assert_eq!(guest.used(0), [(readable_for_input, 0), (good, 2)]);
-        assert_eq!((paper.0.lock().expect("lock").len(), guest.faults()), (0, 1));
-    }
-}
+mod tests;
