@@ -1,0 +1,88 @@
+use super::*;
+use crate::testing::{GuestDriver, readable, writable};
+
+struct Repeat(u8);
+
+impl Entropy for Repeat {
+    fn fill(&mut self, into: &mut [u8]) -> io::Result<()> {
+        into.fill(self.0);
+        Ok(())
+    }
+}
+
+fn guest() -> GuestDriver {
+    with_rate(DEFAULT_RATE)
+}
+
+fn with_rate(rate: Rate) -> GuestDriver {
+    GuestDriver::attach(Box::new(Rng::with_entropy(Box::new(Repeat(0xab)), rate)))
+}
+
+#[test]
+fn a_bucket_fills_with_time_and_not_above_its_brim() {
+    let start = Instant::now();
+    let rate = Rate { burst_bytes: 8192, bytes_per_second: 1000 };
+    let mut bucket = Bucket::full(rate, start);
+    assert_eq!(bucket.has(8192, start), Ok(()));
+    bucket.take(8192);
+    assert_eq!(bucket.has(1000, start), Err(Duration::from_micros(1_000_001)));
+    assert_eq!(bucket.has(1000, start + Duration::from_millis(500)), Err(Duration::from_micros(500_001)));
+    assert_eq!(bucket.has(1000, start + Duration::from_secs(1)), Ok(()));
+    assert!(bucket.has(9000, start + Duration::from_secs(3600)).is_err(), "no more than the burst");
+    assert_eq!(bucket.has(1, start), Ok(()), "a clock that goes back is no harm");
+}
+
+#[test]
+fn a_guest_that_wants_more_waits_and_gets_it() {
+    let mut guest = with_rate(Rate { burst_bytes: 8192, bytes_per_second: 4096 * 20 });
+    let heads: Vec<u16> = (0..3).map(|_| guest.offer(0, &[writable(0x1000, 4096)])).collect();
+    guest.kick(0);
+    let mut used = guest.used(0);
+    assert_eq!(used[..2], [(heads[0], 4096), (heads[1], 4096)]);
+    let limit = Instant::now() + Duration::from_secs(20);
+    while used.len() < 3 && Instant::now() < limit {
+        guest.run();
+        used.extend(guest.used(0));
+    }
+    assert_eq!(used[2], (heads[2], 4096));
+}
+
+#[test]
+fn a_guest_that_has_used_up_its_share_is_reset_at_once_and_its_share_is_not_renewed() {
+    let mut guest = with_rate(Rate { burst_bytes: 4096, bytes_per_second: 1 });
+    for again in [false, true] {
+        guest.offer(0, &[writable(0x1000, 4096)]);
+        guest.kick(0);
+        assert_eq!(guest.used(0).len(), usize::from(!again));
+        guest.write(0x70, 0);
+        guest.set_up(!crate::virtio::feature::EVENT_IDX);
+    }
+}
+
+#[test]
+fn a_buffer_comes_back_full() {
+    let mut guest = guest();
+    let head = guest.offer(0, &[writable(0x1000, 32), writable(0x2000, 32)]);
+    guest.kick(0);
+    assert_eq!(guest.used(0), [(head, 64)]);
+    assert_eq!(guest.bytes(0x2000, 33), [[0xab; 32].as_slice(), &[0]].concat());
+    assert_eq!(guest.interrupts(), 1);
+}
+
+#[test]
+fn one_request_yields_at_most_4096_bytes() {
+    let mut guest = guest();
+    let head = guest.offer(0, &[writable(0x1000, 1 << 20)]);
+    guest.kick(0);
+    assert_eq!(guest.used(0), [(head, 4096)]);
+}
+
+#[test]
+fn requests_that_cannot_be_filled_come_back_empty_and_are_counted() {
+    for buffers in [vec![readable(0x1000, 8)], vec![readable(0x1000, 8), writable(0x2000, 8)], vec![writable(0, 0)]] {
+        let mut guest = guest();
+        let head = guest.offer(0, &buffers);
+        guest.kick(0);
+        assert_eq!((guest.used(0), guest.faults()), (vec![(head, 0)], 1), "{buffers:?}");
+    }
+}
