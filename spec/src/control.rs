@@ -50,10 +50,35 @@ pub enum Request {
         /// Machine name.
         machine: String,
     },
+    /// Changes a running machine.
+    Change {
+        /// Machine name.
+        machine: String,
+        /// What of it.
+        change: Change,
+    },
     /// Cuts the power of one machine, or of all and ends the process where `machine` is missing.
     Kill {
         /// Machine name.
         machine: Option<String>,
+    },
+}
+
+/// What can change while a machine runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Change {
+    /// The size that the guest is asked to fill its balloon to, or empty it to: memory that the guest lends to the host.
+    Balloon {
+        /// MiB in the balloon, less than the machine's memory.
+        target_mib: u64,
+    },
+    /// The size of the terminal that the console is looked at with.
+    ConsoleSize {
+        /// Columns.
+        cols: u16,
+        /// Rows.
+        rows: u16,
     },
 }
 
@@ -93,6 +118,23 @@ pub struct MachineStatus {
     pub boot_us: Vec<(Milestone, u64)>,
     /// Faults noted per device since the start (guest's mistakes, contained).
     pub faults: Vec<(String, u64)>,
+    /// Memory that went back to the host, and what the guest says of its own.
+    #[serde(default)]
+    pub balloon: Option<BalloonStatus>,
+}
+
+/// State of a machine's balloon.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BalloonStatus {
+    /// The size that was asked for.
+    pub target_mib: u64,
+    /// The size that the guest claims.
+    pub actual_mib: u64,
+    /// Bytes that went back to the host so far, reported free or put into the balloon; each time that a page did counts.
+    pub given_back_bytes: u64,
+    /// What the guest last said, by name; asking brings newer ones for the next time. Claims.
+    pub statistics: Vec<(String, u64)>,
 }
 
 /// A machine runs, or has ended in one of four ways.

@@ -79,6 +79,7 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
                 });
                 (Reply::Done, Some(OwnedFd::from(there)))
             }
+            Request::Change { .. } => (Reply::Done, None),
             Request::Kill { machine } => {
                 let names: Vec<_> =
                     vmm.machines.lock().expect("machines").iter().map(|(name, _)| name.clone()).collect();
@@ -153,6 +154,7 @@ fn boot(vmm: &Vmm, name: &str) {
 fn status(vmm: &Vmm) -> Reply {
     let machines = vmm.machines.lock().expect("machines");
     let machines = machines.iter().map(|(name, state)| MachineStatus {
+        balloon: None,
         name: name.clone(),
         state: state.clone(),
         boot_us: vec![],

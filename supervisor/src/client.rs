@@ -199,6 +199,16 @@ impl Client {
         self.stream(&format!("/v1/machines/{machine}/console")).await
     }
 
+    /// Tells a machine's console how large the terminal is.
+    ///
+    /// # Errors
+    /// Where the supervisor does not answer, or the vmm refuses.
+    pub async fn console_size(&self, machine: &str, cols: u16, rows: u16) -> Result<(), ClientError> {
+        let path = format!("/v1/machines/{machine}/console/size?cols={cols}&rows={rows}");
+        let response = self.send(Method::POST, &path, false).await?;
+        self.body(response).await.map(|_| ())
+    }
+
     async fn stream(&self, path: &str) -> Result<Stream, ClientError> {
         let response = match self.send(Method::POST, path, true).await {
             // It died between the look and the question; nothing was opened yet, so the next one may be asked the same.

@@ -18,7 +18,7 @@ use labyard_sys::{spawn, wait};
 use crate::control::{Control, ControlError};
 use crate::home::{Folder, HomeError, append_to, names};
 use crate::host::{HostError, Programs, kvm_device};
-use crate::plan::{FileAccess, Plan, PlannedFile};
+use crate::plan::{FileAccess, Plan, PlannedFile, STREAMS_PER_MACHINE};
 use crate::record::Who;
 use crate::words;
 
@@ -69,6 +69,13 @@ pub fn check_descriptors(plan: &Plan) -> Result<(), StartError> {
         }
         _ => Ok(()),
     }
+}
+
+/// What the plan needs, and what streams want as far as the host allows.
+fn limit(plan: &Plan) -> u64 {
+    let wanted = plan.max_descriptors + STREAMS_PER_MACHINE * plan.spec.machines.len() as u64;
+    let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    wanted.min(allowed).max(plan.max_descriptors)
 }
 
 /// Starts the jail with the vmm in it. `record` writes down who it is before it may begin.
@@ -123,7 +130,7 @@ pub fn start(
             (KVM, fd::KVM),
             (LAST_WORDS, fd::LAST_WORDS),
         ],
-        max_descriptors: plan.max_descriptors,
+        max_descriptors: limit(plan),
         confine: true,
     };
     let begin = || {

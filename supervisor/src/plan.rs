@@ -66,9 +66,12 @@ pub struct Found {
 
 /// Descriptors that the vmm has beside the slots' files: for itself, for each machine, and for each device of it.
 const OWN_DESCRIPTORS: u64 = 128;
-const PER_MACHINE: u64 = 48;
+const PER_MACHINE: u64 = 64;
 const PER_CPU: u64 = 4;
 const PER_DEVICE: u64 = 10;
+
+/// Descriptors beyond that for a machine's streams. A host that does not allow as many has room for fewer streams.
+pub const STREAMS_PER_MACHINE: u64 = 4096 + 64;
 
 /// The file of a drive.
 pub fn disk_path(folder: &Folder, machine: &str, serial: &str) -> PathBuf {

@@ -13,20 +13,58 @@ use crate::runtime;
 
 /// Bytes kept for a report: a panic with its registers and call trace has about half.
 const TAIL_BYTES: usize = 16 << 10;
-/// Bytes of log at most; a guest cannot fill the host's disk.
-const MAX_LOG_BYTES: u64 = 64 << 20;
+/// Bytes of log that are kept; a guest cannot fill the host's disk.
+const KEPT_LOG_BYTES: u64 = 64 << 20;
+/// Bytes beyond that before the oldest go, all at once.
+const LOG_SLACK_BYTES: u64 = 8 << 20;
+/// Blocks are given back whole.
+const LOG_BLOCK_BYTES: u64 = 4096;
 /// How a kernel's last line begins (Linux, kernel/panic.c).
 const PANIC: &[u8] = b"Kernel panic - not syncing";
 /// Watchers of one console at most.
 const MAX_WATCHERS: usize = 16;
 
 struct State {
-    log: File,
-    logged: u64,
+    log: Log,
     tail: Vec<u8>,
     panicked: bool,
     watchers: Vec<UnixStream>,
     first_byte: Option<Box<dyn FnOnce() + Send>>,
+}
+
+/// A file that grows at its end and whose beginning becomes a hole, so that positions in it stay true for those who follow it.
+struct Log {
+    file: File,
+    /// What is before here has been given back.
+    start: u64,
+    end: u64,
+    /// It could not be written, or not be given back, and takes no more.
+    over: bool,
+}
+
+impl Log {
+    fn append(&mut self, bytes: &[u8]) {
+        if self.over {
+            return;
+        }
+        if let Err(error) = self.file.write_all(bytes) {
+            log::error!("writing a console's log, which ends here: {error}");
+            self.over = true;
+            return;
+        }
+        self.end += bytes.len() as u64;
+        if self.end - self.start < KEPT_LOG_BYTES + LOG_SLACK_BYTES {
+            return;
+        }
+        let start = (self.end - KEPT_LOG_BYTES) / LOG_BLOCK_BYTES * LOG_BLOCK_BYTES;
+        match labyard_sys::space::punch(&self.file, self.start, start - self.start) {
+            Ok(()) => self.start = start,
+            Err(error) => {
+                log::warn!("a console's log has {} bytes and ends here, its file system keeps them: {error}", self.end);
+                self.over = true;
+            }
+        }
+    }
 }
 
 /// The console of one machine, for as long as the playground lives.
@@ -40,7 +78,8 @@ impl ConsoleHub {
     /// A console that appends to `log`. `first_byte` is called when the guest prints for the first time.
     pub fn new(log: File, first_byte: Box<dyn FnOnce() + Send>) -> std::io::Result<Arc<Self>> {
         let (tail, watchers) = (Vec::with_capacity(TAIL_BYTES), Vec::new());
-        let state = State { log, logged: 0, tail, panicked: false, watchers, first_byte: Some(first_byte) };
+        let log = Log { end: log.metadata()?.len(), start: 0, file: log, over: false };
+        let state = State { log, tail, panicked: false, watchers, first_byte: Some(first_byte) };
         Ok(Arc::new(Self { state: Mutex::new(state), input: ConsoleInput::new()? }))
     }
 
@@ -113,15 +152,7 @@ impl ConsoleHub {
         if let Some(first_byte) = state.first_byte.take() {
             first_byte();
         }
-        if state.logged < MAX_LOG_BYTES {
-            state.logged += bytes.len() as u64;
-            if let Err(error) = state.log.write_all(bytes) {
-                log::error!("writing a console's log: {error}");
-                state.logged = MAX_LOG_BYTES;
-            } else if state.logged >= MAX_LOG_BYTES {
-                log::warn!("a console's log has reached {MAX_LOG_BYTES} bytes and ends here");
-            }
-        }
+        state.log.append(bytes);
         state.remember(bytes);
         state.watchers.retain_mut(|watcher| {
             match labyard_sys::fdpass::send_now(&*watcher, bytes) {
@@ -182,6 +213,25 @@ mod tests {
         log.rewind().expect("rewind");
         log.read_to_string(&mut text).expect("read");
         assert_eq!(text.lines().count(), 2000);
+    }
+
+    #[test]
+    fn a_guest_that_prints_without_end_fills_neither_disk_nor_memory_and_the_last_of_it_is_kept() {
+        use std::os::unix::fs::{FileExt, MetadataExt};
+        let (hub, log) = hub();
+        let mut output = hub.output();
+        let flood = KEPT_LOG_BYTES + 3 * LOG_SLACK_BYTES;
+        for _ in 0..flood / (64 << 10) {
+            output.write(&[b'x'; 64 << 10]);
+        }
+        output.write(b"the end");
+        let metadata = log.metadata().expect("metadata");
+        assert_eq!(metadata.len(), flood + 7, "positions stay true");
+        assert!(metadata.blocks() * 512 <= KEPT_LOG_BYTES + LOG_SLACK_BYTES + (64 << 10), "{metadata:?}");
+        let mut last = [0; 7];
+        log.read_exact_at(&mut last, flood).expect("read");
+        assert_eq!(&last, b"the end");
+        assert!(hub.lock().tail.capacity() <= 4 * TAIL_BYTES, "{}", hub.lock().tail.capacity());
     }
 
     #[test]

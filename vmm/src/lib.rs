@@ -18,6 +18,7 @@ pub mod kvm;
 pub mod machine;
 pub mod plan;
 pub mod playground;
+pub mod reclaim;
 pub mod runtime;
 pub mod snapshot;
 pub mod vcpu;

@@ -123,9 +123,9 @@ pub fn check(spec: &PlaygroundSpec, passed: &HashSet<Slot>, max_vcpus: u32) -> R
     check_writers(spec)
 }
 
-/// Drives, interfaces, and console, rng and vsock.
+/// Drives, interfaces, and console, rng, balloon and vsock.
 pub fn device_count(machine: &MachineSpec) -> usize {
-    machine.drives.len() + machine.interfaces.len() + 3
+    machine.drives.len() + machine.interfaces.len() + 4
 }
 
 /// No two drives have one file, unless both only read it.
@@ -206,7 +206,7 @@ mod tests {
                     let drive = spec.machines[0].drives[0].clone();
                     spec.machines[0].drives = vec![drive; 120];
                 },
-                "124 devices, there are 115",
+                "125 devices, there are 115",
             ),
         ];
         for (change, expected) in cases {

@@ -14,13 +14,16 @@ use std::time::{Duration, Instant};
 use labyard_devices::backend::raw::RawFile;
 use labyard_devices::fault::Faults;
 use labyard_devices::switch::{Plug, PortSpec, Switch};
+use labyard_devices::virtio::balloon::{Balloon, BalloonControl, PAGE_BYTES};
 use labyard_devices::virtio::block::Block;
 use labyard_devices::virtio::console::Console;
 use labyard_devices::virtio::device::VirtioDevice;
 use labyard_devices::virtio::net::Net;
 use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
-use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
+use labyard_spec::control::{
+    BalloonStatus, Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status,
+};
 use labyard_spec::guest::READY_PORT;
 use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
 
@@ -28,6 +31,7 @@ use crate::boot::{self, Images};
 use crate::console::ConsoleHub;
 use crate::kvm::Hypervisor;
 use crate::machine::{self, Parts, Witness};
+use crate::reclaim::Holes;
 use crate::vcpu::Signal;
 use crate::{plan, runtime};
 
@@ -52,6 +56,7 @@ struct MachineRecord {
     state: MachineState,
     boot_us: Vec<(Milestone, u64)>,
     faults: Vec<Faults>,
+    balloon: Arc<BalloonControl>,
 }
 
 /// A running machine's handles.
@@ -59,6 +64,8 @@ struct Handle {
     signals: Sender<Signal>,
     hub: Arc<Hub>,
     console: Arc<ConsoleHub>,
+    balloon: Arc<BalloonControl>,
+    memory_mib: u64,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -107,23 +114,28 @@ impl Playground {
         }
         lock(&self.record).machines = built
             .iter()
-            .map(|(parts, ..)| MachineRecord {
+            .map(|(parts, _, balloon)| MachineRecord {
                 name: parts.name.clone(),
                 state: MachineState::Running,
                 boot_us: Vec::new(),
                 faults: parts.faults(),
+                balloon: Arc::clone(balloon),
             })
             .collect();
-        for (index, (parts, hub)) in built.into_iter().enumerate() {
+        for (index, (parts, hub, balloon)) in built.into_iter().enumerate() {
             let (sender, signals) = mpsc::channel();
             let (name, console) = (parts.name.clone(), Arc::clone(&parts.console));
+            let memory_mib = parts.memory_bytes >> 20;
             let witness: Arc<dyn Witness> =
                 Arc::new(Watcher { playground: Arc::clone(self), index, name: name.clone() });
             let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
             let thread = runtime::spawn(&name, move || machine::run(parts, &hypervisor, &signals, &own, &witness));
             match thread {
                 Ok(thread) => {
-                    handles.insert(name, Handle { signals: sender, hub, console, thread: Some(thread) });
+                    handles.insert(
+                        name,
+                        Handle { signals: sender, hub, console, balloon, memory_mib, thread: Some(thread) },
+                    );
                 }
                 Err(error) => {
                     self.end(index, &name, MachineState::Failed(format!("starting its thread: {error}")));
@@ -138,7 +150,7 @@ impl Playground {
         spec: &MachineSpec,
         files: &HashMap<Slot, Arc<File>>,
         plugs: &mut HashMap<(String, usize), Plug>,
-    ) -> Result<(Parts, Arc<Hub>), String> {
+    ) -> Result<(Parts, Arc<Hub>, Arc<BalloonControl>), String> {
         let file = |slot: Slot| files.get(&slot).cloned().ok_or_else(|| format!("descriptor {slot:?} was not passed"));
         let own = |slot: Slot| file(slot)?.try_clone().map_err(|error| format!("descriptor {slot:?}: {error}"));
         let said = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
@@ -159,6 +171,9 @@ impl Playground {
         let console = ConsoleHub::new(own(spec.console_log)?, first_byte).map_err(said("its console"))?;
         devices.push(Box::new(Console::new(console.output(), console.input())));
         devices.push(Box::new(Rng::new()));
+        let balloon = Balloon::new(Box::new(Holes)).map_err(said("its balloon"))?;
+        let lever = balloon.control();
+        devices.push(Box::new(balloon));
         let hub = Hub::new().map_err(said("its vsock"))?;
         let hello = Arc::new(AtomicBool::new(false));
         let visitors = Visitors { playground: Arc::clone(self), machine: spec.name.clone(), hello: Arc::clone(&hello) };
@@ -176,7 +191,7 @@ impl Playground {
             console,
             hello,
         };
-        Ok((parts, hub))
+        Ok((parts, hub, lever))
     }
 
     /// What is the state of everything?
@@ -187,6 +202,7 @@ impl Playground {
             state: machine.state.clone(),
             boot_us: machine.boot_us.clone(),
             faults: machine.faults.iter().map(|faults| (faults.device().to_owned(), faults.count())).collect(),
+            balloon: Some(balloon_status(&machine.balloon)),
         });
         Status { protocol: PROTOCOL, machines: machines.collect(), last_event: record.last_event }
     }
@@ -213,6 +229,25 @@ impl Playground {
     pub fn console(&self, machine: &str) -> Result<UnixStream, String> {
         let console = self.handle(machine, |handle| Arc::clone(&handle.console))?;
         console.attach(machine).map_err(|error| format!("machine {machine}: its console: {error}"))
+    }
+
+    /// Changes a running machine.
+    pub fn change(&self, machine: &str, change: Change) -> Result<(), String> {
+        match change {
+            Change::Balloon { target_mib } => {
+                let (balloon, most) =
+                    self.handle(machine, |handle| (Arc::clone(&handle.balloon), handle.memory_mib))?;
+                let pages = target_mib.checked_mul((1 << 20) / PAGE_BYTES).and_then(|pages| u32::try_from(pages).ok());
+                let pages = pages.filter(|_| target_mib < most).ok_or_else(|| {
+                    format!("machine {machine}: a balloon of {target_mib} MiB, less than its {most} MiB of memory is allowed")
+                })?;
+                balloon.set_target_pages(pages);
+            }
+            Change::ConsoleSize { cols, rows } => {
+                self.handle(machine, |handle| handle.console.input())?.set_size(cols, rows);
+            }
+        }
+        Ok(())
     }
 
     /// Cuts the power of one machine, or of all. Waits until they have ended.
@@ -286,6 +321,16 @@ impl Playground {
             }
             Err(error) => log::error!("last words of {machine}: {error}"),
         }
+    }
+}
+
+fn balloon_status(balloon: &BalloonControl) -> BalloonStatus {
+    let mib = |pages: u32| u64::from(pages) * PAGE_BYTES >> 20;
+    BalloonStatus {
+        target_mib: mib(balloon.target_pages()),
+        actual_mib: mib(balloon.actual_pages()),
+        given_back_bytes: balloon.given_back_bytes(),
+        statistics: balloon.statistics().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
     }
 }
 

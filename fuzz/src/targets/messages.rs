@@ -68,6 +68,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         Request::Kill { machine: None },
     ];
     let status = MachineStatus {
+        balloon: None,
         name: "web".into(),
         state: MachineState::Crashed("Kernel panic".into()),
         boot_us: vec![(Milestone::FirstRun, 1234)],

@@ -1,12 +1,15 @@
 //! A machine's console, as if a cable led there.
 
-use labyard_supervisor::client::{self, Stream};
+use std::io::IsTerminal;
+
+use labyard_supervisor::client::{self, Client, Stream};
 use labyard_supervisor::home::Home;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Machine;
 use super::naming::{self, Among};
-use super::terminal::Raw;
+use super::terminal::{self, Raw};
 use super::{Outcome, event_loop, output};
 
 /// Ctrl-], as telnet has it.
@@ -19,13 +22,32 @@ pub(crate) fn console(home: &Home, wanted: &Machine) -> Outcome {
     let stream = runtime.block_on(client.console(&machine))?;
     output::complain(&format!("{}/{machine}: Ctrl-] detaches", folder.name));
     let raw = Raw::enter()?;
-    let carried = runtime.block_on(carry(stream));
+    let carried = runtime.block_on(async {
+        tokio::select! {
+            carried = carry(stream) => carried,
+            failed = tell_sizes(&client, &machine) => failed,
+        }
+    });
     drop(raw);
     // A thread still waits for the next key.
     runtime.shutdown_background();
     let detached = carried?;
     output::complain(if detached { "\ndetached" } else { "\nthe console is closed" });
     Ok(0)
+}
+
+/// Tells the guest the size of the terminal, now and whenever it changes. Ends only where that cannot be heard of.
+async fn tell_sizes(client: &Client, machine: &str) -> std::io::Result<bool> {
+    if !std::io::stdout().is_terminal() {
+        return std::future::pending().await;
+    }
+    let mut changed = signal(SignalKind::window_change())?;
+    loop {
+        let (cols, rows) = terminal::size();
+        // A console of the wrong size is a console still.
+        let _ = client.console_size(machine, cols, rows).await;
+        changed.recv().await;
+    }
 }
 
 /// Carries bytes until the person detaches (`true`) or the console closes.

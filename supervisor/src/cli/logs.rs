@@ -37,6 +37,8 @@ pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
                 if file.metadata()?.len() < position {
                     position = 0;
                 }
+                // The beginning of a long log is a hole: the vmm gave it back.
+                position = data_from(&file, position)?;
                 file.seek(SeekFrom::Start(position))?;
                 let mut chunk = vec![0; 64 << 10];
                 loop {
@@ -55,6 +57,16 @@ pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
             return Ok(0);
         }
         std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// Where bytes are, from `position` on.
+fn data_from(file: &File, position: u64) -> io::Result<u64> {
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(position)) {
+        Ok(found) => Ok(found),
+        // Nothing there yet; or a file system that does not tell.
+        Err(rustix::io::Errno::NXIO | rustix::io::Errno::INVAL) => Ok(position),
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -4,6 +4,7 @@
 //!   GET  /v1/status                          state.json as it is now
 //!   POST /v1/machines/NAME/connect/PORT      101, then a raw stream to a vsock port of the guest
 //!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
+//!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
 //!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
 //! ```
 //!
@@ -49,6 +50,7 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/status", get(status))
         .route("/v1/machines/{machine}/connect/{port}", post(connect))
         .route("/v1/machines/{machine}/console", post(console))
+        .route("/v1/machines/{machine}/console/size", post(console_size))
         .route("/v1/down", post(down))
         .with_state(Arc::clone(shared));
     let (farewell, goodbye) = oneshot::channel::<()>();
@@ -114,6 +116,25 @@ async fn connect(
 
 async fn console(State(shared): State<Arc<Shared>>, Path(machine): Path<String>, request: Request) -> Answer {
     stream(&shared, &machine, control::Request::Console { machine: machine.clone() }, request).await
+}
+
+#[derive(Deserialize)]
+struct Size {
+    cols: u16,
+    rows: u16,
+}
+
+async fn console_size(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+    Query(Size { cols, rows }): Query<Size>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let folder = shared.folder.clone();
+    let wish = control::Request::Change { machine, change: control::Change::ConsoleSize { cols, rows } };
+    let tell = move || Control::connect(&folder)?.tell(&wish, &[]);
+    let told = tokio::task::spawn_blocking(tell).await.map_err(|panicked| bad_gateway(&panicked))?;
+    told.map_err(|error: ControlError| bad_gateway(&error))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Opens a stream into a guest and gives it to the caller.

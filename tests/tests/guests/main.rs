@@ -6,5 +6,6 @@
 mod host;
 mod killed;
 mod lab;
+mod quiet;
 mod refused;
 mod two_machines;

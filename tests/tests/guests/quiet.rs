@@ -1,0 +1,158 @@
+//! The devices that a person does not see: memory that comes back to the host, the console's size and floods, streams.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use labyard_spec::control::{BalloonStatus, Change, Reply, Request};
+
+use crate::host::{self, Traces};
+use crate::lab::{self, Lab};
+
+const NAME: &str = "quiet";
+const MACHINE: &str = "one";
+const MACHINES: &str = "    - name: one
+      drives: [{source: 'IMAGE', mount: /, size: 4GiB}]
+      network: {interfaces: [{network: local}]}
+      resources: {cpuCount: 1, ramSize: 512MiB}
+";
+const MIB: u64 = 1 << 20;
+/// Emulation is slow, and a guest reports free pages no more often than every two seconds of its own.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+#[test]
+fn quiet_devices_do_their_work_in_a_real_guest() -> Result<()> {
+    let before = Traces::now()?;
+    let folder = tempfile::tempdir()?;
+    let manifest = lab::manifest(folder.path(), NAME, MACHINES)?;
+    {
+        let mut lab = Lab::new(NAME);
+        lab.up(&manifest)?;
+        lab.check("memory that the guest freed comes back without asking", freed_memory_comes_back);
+        lab.check("the balloon takes memory when asked and gives it back", balloon_on_request);
+        lab.check("the guest tells of its memory", statistics);
+        lab.check("the console has the size of the terminal", console_size);
+        lab.check("a flood on the console costs the host no memory and stops nobody", console_flood);
+        lab.check("no device has counted a fault", no_faults);
+        lab.verdict()?;
+    }
+    drop(folder);
+    before.wait_until_back()
+}
+
+/// Asks the vmm itself.
+fn ask(request: &Request) -> Result<Reply> {
+    let path = host::given("LABYARD_HOME")?.join("playgrounds").join(NAME).join("control.sock");
+    let mut stream = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
+    let body = serde_json::to_vec(request)?;
+    stream.write_all(&u32::try_from(body.len())?.to_le_bytes())?;
+    stream.write_all(&body)?;
+    let mut len = [0; 4];
+    stream.read_exact(&mut len)?;
+    let mut body = vec![0; u32::from_le_bytes(len) as usize];
+    stream.read_exact(&mut body)?;
+    Ok(serde_json::from_slice(&body)?)
+}
+
+fn change(change: Change) -> Result<()> {
+    match ask(&Request::Change { machine: MACHINE.into(), change })? {
+        Reply::Done => Ok(()),
+        other => bail!("{other:?}"),
+    }
+}
+
+fn balloon() -> Result<BalloonStatus> {
+    let Reply::Status(status) = ask(&Request::Status)? else { bail!("no status") };
+    status.machines.into_iter().next().and_then(|machine| machine.balloon).context("no balloon in the status")
+}
+
+/// Memory of the vmm by its name in /proc/PID/status, in MiB: `RssShmem` is the guest's, `RssAnon` its own.
+fn resident_mib(lab: &Lab, name: &str) -> Result<u64> {
+    let (_, vmm) = lab.processes()?;
+    let status = fs::read_to_string(format!("/proc/{vmm}/status"))?;
+    let line =
+        status.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("{name} in {status}"))?;
+    let kib: u64 = line.trim_matches([':', '\t', ' ']).split(' ').next().context("a number")?.parse()?;
+    Ok(kib >> 10)
+}
+
+fn wait_until_below(lab: &Lab, mib: u64) -> Result<u64> {
+    let look = || Ok(Some(resident_mib(lab, "RssShmem")?).filter(|now| *now < mib));
+    let seen = || format!("{:?} MiB resident, {:?}", resident_mib(lab, "RssShmem"), balloon());
+    host::wait_for(&format!("less than {mib} MiB of guest memory"), PATIENCE, look, seen)
+}
+
+fn use_200_mib(lab: &Lab) -> Result<()> {
+    let said = lab.exec(MACHINE, &["python3", "-c", "print(len(bytearray(b'x') * (200 << 20)))"])?.expect(0)?;
+    ensure!(said.text().trim() == (200 << 20).to_string(), "{said:?}");
+    Ok(())
+}
+
+fn freed_memory_comes_back(lab: &Lab) -> Result<()> {
+    let before = resident_mib(lab, "RssShmem")?;
+    use_200_mib(lab)?;
+    let peak = resident_mib(lab, "RssShmem")?;
+    let after = wait_until_below(lab, peak.max(before + 180) - 150)?;
+    let given = balloon()?.given_back_bytes / MIB;
+    eprintln!("          {before} MiB before, {peak} MiB at its end, {after} MiB later; {given} MiB given back in all");
+    ensure!(given >= 150, "{given} MiB were reported");
+    use_200_mib(lab)
+}
+
+fn balloon_on_request(lab: &Lab) -> Result<()> {
+    ensure!(
+        ask(&Request::Change { machine: MACHINE.into(), change: Change::Balloon { target_mib: 512 } })? != Reply::Done
+    );
+    // What a guest has read stays in its memory, and is what it parts with.
+    lab.exec(MACHINE, &["dd", "if=/dev/vda", "of=/dev/null", "bs=1M", "count=300", "status=none"])?.expect(0)?;
+    let full = resident_mib(lab, "RssShmem")?;
+    change(Change::Balloon { target_mib: 300 })?;
+    let inflated = || Ok((balloon()?.actual_mib >= 290).then_some(()));
+    host::wait_for("a balloon of 300 MiB", PATIENCE, inflated, || format!("{:?}", balloon()))?;
+    let after = wait_until_below(lab, full - 80)?;
+    eprintln!("          {full} MiB before, {after} MiB with a balloon of 300 MiB");
+    lab.exec(MACHINE, &["true"])?.expect(0)?;
+    change(Change::Balloon { target_mib: 0 })?;
+    let deflated = || Ok((balloon()?.actual_mib == 0).then_some(()));
+    host::wait_for("an empty balloon", PATIENCE, deflated, || format!("{:?}", balloon()))?;
+    use_200_mib(lab)
+}
+
+fn statistics(_: &Lab) -> Result<()> {
+    let total = || {
+        let told = balloon()?.statistics;
+        let value = |name| told.iter().find(|(other, _)| other == name).map(|(_, value)| *value);
+        Ok(value("total-bytes").zip(value("available-bytes")))
+    };
+    let (total, available) = host::wait_for("statistics", PATIENCE, total, || format!("{:?}", balloon()))?;
+    ensure!((400 * MIB..=512 * MIB).contains(&total) && available < total, "{available} of {total}");
+    Ok(())
+}
+
+fn console_size(lab: &Lab) -> Result<()> {
+    change(Change::ConsoleSize { cols: 132, rows: 43 })?;
+    let size = || -> Result<String> { Ok(lab.exec(MACHINE, &["stty", "-F", "/dev/hvc0", "size"])?.expect(0)?.text()) };
+    let look = || Ok((size()?.trim() == "43 132").then_some(()));
+    host::wait_for("a console of 132 columns", PATIENCE, look, || format!("{:?}", size()))
+}
+
+fn console_flood(lab: &Lab) -> Result<()> {
+    let before = resident_mib(lab, "RssAnon")?;
+    let flood = "dd if=/dev/zero bs=64k count=160 status=none | tr '\\0' x > /dev/hvc0";
+    lab.exec(MACHINE, &["sh", "-c", &format!("({flood}) & sleep 0; echo answered; wait")])?.expect(0)?;
+    lab.exec(MACHINE, &["true"])?.expect(0)?;
+    let after = resident_mib(lab, "RssAnon")?;
+    ensure!(after <= before + 4, "the vmm grew from {before} to {after} MiB");
+    Ok(())
+}
+
+fn no_faults(_: &Lab) -> Result<()> {
+    let Reply::Status(status) = ask(&Request::Status)? else { bail!("no status") };
+    for machine in status.machines {
+        let counted: Vec<_> = machine.faults.iter().filter(|(_, count)| *count > 0).collect();
+        ensure!(counted.is_empty(), "{counted:?}");
+    }
+    Ok(())
+}
