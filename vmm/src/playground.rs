@@ -325,7 +325,7 @@ impl Playground {
 }
 
 fn balloon_status(balloon: &BalloonControl) -> BalloonStatus {
-    let mib = |pages: u32| u64::from(pages) * PAGE_BYTES >> 20;
+    let mib = |pages: u32| (u64::from(pages) * PAGE_BYTES) >> 20;
     BalloonStatus {
         target_mib: mib(balloon.target_pages()),
         actual_mib: mib(balloon.actual_pages()),

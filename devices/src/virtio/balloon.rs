@@ -229,14 +229,7 @@ impl VirtioDevice for Balloon {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
-        let expected = DeviceType::Balloon;
-        let DeviceState { device_type: found, version, bytes } = state;
-        if *found != expected || *version != 1 {
-            return Err(StateError::Foreign { expected, found: *found, version: *version });
-        }
-        if bytes.len() != CONFIG_BYTES {
-            return Err(StateError::Damaged(expected, "not a target and an actual size"));
-        }
+        let bytes = state.bytes_of(DeviceType::Balloon, CONFIG_BYTES, "not a target and an actual size")?;
         self.control.config.update(NUM_PAGES, bytes);
         Ok(())
     }

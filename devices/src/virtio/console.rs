@@ -147,14 +147,7 @@ impl VirtioDevice for Console {
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
-        let expected = DeviceType::Console;
-        let DeviceState { device_type: found, version, bytes } = state;
-        if *found != expected || *version != 1 {
-            return Err(StateError::Foreign { expected, found: *found, version: *version });
-        }
-        if bytes.len() != CONFIG_BYTES {
-            return Err(StateError::Damaged(expected, "not a number of columns and of rows"));
-        }
+        let bytes = state.bytes_of(DeviceType::Console, CONFIG_BYTES, "not a number of columns and of rows")?;
         self.input.config.update(0, bytes);
         Ok(())
     }

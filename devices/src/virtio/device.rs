@@ -91,14 +91,20 @@ pub trait VirtioDevice: Send {
     }
     /// Takes back what `save` gave.
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
-        let expected = self.info().device_type;
-        if state.device_type != expected || state.version != 1 {
-            return Err(StateError::Foreign { expected, found: state.device_type, version: state.version });
+        state.bytes_of(self.info().device_type, 0, "bytes where none belong").map(|_| ())
+    }
+}
+
+impl DeviceState {
+    /// The bytes of a state of version 1, `len` of them; else `damage` says what they are not.
+    pub(super) fn bytes_of(&self, expected: DeviceType, len: usize, damage: &'static str) -> Result<&[u8], StateError> {
+        if self.device_type != expected || self.version != 1 {
+            return Err(StateError::Foreign { expected, found: self.device_type, version: self.version });
         }
-        if !state.bytes.is_empty() {
-            return Err(StateError::Damaged(expected, "bytes where none belong"));
+        if self.bytes.len() != len {
+            return Err(StateError::Damaged(expected, damage));
         }
-        Ok(())
+        Ok(&self.bytes)
     }
 }
 

@@ -25,13 +25,25 @@ pub enum ConnectError {
         /// How long was waited.
         seconds: u64,
     },
+    /// The host has no stream for it.
+    #[error("port {port} of the guest: making a stream")]
+    Host {
+        /// The port.
+        port: u32,
+        /// Why.
+        source: std::io::Error,
+    },
 }
 
-/// A wish that travels to the worker.
+/// A wish that travels to the worker. Who has given it up has dropped the other end of its stream.
 pub(super) struct Wish {
     pub(super) port: u32,
-    pub(super) answer: mpsc::SyncSender<Result<UnixStream, ConnectError>>,
+    pub(super) stream: UnixStream,
+    pub(super) answer: Answer,
 }
+
+/// Who waits for the guest's answer.
+pub(super) type Answer = mpsc::SyncSender<Result<(), ConnectError>>;
 
 struct Inbox {
     at_work: bool,
@@ -55,16 +67,17 @@ impl Hub {
     /// Connects to a port of the guest and returns the host's end. Waits for the guest's answer, not longer than `deadline`.
     pub fn connect(&self, port: u32, deadline: Duration) -> Result<UnixStream, ConnectError> {
         let (answer, answered) = mpsc::sync_channel(1);
+        let (stream, theirs) = UnixStream::pair().map_err(|source| ConnectError::Host { port, source })?;
         {
             let mut inbox = self.lock();
             if !inbox.at_work {
                 return Err(ConnectError::NoDriver(port));
             }
-            inbox.wishes.push(Wish { port, answer });
+            inbox.wishes.push(Wish { port, stream, answer });
         }
         self.wake.raise();
         match answered.recv_timeout(deadline) {
-            Ok(outcome) => outcome,
+            Ok(outcome) => outcome.map(|()| theirs),
             Err(mpsc::RecvTimeoutError::Timeout) => Err(ConnectError::Silent { port, seconds: deadline.as_secs() }),
             Err(mpsc::RecvTimeoutError::Disconnected) => Err(ConnectError::NoDriver(port)),
         }
@@ -73,7 +86,9 @@ impl Hub {
     pub(super) fn set_at_work(&self, at_work: bool) {
         let mut inbox = self.lock();
         inbox.at_work = at_work;
-        inbox.wishes.clear();
+        if !at_work {
+            inbox.wishes.clear();
+        }
     }
 
     pub(super) fn take(&self) -> Vec<Wish> {

@@ -5,12 +5,17 @@
 //!   guest connects      ── REQUEST ──▶ worker ──▶ Incoming::accept(port) ──▶ RESPONSE or RST
 //! ```
 //!
-//! The worker owns every connection. What it waits on changes, so all streams are behind one epoll descriptor of its own.
-//! Everything is bounded: connections, bytes that wait for a host stream, packets that wait for the guest's buffers.
+//! The worker owns every connection. What it waits on changes, so all streams are behind one epoll descriptor of its own, which
+//! also gives each its turn. Everything is bounded: connections, bytes that wait for a host stream, packets that wait for the
+//! guest's buffers; nothing is looked through for a packet.
+//!
+//! Connections outlast a stop for a save, and end with a reset. A restored device has none: it tells its driver so
+//! (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET).
 
 mod connection;
 mod hub;
 pub mod packet;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -19,7 +24,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use super::config::ConfigSpace;
-use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
+use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
 use crate::fault::Faults;
 use crate::worker::{Activation, Worker};
 pub use hub::{ConnectError, Hub};
@@ -29,7 +34,7 @@ pub const QUEUE_SIZE: u16 = 128;
 /// The host's context id (§5.10.4, VMADDR_CID_HOST).
 pub const HOST_CID: u64 = 2;
 /// Connections of one guest at most.
-pub const MAX_CONNECTIONS: usize = 256;
+pub const MAX_CONNECTIONS: usize = 4096;
 
 /// Decides about connections that the guest opens.
 pub trait Incoming: Send {
@@ -43,12 +48,16 @@ pub struct Vsock {
     hub: Arc<Hub>,
     incoming: Box<dyn Incoming>,
     faults: Faults,
+    /// What the worker had when it stopped without a reset.
+    kept: Option<worker::Traffic>,
+    /// The driver's connections were another device's.
+    restored: bool,
 }
 
 impl Vsock {
     /// The device of the guest with context id `cid`. Connections to the guest are asked for at `hub`.
     pub fn new(cid: u32, hub: Arc<Hub>, incoming: Box<dyn Incoming>) -> Self {
-        Self { cid: cid.into(), hub, incoming, faults: Faults::new("vsock") }
+        Self { cid: cid.into(), hub, incoming, faults: Faults::new("vsock"), kept: None, restored: false }
     }
 }
 
@@ -71,6 +80,24 @@ impl VirtioDevice for Vsock {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn reset(&mut self) {
+        // Streams close, and who waits for an answer hears that nobody is there.
+        self.hub.set_at_work(false);
+        (self.kept, self.restored) = (None, false);
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        state.bytes_of(DeviceType::Vsock, 0, "bytes where none belong")?;
+        self.restored = true;
+        Ok(())
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.hub.set_at_work(false);
     }
 }
 

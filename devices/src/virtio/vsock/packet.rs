@@ -23,6 +23,9 @@ pub mod op {
     pub const CREDIT_REQUEST: u16 = 7;
 }
 
+/// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET (§5.10.6.7, struct virtio_vsock_event): connections are gone, the cid may be another.
+pub const EVENT_TRANSPORT_RESET: u32 = 0;
+
 /// VIRTIO_VSOCK_SHUTDOWN_RCV: the sender will take no more bytes (§5.10.6.5).
 pub const SHUTDOWN_RECEIVE: u32 = 1;
 /// VIRTIO_VSOCK_SHUTDOWN_SEND: the sender will send no more bytes.

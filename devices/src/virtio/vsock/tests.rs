@@ -3,7 +3,6 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use super::connection::BUFFER_BYTES;
 use super::packet::{HEADER_BYTES, Header, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::*;
 use crate::testing::{GuestDriver, readable, writable};
@@ -100,7 +99,7 @@ impl Fixture {
         let packets = self.received();
         assert_eq!(packets.len(), 1);
         assert_eq!((packets[0].0.op, packets[0].0.src_port, packets[0].0.dst_port), (op::RESPONSE, port, 5000));
-        assert_eq!(packets[0].0.buf_alloc, BUFFER_BYTES);
+        assert_eq!(packets[0].0.buf_alloc, 256 << 10);
         stream
     }
 

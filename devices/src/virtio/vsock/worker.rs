@@ -1,18 +1,18 @@
 //! The vsock device at work.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-
-use super::connection::{Asked, BUFFER_BYTES, Connection, FromHost};
-use super::hub::{ConnectError, Wish};
-use super::packet::{HEADER_BYTES, Header, SHUTDOWN_SEND, TYPE_STREAM, op};
-use super::{HOST_CID, MAX_CONNECTIONS, QUEUE_SIZE, Vsock};
+use super::connection::{Connection, FromHost, Taken};
+use super::hub::{Answer, ConnectError, Wish};
+use super::packet::{EVENT_TRANSPORT_RESET, HEADER_BYTES, Header, SHUTDOWN_SEND, TYPE_STREAM, op};
+use super::streams::{Key, Ready, Streams};
+use super::{HOST_CID, QUEUE_SIZE, Vsock};
 use crate::Memory;
-use crate::irq::Interrupt;
+use crate::irq::{Interrupt, Line};
 use crate::virtio::chain::{Chain, RingFault};
 use crate::virtio::device::Refused;
 use crate::worker::{ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
@@ -24,90 +24,129 @@ const WISHES: Token = 4;
 
 /// Packets that wait for a buffer of the guest; when as many wait, no packet of the guest is looked at.
 const MAX_WAITING: usize = 256;
+/// Packets of the guest that are looked at before the machine's other devices have their turn.
+const MAX_TURN: u32 = 256;
 /// Bytes of one packet to the guest at most.
 const CHUNK: usize = 16 << 10;
 /// Host ports of connections that the host opens start here; the guest's well-known ones lie below.
 const FIRST_PORT: u32 = 1 << 31;
 
-/// Host's port and guest's port.
-type Key = (u32, u32);
+/// What the worker has beside its queues; outlasts a stop.
+pub(super) struct Traffic {
+    streams: Streams,
+    /// Headers without bytes that wait for a buffer of the guest.
+    waiting: VecDeque<Header>,
+    next_port: u32,
+}
+
+impl Traffic {
+    fn new() -> io::Result<Self> {
+        let waiting = VecDeque::with_capacity(MAX_WAITING);
+        Ok(Self { streams: Streams::new()?, waiting, next_port: FIRST_PORT })
+    }
+}
 
 pub(super) struct VsockWorker {
     device: Vsock,
     rx: ActiveQueue,
     tx: ActiveQueue,
-    /// The driver's buffers for events, of which there are none.
+    /// The driver's buffers for events.
     events: ActiveQueue,
+    /// The driver has yet to hear that its connections are gone.
+    event_due: bool,
     mem: Memory,
     irq: Arc<dyn Interrupt>,
     chain: Chain,
     chunk: Box<[u8; CHUNK]>,
-    connections: BTreeMap<Key, Connection>,
-    /// Headers without bytes that wait for a buffer of the guest.
+    streams: Streams,
     waiting: VecDeque<Header>,
-    streams: Epoll,
     next_port: u32,
-    /// The guest has no buffer for us; streams are not read until it kicks. Only then: a stream that hung up is ready each
-    /// time that it is waited on for reading, and would keep us busy.
-    starved: bool,
 }
 
 impl VsockWorker {
     pub(super) fn start(
-        device: Vsock,
+        mut device: Vsock,
         [rx, tx, events]: [ActiveQueue; 3],
         mem: Memory,
         irq: Arc<dyn Interrupt>,
     ) -> Result<Self, Refused> {
-        let streams = match Epoll::new() {
-            Ok(streams) => streams,
+        let traffic = match device.kept.take().map_or_else(Traffic::new, Ok) {
+            Ok(traffic) => traffic,
             Err(error) => {
-                return Err(Refused { why: format!("an epoll descriptor: {error}"), device: Box::new(device) });
+                return Err(Refused { why: format!("epoll descriptors: {error}"), device: Box::new(device) });
             }
         };
+        let Traffic { streams, waiting, next_port } = traffic;
+        let event_due = std::mem::take(&mut device.restored);
         device.hub.set_at_work(true);
         Ok(Self {
             device,
             rx,
             tx,
             events,
+            event_due,
             mem,
             irq,
             chain: Chain::with_capacity(QUEUE_SIZE),
             chunk: Box::new([0; CHUNK]),
-            connections: BTreeMap::new(),
-            waiting: VecDeque::with_capacity(MAX_WAITING),
             streams,
-            next_port: FIRST_PORT,
-            starved: false,
+            waiting,
+            next_port,
         })
     }
 
     /// Everything that can be done now: packets of the guest, packets to the guest, and again while one makes room for the other.
     fn serve(&mut self) -> Result<(), WorkerFault> {
+        let of_queue = |queue| move |source| WorkerFault::Ring { queue, source };
+        self.tell_event().map_err(of_queue(2))?;
+        let mut turn = 0;
         loop {
-            let took = self.take_packets().map_err(|source| WorkerFault::Ring { queue: 1, source })?;
-            self.give_packets().map_err(|source| WorkerFault::Ring { queue: 0, source })?;
-            if !took {
+            let before = turn;
+            self.take_packets(&mut turn).map_err(of_queue(1))?;
+            self.give_packets().map_err(of_queue(0))?;
+            if turn >= MAX_TURN {
+                self.tx.kick.raise();
+                break;
+            }
+            if turn == before {
                 break;
             }
         }
-        self.update_interest();
+        self.streams.update();
         Ok(())
+    }
+
+    /// Tells the driver that the connections it knows are gone, once it has a buffer for that.
+    fn tell_event(&mut self) -> Result<(), RingFault> {
+        let ring = &mut self.events.ring;
+        while self.event_due {
+            if ring.pop(&self.mem, &mut self.chain, &self.device.faults)? {
+                let event = EVENT_TRANSPORT_RESET.to_le_bytes();
+                let written = self.chain.write_at(&self.mem, 0, &event);
+                let whole = written == event.len();
+                self.event_due = !whole;
+                if !whole {
+                    self.device.faults.note("a buffer that an event does not fit into");
+                }
+                ring.complete(&self.mem, self.chain.head(), if whole { event.len() as u32 } else { 0 })?;
+            } else if !ring.enable_kicks(&self.mem)? {
+                break;
+            }
+        }
+        ring.signal_if_needed(&self.mem, &*self.irq)
     }
 
     // From the guest.
 
-    fn take_packets(&mut self) -> Result<bool, RingFault> {
-        let mut took = false;
-        while self.waiting.len() < MAX_WAITING {
+    fn take_packets(&mut self, turn: &mut u32) -> Result<(), RingFault> {
+        while self.waiting.len() < MAX_WAITING && *turn < MAX_TURN {
             if !self.tx.ring.pop(&self.mem, &mut self.chain, &self.device.faults)? {
                 if !self.tx.ring.enable_kicks(&self.mem)? {
                     break;
                 }
                 continue;
             }
-            took = true;
+            *turn = turn.saturating_add(1);
             let mut header = [0; HEADER_BYTES];
             if self.chain.read_at(&self.mem, 0, &mut header) == HEADER_BYTES {
                 self.packet(&Header::decode(&header));
@@ -116,8 +155,7 @@ impl VsockWorker {
             }
             self.tx.ring.complete(&self.mem, self.chain.head(), 0)?;
         }
-        self.tx.ring.signal_if_needed(&self.mem, &*self.irq)?;
-        Ok(took)
+        self.tx.ring.signal_if_needed(&self.mem, &*self.irq)
     }
 
     fn packet(&mut self, header: &Header) {
@@ -133,20 +171,23 @@ impl VsockWorker {
         if header.op == op::REQUEST {
             return self.accept(key, header);
         }
-        let Some(connection) = self.connections.get_mut(&key) else {
+        let Some(connection) = self.streams.get_mut(key).filter(|connection| !connection.guest_gone) else {
             // §5.10.6.4: no answer to an RST, an RST to everything else.
             if header.op != op::RST {
                 self.reset(key);
             }
             return;
         };
-        connection.learn(header);
+        if !connection.learn(header) {
+            return self.break_off(key, "room for bytes that were never sent");
+        }
         match header.op {
             op::RESPONSE => match connection.asked.take() {
-                // A caller that has given up drops its end, which the stream tells like any other end.
-                Some(Asked { answer, theirs }) => drop(answer.try_send(Ok(theirs))),
+                // A caller that has given up has dropped its end, which the stream tells like any other end.
+                Some(answer) => drop(answer.try_send(Ok(()))),
                 None => self.break_off(key, "a second response"),
             },
+            op::RST if connection.outlives_guest() => {}
             op::RST => self.drop_connection(key),
             op::SHUTDOWN => {
                 connection.shut_down(header.flags);
@@ -160,29 +201,32 @@ impl VsockWorker {
     }
 
     fn accept(&mut self, key: Key, header: &Header) {
-        if self.connections.contains_key(&key) {
-            return self.break_off(key, "a second request for one connection");
+        match self.streams.get(key) {
+            // Its number is used again before its last bytes were taken.
+            Some(old) if old.guest_gone => self.drop_connection(key),
+            Some(_) => return self.break_off(key, "a second request for one connection"),
+            None => {}
         }
-        let stream = (self.connections.len() < MAX_CONNECTIONS).then(|| self.device.incoming.accept(key.0)).flatten();
-        let Some(stream) = stream.and_then(|stream| self.admit(key, stream)) else { return self.reset(key) };
-        let mut connection = Connection::new(stream, None);
-        connection.learn(header);
-        self.connections.insert(key, connection);
-        self.send(key, op::RESPONSE, 0);
+        let stream = self.streams.has_room_for(key).then(|| self.device.incoming.accept(key.0)).flatten();
+        let admitted = stream.is_some_and(|stream| self.admit(key, stream, None, Some(header)).is_ok());
+        self.send(key, if admitted { op::RESPONSE } else { op::RST }, 0);
     }
 
     fn bytes(&mut self, key: Key, len: u32) {
-        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(connection) = self.streams.get_mut(key) else { return };
         let claimed = u64::from(len).saturating_add(HEADER_BYTES as u64);
-        if connection.asked.is_some() || len > BUFFER_BYTES || claimed > self.chain.readable_len() {
+        if connection.asked.is_some() || len > connection.room_bytes || claimed > self.chain.readable_len() {
             return self.break_off(key, "bytes that cannot be there");
         }
         let mut offset = HEADER_BYTES as u64;
         while offset < claimed {
             let part = usize::try_from(claimed.saturating_sub(offset)).unwrap_or(CHUNK).min(CHUNK);
             let Some(chunk) = self.chunk.get_mut(..part) else { break };
-            if self.chain.read_at(&self.mem, offset, chunk) != part || !connection.take(chunk) {
-                return self.break_off(key, "more bytes than there is room for");
+            let there = self.chain.read_at(&self.mem, offset, chunk) == part;
+            match if there { connection.take(chunk) } else { Taken::Unlawful } {
+                Taken::All => {}
+                Taken::Unlawful => return self.break_off(key, "more bytes than there is room for"),
+                Taken::HungUp => return self.finish(key),
             }
             offset = offset.saturating_add(part as u64);
         }
@@ -193,9 +237,17 @@ impl VsockWorker {
 
     fn give_packets(&mut self) -> Result<(), RingFault> {
         self.give_waiting()?;
-        let keys: Vec<Key> = if self.starved { Vec::new() } else { self.readable() };
-        for key in keys {
-            self.read_stream(key)?;
+        for Ready { key, .. } in self.streams.writable() {
+            self.flush(key);
+        }
+        if !self.streams.is_starved() {
+            for Ready { key, hung_up } in self.streams.readable() {
+                if hung_up && self.streams.get(key).is_some_and(Connection::ends_with_host) {
+                    self.end(key);
+                } else {
+                    self.read_stream(key)?;
+                }
+            }
         }
         self.give_waiting()?; // what reading the streams has added
         self.rx.ring.signal_if_needed(&self.mem, &*self.irq)
@@ -235,30 +287,18 @@ impl VsockWorker {
                 return Ok(true);
             }
             if !self.rx.ring.enable_kicks(&self.mem)? {
-                self.starved = true;
+                self.streams.set_starved(true);
                 return Ok(false);
             }
         }
     }
 
-    /// Connections with something to read now.
-    fn readable(&self) -> Vec<Key> {
-        let mut events = [EpollEvent::default(); 64];
-        let ready = self.streams.wait(0, &mut events).unwrap_or(0);
-        events.iter().take(ready).map(|event| key_of(event.data())).collect()
-    }
-
     /// Moves one chunk from a stream to the guest. The buffer is looked for first, so that nothing is read that has no place.
     fn read_stream(&mut self, key: Key) -> Result<(), RingFault> {
-        self.flush(key);
-        let Some(connection) = self.connections.get_mut(&key) else { return Ok(()) };
-        if !connection.wants(true).0 {
+        if !self.streams.get(key).is_some_and(|connection| connection.wants().0) || !self.next_buffer()? {
             return Ok(());
         }
-        if !self.next_buffer()? {
-            return Ok(());
-        }
-        let Some(connection) = self.connections.get_mut(&key) else { return Ok(()) };
+        let Some(connection) = self.streams.get_mut(key) else { return Ok(()) };
         let room = usize::try_from(self.chain.writable_len()).unwrap_or(CHUNK).saturating_sub(HEADER_BYTES).min(CHUNK);
         let Some(chunk) = self.chunk.get_mut(..room).filter(|chunk| !chunk.is_empty()) else {
             self.device.faults.note("a receive buffer without room");
@@ -268,7 +308,7 @@ impl VsockWorker {
             Ok(FromHost::Bytes(n)) => {
                 let mut header = self.header(key, op::RW);
                 header.len = u32::try_from(n).unwrap_or(u32::MAX);
-                if let Some(connection) = self.connections.get_mut(&key) {
+                if let Some(connection) = self.streams.get_mut(key) {
                     connection.stamp(&mut header);
                 }
                 self.chain.write_at(&self.mem, 0, &header.encode());
@@ -294,41 +334,58 @@ impl VsockWorker {
     // Both.
 
     /// Asks the guest for a connection.
-    fn ask(&mut self, Wish { port, answer }: Wish) {
+    fn ask(&mut self, Wish { port, stream, answer }: Wish) {
         let local = self.next_port;
         self.next_port = local.checked_add(1).unwrap_or(FIRST_PORT);
         let key = (local, port);
-        let free = self.connections.len() < MAX_CONNECTIONS && !self.connections.contains_key(&key);
-        let pair = free.then(UnixStream::pair).and_then(Result::ok);
-        let admitted = pair.and_then(|(ours, theirs)| Some((self.admit(key, ours)?, theirs)));
-        let Some((ours, theirs)) = admitted else {
-            drop(answer.try_send(Err(ConnectError::Refused(port))));
-            return;
-        };
-        self.connections.insert(key, Connection::new(ours, Some(Asked { answer, theirs })));
-        self.send(key, op::REQUEST, 0);
+        if !self.streams.has_room_for(key) {
+            return drop(answer.try_send(Err(ConnectError::Refused(port))));
+        }
+        match self.admit(key, stream, Some(answer.clone()), None) {
+            Ok(()) => self.send(key, op::REQUEST, 0),
+            Err(source) => drop(answer.try_send(Err(ConnectError::Host { port, source }))),
+        }
     }
 
-    /// Makes a stream one that this worker waits on.
-    fn admit(&mut self, key: Key, stream: UnixStream) -> Option<UnixStream> {
-        stream.set_nonblocking(true).ok()?;
-        let event = EpollEvent::new(EventSet::ONE_SHOT, data_of(key));
-        self.streams.ctl(ControlOperation::Add, stream.as_raw_fd(), event).ok()?;
-        Some(stream)
+    /// Makes a stream a connection. `request` is the guest's, where it began.
+    fn admit(
+        &mut self,
+        key: Key,
+        stream: UnixStream,
+        asked: Option<Answer>,
+        request: Option<&Header>,
+    ) -> io::Result<()> {
+        stream.set_nonblocking(true)?;
+        let mut connection = Connection::new(stream, asked, self.streams.next_room());
+        if let Some(header) = request
+            && !connection.learn(header)
+        {
+            self.device.faults.note("a request that has taken bytes already");
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        self.streams.insert(key, connection)
     }
 
     /// Passes a connection's bytes on to its stream.
     fn flush(&mut self, key: Key) {
-        let Some(connection) = self.connections.get_mut(&key) else { return };
+        let Some(connection) = self.streams.get_mut(key) else { return };
         if connection.flush().is_err() || connection.is_over() {
-            return self.finish(key);
+            return self.end(key);
         }
-        if connection.has_news() {
+        if connection.has_news() && !connection.guest_gone {
             self.send(key, op::CREDIT_UPDATE, 0);
         }
     }
 
-    /// Ends a connection and tells the guest.
+    /// Ends a connection and tells the guest, if it does not know.
+    fn end(&mut self, key: Key) {
+        if self.streams.get(key).is_some_and(|connection| connection.guest_gone) {
+            self.drop_connection(key);
+        } else {
+            self.finish(key);
+        }
+    }
+
     fn finish(&mut self, key: Key) {
         self.drop_connection(key);
         self.reset(key);
@@ -340,10 +397,7 @@ impl VsockWorker {
     }
 
     fn drop_connection(&mut self, key: Key) {
-        let Some(connection) = self.connections.remove(&key) else { return };
-        let event = EpollEvent::default();
-        let _ = self.streams.ctl(ControlOperation::Delete, connection.stream().as_raw_fd(), event); // closing does the same
-        if let Some(Asked { answer, .. }) = connection.asked {
+        if let Some(answer) = self.streams.remove(key).and_then(|connection| connection.asked) {
             drop(answer.try_send(Err(ConnectError::Refused(key.1))));
         }
     }
@@ -362,7 +416,7 @@ impl VsockWorker {
 
     fn send(&mut self, key: Key, op: u16, flags: u32) {
         let mut header = Header { flags, ..self.header(key, op) };
-        if let Some(connection) = self.connections.get_mut(&key) {
+        if let Some(connection) = self.streams.get_mut(key) {
             connection.stamp(&mut header);
         }
         self.waiting.push_back(header);
@@ -371,47 +425,6 @@ impl VsockWorker {
     fn reset(&mut self, key: Key) {
         self.send(key, op::RST, 0);
     }
-
-    /// Waits on each stream for what can be done with it.
-    fn update_interest(&mut self) {
-        for (key, connection) in &mut self.connections {
-            let wants = connection.wants(!self.starved);
-            if wants == connection.interest {
-                continue;
-            }
-            let mut events = EventSet::empty();
-            events.set(EventSet::IN, wants.0);
-            events.set(EventSet::OUT, wants.1);
-            // A hang-up is always reported: once is enough while nothing is wanted.
-            events.set(EventSet::ONE_SHOT, wants == (false, false));
-            let event = EpollEvent::new(events, data_of(*key));
-            match self.streams.ctl(ControlOperation::Modify, connection.stream().as_raw_fd(), event) {
-                Ok(()) => connection.interest = wants,
-                Err(error) => log::error!("vsock: waiting on a stream: {error}"),
-            }
-        }
-    }
-
-    /// Ends connections whose host side is gone, once all that it sent has been read.
-    fn reap(&mut self) {
-        let mut events = [EpollEvent::default(); 64];
-        let ready = self.streams.wait(0, &mut events).unwrap_or(0);
-        for event in events.iter().take(ready) {
-            let key = key_of(event.data());
-            let hung_up = event.event_set().contains(EventSet::HANG_UP);
-            if hung_up && self.connections.get(&key).is_some_and(|connection| connection.is_deaf_or_done()) {
-                self.finish(key);
-            }
-        }
-    }
-}
-
-fn data_of((host, guest): Key) -> u64 {
-    u64::from(host) << 32 | u64::from(guest)
-}
-
-fn key_of(data: u64) -> Key {
-    ((data >> 32) as u32, (data & 0xffff_ffff) as u32)
 }
 
 impl Worker for VsockWorker {
@@ -420,7 +433,7 @@ impl Worker for VsockWorker {
             self.rx.source(),
             self.tx.source(),
             self.events.source(),
-            Source { fd: self.streams.as_raw_fd(), token: STREAMS },
+            Source { fd: self.streams.descriptor(), token: STREAMS },
             Source { fd: self.device.hub.wake.as_raw_fd(), token: WISHES },
         ]
     }
@@ -429,10 +442,10 @@ impl Worker for VsockWorker {
         match token {
             RX => {
                 self.rx.take_kick();
-                self.starved = false;
+                self.streams.set_starved(false);
             }
             TX => self.tx.take_kick(),
-            STREAMS => self.reap(),
+            STREAMS => {}
             WISHES => {
                 for wish in self.device.hub.take() {
                     self.ask(wish);
@@ -444,8 +457,9 @@ impl Worker for VsockWorker {
     }
 
     fn deactivate(self: Box<Self>) -> Rest {
-        self.device.hub.set_at_work(false);
-        // Connections end with the driver: their streams close, and who waits for an answer hears that nobody is there.
-        Rest { device: Box::new(self.device), queues: vec![self.rx, self.tx, self.events] }
+        let Self { mut device, rx, tx, events, event_due, streams, waiting, next_port, .. } = *self;
+        device.kept = Some(Traffic { streams, waiting, next_port });
+        device.restored = event_due;
+        Rest { device: Box::new(device), queues: vec![rx, tx, events] }
     }
 }
