@@ -5,10 +5,11 @@
 //!         └── writes ─── each stream that has not taken all of the guest's bytes
 //! ```
 //!
-//! Descriptors are ready in turn: epoll puts one that it has told about behind the others. Only connections that were touched are
+//! Streams have their turn: those that were found ready are served before any is looked for again, also where the guest has one
+//! buffer at a time. Only connections that were touched are
 //! looked at when a round ends, so its cost does not grow with their number.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -36,6 +37,8 @@ pub(super) struct Streams {
     /// `reads` is left out of `all`: a stream that hung up is ready each time that it is waited on for reading, and would keep us
     /// busy.
     starved: bool,
+    /// Found ready to be read, and not yet served.
+    turn: VecDeque<Ready>,
     touched: Vec<Key>,
     room: u32,
 }
@@ -54,7 +57,8 @@ impl Streams {
             all.ctl(ControlOperation::Add, inner.as_raw_fd(), EpollEvent::new(EventSet::IN, 0))?;
         }
         let connections = BTreeMap::new();
-        Ok(Self { connections, reads, writes, all, starved: false, touched: Vec::new(), room: ROOM_BYTES })
+        let turn = VecDeque::with_capacity(ROUND);
+        Ok(Self { connections, reads, writes, all, starved: false, turn, touched: Vec::new(), room: ROOM_BYTES })
     }
 
     /// What is ready when any stream is.
@@ -117,9 +121,21 @@ impl Streams {
         }
     }
 
-    /// Streams to read from, or that have hung up.
-    pub(super) fn readable(&self) -> impl Iterator<Item = Ready> + use<> {
-        ready(&self.reads)
+    /// Looks for streams to read from, or that have hung up, where all that were found have had their turn.
+    pub(super) fn look(&mut self) {
+        if self.turn.is_empty() {
+            self.turn.extend(ready(&self.reads));
+        }
+    }
+
+    /// Whose turn it is.
+    pub(super) fn next(&mut self) -> Option<Ready> {
+        self.turn.pop_front()
+    }
+
+    /// It could not be served.
+    pub(super) fn still_its_turn(&mut self, ready: Ready) {
+        self.turn.push_front(ready);
     }
 
     /// Streams that take bytes again.

@@ -316,3 +316,268 @@ fn a_stream_that_hung_up_waits_for_the_guests_buffers_without_spinning() {
     });
     ended.recv_timeout(Duration::from_secs(20)).expect("the worker sleeps until there are buffers");
 }
+
+#[test]
+fn lies_about_credit_end_the_connection_or_starve_only_their_own() {
+    type Lie = fn(&mut Header);
+    let cases: &[(&str, Lie, bool)] = &[
+        ("bytes taken that were never sent", |header| header.fwd_cnt = 1, true),
+        ("nearly all numbers taken", |header| header.fwd_cnt = 0x7fff_ffff, true),
+        ("fewer bytes taken than before", |header| header.fwd_cnt = u32::MAX, false),
+        ("no room at all", |header| header.buf_alloc = 0, false),
+        ("all the room there is", |header| header.buf_alloc = u32::MAX, false),
+    ];
+    for (name, lie, ends) in cases {
+        let mut fixture = Fixture::new();
+        let mut host = fixture.connected(1025);
+        let mut header = fixture.header(1025, 5000, op::CREDIT_UPDATE);
+        lie(&mut header);
+        fixture.send(header, &[]);
+        assert_eq!(fixture.ops(), if *ends { vec![op::RST] } else { vec![] }, "{name}");
+        assert_eq!(fixture.guest.faults(), u64::from(*ends), "{name}");
+        assert!(!fixture.guest.needs_reset(), "{name}");
+        let _ = host.write(b"more"); // closed where the lie ended it
+        fixture.guest.run();
+        fixture.received();
+        // Another connection knows nothing of it.
+        fixture.send(fixture.header(80, 6000, op::REQUEST), &[]);
+        assert_eq!(fixture.ops(), [op::RESPONSE], "{name}");
+    }
+}
+
+#[test]
+fn credit_that_comes_in_the_wrong_order_is_no_lie() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    let update = Header { buf_alloc: 100, ..fixture.header(1025, 5000, op::CREDIT_UPDATE) };
+    fixture.send(update, &[]);
+    host.write_all(&[7; 300]).expect("sent");
+    fixture.guest.run();
+    fixture.received();
+    // The second of two updates overtook the first.
+    fixture.send(Header { fwd_cnt: 100, ..update }, &[]);
+    fixture.send(Header { fwd_cnt: 60, ..update }, &[]);
+    fixture.send(Header { fwd_cnt: 200, ..update }, &[]);
+    let got: usize = fixture.received().iter().map(|(_, bytes)| bytes.len()).sum();
+    assert_eq!((got, fixture.guest.faults()), (200, 0));
+}
+
+#[test]
+fn a_slow_reader_gets_the_last_bytes_of_a_guest_that_is_gone() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    let bytes = vec![7; 32 << 10];
+    let mut sent = 0;
+    // More than the socket takes, less than the room here.
+    for _ in 0..12 {
+        fixture.send(Header { len: bytes.len() as u32, ..fixture.header(1025, 5000, op::RW) }, &bytes);
+        sent += bytes.len();
+        fixture.received();
+        fixture.post(1);
+    }
+    let done = Header { flags: SHUTDOWN_SEND | SHUTDOWN_RECEIVE, ..fixture.header(1025, 5000, op::SHUTDOWN) };
+    fixture.send(done, &[]);
+    assert!(fixture.ops().is_empty(), "not over while bytes wait");
+    // Linux waits eight seconds for our reset, then forgets the connection.
+    fixture.send(fixture.header(1025, 5000, op::RST), &[]);
+    host.set_nonblocking(true).expect("nonblocking");
+    let mut got = 0;
+    loop {
+        match host.read(&mut [0; 4096]) {
+            Ok(0) => break,
+            Ok(n) => got += n,
+            Err(_) => fixture.guest.run(),
+        }
+    }
+    assert_eq!((got, fixture.ops(), fixture.guest.faults()), (sent, vec![], 0));
+    fixture.send(fixture.header(1025, 5000, op::REQUEST), &[]);
+    assert_eq!(fixture.ops(), [op::RESPONSE], "its number is free again");
+}
+
+#[test]
+fn every_stream_has_its_turn() {
+    let mut fixture = Fixture::new();
+    let mut hosts: Vec<UnixStream> = (0..8)
+        .map(|port| {
+            fixture.send(fixture.header(port, 5000, op::REQUEST), &[]);
+            fixture.accepted.try_recv().expect("accepted").1
+        })
+        .collect();
+    fixture.received();
+    fixture.post(8);
+    for host in &mut hosts {
+        host.set_nonblocking(true).expect("nonblocking");
+        host.write_all(&[1; 100_000]).expect("sent");
+    }
+    // A buffer at a time: each stream is served once before one is served twice.
+    let mut served = Vec::new();
+    for _ in 0..20 {
+        fixture.guest.run();
+        served.extend(fixture.received().iter().map(|(header, _)| header.src_port));
+        fixture.post(1);
+    }
+    for round in served.chunks_exact(8).take(3) {
+        let mut ports = round.to_vec();
+        ports.sort_unstable();
+        assert_eq!(ports, [0, 1, 2, 3, 4, 5, 6, 7], "{served:?}");
+    }
+}
+
+#[test]
+fn hundreds_of_streams_at_once_lose_nothing() {
+    const STREAMS: u32 = 200;
+    const FIRST: u32 = 100;
+    let mut fixture = Fixture::new();
+    let mut hosts = Vec::new();
+    for port in FIRST..FIRST + STREAMS {
+        fixture.send(fixture.header(port, 7000 + port, op::REQUEST), &[]);
+        assert_eq!(fixture.ops(), [op::RESPONSE]);
+        fixture.post(1);
+        hosts.push(fixture.accepted.try_recv().expect("accepted").1);
+    }
+    for (port, host) in (FIRST..).zip(&mut hosts) {
+        host.write_all(&[port as u8; 3000]).expect("sent");
+        fixture.send(Header { len: 1000, ..fixture.header(port, 7000 + port, op::RW) }, &[port as u8; 1000]);
+    }
+    let mut got = vec![0; STREAMS as usize];
+    for _ in 0..STREAMS {
+        fixture.guest.run();
+        for (header, bytes) in fixture.received() {
+            assert!(
+                bytes.iter().all(|byte| *byte == header.src_port as u8),
+                "stream {} has others' bytes",
+                header.src_port
+            );
+            got[(header.src_port - FIRST) as usize] += bytes.len();
+        }
+        fixture.post(4);
+    }
+    assert_eq!(got, vec![3000; STREAMS as usize]);
+    for (port, host) in (FIRST..).zip(&mut hosts) {
+        let mut bytes = [0; 1000];
+        host.read_exact(&mut bytes).expect("the guest's bytes");
+        assert_eq!(bytes, [port as u8; 1000]);
+    }
+}
+
+#[test]
+fn a_flood_of_connections_ends_at_the_limit_and_frees_what_it_closes() {
+    let (mut accepted, mut refused) = (0, 0);
+    let mut fixture = Fixture::new();
+    // 99 is refused by the host; a second request for a connection ends it.
+    for port in [99, 1, 99, 2, 1, 1, 2, 2] {
+        fixture.send(fixture.header(port, 5000, op::REQUEST), &[]);
+        for op in fixture.ops() {
+            match op {
+                op::RESPONSE => accepted += 1,
+                op::RST => refused += 1,
+                other => panic!("{other}"),
+            }
+        }
+    }
+    assert_eq!((accepted, refused), (4, 4));
+}
+
+#[test]
+fn connections_outlast_a_save_and_end_with_a_reset() {
+    let mut fixture = Fixture::new();
+    let mut host = fixture.connected(1025);
+    let _state = fixture.guest.transport().save().expect("not lost");
+    host.write_all(b"still here").expect("sent");
+    fixture.guest.run();
+    let packets = fixture.received();
+    assert_eq!(packets[0].1, b"still here");
+    fixture.guest.write(0x70, 0);
+    assert_eq!(host.read(&mut [0; 8]).expect("end of stream"), 0);
+}
+
+#[test]
+fn a_restored_device_tells_its_driver_that_connections_are_gone() {
+    let mut fixture = Fixture::new();
+    let _host = fixture.connected(1025);
+    let state = fixture.guest.transport().save().expect("not lost");
+    let host = crate::testing::InlineHost::default();
+    let mem = fixture.guest.memory().clone();
+    let (sender, _accepted) = mpsc::channel();
+    let device = Box::new(Vsock::new(CID, Hub::new().expect("eventfd"), Box::new(Accept(sender))));
+    let line = Box::new(crate::testing::Recorder::default());
+    let mut restored = crate::virtio::transport::mmio::MmioTransport::new(device, mem, line, Arc::new(host.clone()))
+        .expect("eventfds");
+    restored.restore(&state).expect("its own state");
+    // The driver had no buffer for events; now it has one that is too small, and one that fits.
+    fixture.guest.put(0x5000, &[0xff; 8]);
+    let small = fixture.guest.offer(2, &[writable(0x6000, 2)]);
+    let fits = fixture.guest.offer(2, &[writable(0x5000, 8)]);
+    crate::bus::BusDevice::write(&mut restored, 0x50, &2u32.to_le_bytes());
+    host.run();
+    assert_eq!(fixture.guest.used(2), [(small, 0), (fits, 4)]);
+    assert_eq!(fixture.guest.bytes(0x5000, 8), [0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+    assert_eq!(restored.faults().count(), 1);
+}
+
+#[test]
+fn a_foreign_or_damaged_state_is_refused() {
+    let good = sample().save();
+    for harm in [
+        (|state| state.version = 2) as fn(&mut DeviceState),
+        |state| state.device_type = DeviceType::Rng,
+        |state| state.bytes.push(0),
+    ] {
+        let mut state = good.clone();
+        harm(&mut state);
+        assert!(sample().restore(&state).is_err(), "{state:?}");
+    }
+}
+
+#[test]
+fn a_caller_that_gives_up_leaves_no_connection_behind() {
+    let mut fixture = Fixture::new();
+    let outcome = fixture.hub.connect(1024, Duration::ZERO);
+    assert!(matches!(outcome, Err(ConnectError::Silent { .. })), "{outcome:?}");
+    fixture.guest.run();
+    fixture.guest.run();
+    assert_eq!(fixture.ops(), [op::REQUEST, op::RST]);
+}
+
+#[test]
+fn hostile_chains_come_back_and_no_connection_is_lost() {
+    type Case<'a> = (&'a str, usize, &'a [crate::testing::Buffer]);
+    let cases: &[Case<'_>] = &[
+        ("a header that loops", TX, &[readable(0x1000, 44).then(1)]),
+        ("a header behind memory", TX, &[readable(0x40_0000, 44)]),
+        ("a header cut short", TX, &[readable(0x1000, 43)]),
+        ("a header to be written", TX, &[writable(0x1000, 44)]),
+        ("nothing", TX, &[readable(0x1000, 0)]),
+    ];
+    for (name, queue, buffers) in cases {
+        let mut fixture = Fixture::new();
+        let mut host = fixture.connected(1025);
+        let head = fixture.guest.offer(*queue, buffers);
+        fixture.guest.kick(*queue);
+        assert_eq!((fixture.guest.used(*queue), fixture.guest.faults()), (vec![(head, 0)], 1), "{name}");
+        fixture.send(Header { len: 2, ..fixture.header(1025, 5000, op::RW) }, b"ok");
+        let mut bytes = [0; 2];
+        host.read_exact(&mut bytes).expect("bytes of the guest");
+        assert_eq!(&bytes, b"ok", "{name}");
+    }
+    // Buffers to receive in that nothing fits into: each comes back empty, the packet waits for one that fits.
+    for (name, buffer) in [
+        ("a byte", writable(0x6000, 1)),
+        ("room for a header cut short", writable(0x6000, 43)),
+        ("nothing", writable(0x6000, 0)),
+        ("to be read", readable(0x6000, 4096)),
+        ("behind memory", writable(u64::MAX - 1, 2)),
+    ] {
+        let (sender, _accepted) = mpsc::channel();
+        let hub = Hub::new().expect("eventfd");
+        let mut guest = GuestDriver::attach(Box::new(Vsock::new(CID, hub, Box::new(Accept(sender)))));
+        let request =
+            Header { src_cid: CID.into(), dst_cid: HOST_CID, kind: TYPE_STREAM, op: op::REQUEST, ..Header::default() };
+        guest.put(0x1000, &request.encode());
+        let bad = guest.offer(RX, &[buffer]);
+        let good = guest.offer(RX, &[writable(0x8000, 4096)]);
+        guest.offer(TX, &[readable(0x1000, 44)]);
+        guest.kick(TX);
+        assert_eq!(guest.used(RX), [(bad, 0), (good, 44)], "{name}");
+    }
+}

@@ -241,12 +241,15 @@ impl VsockWorker {
             self.flush(key);
         }
         if !self.streams.is_starved() {
-            for Ready { key, hung_up } in self.streams.readable() {
-                if hung_up && self.streams.get(key).is_some_and(Connection::ends_with_host) {
-                    self.end(key);
-                } else {
-                    self.read_stream(key)?;
-                }
+            self.streams.look();
+        }
+        while !self.streams.is_starved()
+            && let Some(ready) = self.streams.next()
+        {
+            if ready.hung_up && self.streams.get(ready.key).is_some_and(Connection::ends_with_host) {
+                self.end(ready.key);
+            } else {
+                self.read_stream(ready)?;
             }
         }
         self.give_waiting()?; // what reading the streams has added
@@ -294,8 +297,13 @@ impl VsockWorker {
     }
 
     /// Moves one chunk from a stream to the guest. The buffer is looked for first, so that nothing is read that has no place.
-    fn read_stream(&mut self, key: Key) -> Result<(), RingFault> {
-        if !self.streams.get(key).is_some_and(|connection| connection.wants().0) || !self.next_buffer()? {
+    fn read_stream(&mut self, ready: Ready) -> Result<(), RingFault> {
+        let key = ready.key;
+        if !self.streams.get(key).is_some_and(|connection| connection.wants().0) {
+            return Ok(());
+        }
+        if !self.next_buffer()? {
+            self.streams.still_its_turn(ready);
             return Ok(());
         }
         let Some(connection) = self.streams.get_mut(key) else { return Ok(()) };
