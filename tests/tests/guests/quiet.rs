@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,6 +36,7 @@ fn quiet_devices_do_their_work_in_a_real_guest() -> Result<()> {
         lab.check("the guest tells of its memory", statistics);
         lab.check("the console has the size of the terminal", console_size);
         lab.check("a flood on the console costs the host no memory and stops nobody", console_flood);
+        lab.check("many streams carry their own bytes both ways at once", many_streams);
         lab.check("no device has counted a fault", no_faults);
         lab.verdict()?;
     }
@@ -42,9 +44,13 @@ fn quiet_devices_do_their_work_in_a_real_guest() -> Result<()> {
     before.wait_until_back()
 }
 
+fn control_socket() -> Result<PathBuf> {
+    Ok(host::given("LABYARD_HOME")?.join("playgrounds").join(NAME).join("control.sock"))
+}
+
 /// Asks the vmm itself.
 fn ask(request: &Request) -> Result<Reply> {
-    let path = host::given("LABYARD_HOME")?.join("playgrounds").join(NAME).join("control.sock");
+    let path = control_socket()?;
     let mut stream = UnixStream::connect(&path).with_context(|| path.display().to_string())?;
     let body = serde_json::to_vec(request)?;
     stream.write_all(&u32::try_from(body.len())?.to_le_bytes())?;
@@ -145,6 +151,37 @@ fn console_flood(lab: &Lab) -> Result<()> {
     lab.exec(MACHINE, &["true"])?.expect(0)?;
     let after = resident_mib(lab, "RssAnon")?;
     ensure!(after <= before + 4, "the vmm grew from {before} to {after} MiB");
+    Ok(())
+}
+
+/// 100 streams of 256 KiB each way; 1,000 of 1 MiB where time allows.
+fn many_streams(lab: &Lab) -> Result<()> {
+    let script = include_str!("streams.py");
+    let soak = std::env::var_os("LABYARD_SOAK").is_some();
+    let (count, bytes) = if soak { ("1000", "1048576") } else { ("100", "262144") };
+    let before = resident_mib(lab, "RssAnon")?;
+    let whole = format!("{count} whole");
+    std::thread::scope(|scope| {
+        let guest = scope
+            .spawn(|| lab.exec(MACHINE, &["timeout", "900", "python3", "-c", script, "guest", "5000", count, bytes]));
+        let control = control_socket()?;
+        let control = control.to_str().context("a path in UTF-8")?;
+        // Nobody listens until the guest's program has begun.
+        let connect = || match ask(&Request::Connect { machine: MACHINE.into(), port: 5001 })? {
+            Reply::Done => Ok(Some(())),
+            _ => Ok(None),
+        };
+        host::wait_for("the guest listens", PATIENCE, connect, || "nobody".to_owned())?;
+        let mut host = std::process::Command::new("timeout");
+        host.args(["900", "python3", "-c", script, "host", control, MACHINE, "5000", count, bytes]);
+        let here = host::run_with(host, b"")?.expect(0)?;
+        let there = guest.join().map_err(|_| anyhow::anyhow!("the guest's side panicked"))??.expect(0)?;
+        ensure!(here.text().contains(&whole) && there.text().contains(&whole), "{here:?}\n{there:?}");
+        Ok::<_, anyhow::Error>(())
+    })?;
+    let after = resident_mib(lab, "RssAnon")?;
+    eprintln!("          {count} streams of {bytes} bytes each way; the vmm's own memory from {before} to {after} MiB");
+    ensure!(after <= before + 24, "the vmm grew from {before} to {after} MiB");
     Ok(())
 }
 

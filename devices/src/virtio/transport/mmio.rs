@@ -466,4 +466,6 @@ fn half(features: u64, select: u32) -> u32 {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;
