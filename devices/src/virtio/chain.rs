@@ -27,6 +27,9 @@ pub const DESC_F_INDIRECT: u16 = 4;
 pub const AVAIL_F_NO_INTERRUPT: u16 = 1;
 /// Bytes of a descriptor.
 const DESC_BYTES: u64 = 16;
+/// Bytes of an element of the used ring, and of what lies before the first (§2.7.8).
+const USED_ELEMENT_BYTES: u64 = 8;
+const USED_RING_HEADER_BYTES: u64 = 4;
 
 /// What is wrong with one chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -86,6 +89,60 @@ pub struct Chain {
     writable: Vec<Span>,
     readable_len: u64,
     writable_len: u64,
+}
+
+/// Where a chain ended.
+#[derive(Clone, Copy)]
+struct Mark {
+    spans: (usize, usize),
+    lens: (u64, u64),
+}
+
+/// Several chains that are filled as if they were one (merged receive buffers, §5.1.6.4). Reused like [`Chain`].
+#[derive(Debug, Default)]
+pub struct Merged {
+    all: Chain,
+    /// Head and room of each.
+    parts: Vec<(u16, u64)>,
+}
+
+impl Merged {
+    /// With room for as many descriptors as a queue of `size` has.
+    pub fn with_capacity(size: u16) -> Self {
+        Self { all: Chain::with_capacity(size), parts: Vec::with_capacity(size.into()) }
+    }
+
+    /// None.
+    pub fn clear(&mut self) {
+        self.all.clear();
+        self.parts.clear();
+    }
+
+    /// All of them as one.
+    pub fn chain(&self) -> &Chain {
+        &self.all
+    }
+
+    /// How many.
+    pub fn count(&self) -> u16 {
+        u16::try_from(self.parts.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Descriptors in all.
+    pub fn descriptors(&self) -> usize {
+        self.all.readable.len().saturating_add(self.all.writable.len())
+    }
+}
+
+/// What [`VirtQueue::take`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// No chain.
+    Nothing,
+    /// A good one.
+    Good,
+    /// A broken one, which has gone back empty.
+    Broken,
 }
 
 impl Chain {
@@ -181,6 +238,18 @@ impl Chain {
         self.readable.clear();
         self.writable.clear();
         (self.readable_len, self.writable_len) = (0, 0);
+    }
+
+    /// How far it reaches.
+    fn mark(&self) -> Mark {
+        Mark { spans: (self.readable.len(), self.writable.len()), lens: (self.readable_len, self.writable_len) }
+    }
+
+    /// Forgets what was added since.
+    fn cut(&mut self, mark: Mark) {
+        self.readable.truncate(mark.spans.0);
+        self.writable.truncate(mark.spans.1);
+        (self.readable_len, self.writable_len) = mark.lens;
     }
 
     fn push(&mut self, mem: &Memory, descriptor: Descriptor) -> Result<(), ChainFault> {
@@ -296,6 +365,8 @@ pub struct VirtQueue {
     indirect: bool,
     /// Chains went back since the driver was signalled.
     news: bool,
+    /// Index of the used ring when it was last decided whether to signal (§2.7.10.1).
+    decided: u16,
 }
 
 impl VirtQueue {
@@ -319,7 +390,8 @@ impl VirtQueue {
             return Err(RingFault::Index(virtio_queue::Error::QueueNotReady));
         }
         let indirect = features & super::feature::INDIRECT_DESC != 0;
-        Ok(Self { index, queue, indirect, news: false })
+        let decided = queue.next_used();
+        Ok(Self { index, queue, indirect, news: false, decided })
     }
 
     /// Its number.
@@ -348,25 +420,83 @@ impl VirtQueue {
 
     /// Takes the next good chain into `chain`; `false` when there is none. Broken ones on the way go back empty and are noted.
     pub fn pop(&mut self, mem: &Memory, chain: &mut Chain, faults: &Faults) -> Result<bool, RingFault> {
+        chain.clear();
         if !self.queue.ready() {
             return Ok(false);
         }
         loop {
-            let head = match self.queue.iter(mem).map_err(RingFault::Index)?.next() {
-                Some(found) => found.head_index(),
-                None => return Ok(false),
-            };
-            if head >= self.queue.size() {
-                return Err(RingFault::Head(head));
-            }
-            match self.walk(mem, head, chain) {
-                Ok(()) => return Ok(true),
-                Err(fault) => {
-                    faults.note(fault);
-                    self.complete(mem, head, 0)?;
+            match self.add_next(mem, chain, faults)? {
+                (Taken::Nothing, _) => return Ok(false),
+                (Taken::Good, head) => {
+                    chain.head = head;
+                    return Ok(true);
                 }
+                (Taken::Broken, _) => {}
             }
         }
+    }
+
+    /// Adds the next chain to those in `merged`.
+    pub fn take(&mut self, mem: &Memory, merged: &mut Merged, faults: &Faults) -> Result<Taken, RingFault> {
+        let had = merged.all.writable_len;
+        let (taken, head) = self.add_next(mem, &mut merged.all, faults)?;
+        if taken == Taken::Good {
+            merged.parts.push((head, merged.all.writable_len.saturating_sub(had)));
+        }
+        Ok(taken)
+    }
+
+    /// Puts the chains of `merged`, which were taken last and one after the other, back, to be taken again.
+    pub fn put_back_all(&mut self, merged: &mut Merged) {
+        self.queue.set_next_avail(self.queue.next_avail().wrapping_sub(merged.count()));
+        merged.clear();
+    }
+
+    /// Gives all chains of `merged` back at once with `written` bytes in them, front to back: the driver sees all or none.
+    pub fn complete_all(&mut self, mem: &Memory, merged: &mut Merged, written: u64) -> Result<(), RingFault> {
+        let Some(((last, last_room), others)) = merged.parts.split_last() else { return Ok(()) };
+        let (mut left, mut next) = (written, self.queue.next_used());
+        for (head, room) in others {
+            let len = left.min(*room);
+            left = left.saturating_sub(len);
+            self.write_used(mem, next, *head, len)?;
+            next = next.wrapping_add(1);
+        }
+        // The last one's element is written with the index that makes all of them visible (§2.7.8.2).
+        self.queue.set_next_used(next);
+        let (last, len) = (*last, u32::try_from(left.min(*last_room)).unwrap_or(u32::MAX));
+        merged.clear();
+        self.complete(mem, last, len)
+    }
+
+    /// Writes an element of the used ring (§2.7.8), which is not visible before the index is.
+    fn write_used(&self, mem: &Memory, index: u16, head: u16, len: u64) -> Result<(), RingFault> {
+        let place = u64::from(index.checked_rem(self.queue.size()).unwrap_or(0)).saturating_mul(USED_ELEMENT_BYTES);
+        let at = self.queue.used_ring().saturating_add(USED_RING_HEADER_BYTES).saturating_add(place);
+        let mut element = [0; USED_ELEMENT_BYTES as usize];
+        let (id, length) = element.split_at_mut(4);
+        id.copy_from_slice(&u32::from(head).to_le_bytes());
+        length.copy_from_slice(&u32::try_from(len).unwrap_or(u32::MAX).to_le_bytes());
+        mem.write_slice(&element, GuestAddress(at)).map_err(RingFault::Memory)
+    }
+
+    /// Adds the next chain to `chain`; its head.
+    fn add_next(&mut self, mem: &Memory, chain: &mut Chain, faults: &Faults) -> Result<(Taken, u16), RingFault> {
+        let head = match self.queue.iter(mem).map_err(RingFault::Index)?.next() {
+            Some(found) => found.head_index(),
+            None => return Ok((Taken::Nothing, 0)),
+        };
+        if head >= self.queue.size() {
+            return Err(RingFault::Head(head));
+        }
+        let mark = chain.mark();
+        if let Err(fault) = self.walk(mem, head, chain) {
+            chain.cut(mark);
+            faults.note(fault);
+            self.complete(mem, head, 0)?;
+            return Ok((Taken::Broken, head));
+        }
+        Ok((Taken::Good, head))
     }
 
     /// Puts the chain that was taken last back, to be taken again.
@@ -385,14 +515,22 @@ impl VirtQueue {
         if !std::mem::take(&mut self.news) {
             return Ok(());
         }
+        // The used index is visible before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        let wish = |at: u64| -> Result<u16, RingFault> {
+            let word = mem.load(GuestAddress(at), Ordering::Relaxed).map_err(RingFault::Memory)?;
+            Ok(u16::from_le(word))
+        };
+        let used = self.queue.next_used();
+        let decided = std::mem::replace(&mut self.decided, used);
         let wanted = if self.queue.event_idx_enabled() {
-            self.queue.needs_notification(mem).map_err(RingFault::Index)?
+            // used_event lies behind the available ring (§2.7.6). Several chains may have gone back at once, so the question is
+            // whether the index has passed it since the last time.
+            let ring = u64::from(self.queue.size()).saturating_mul(2).saturating_add(4);
+            let event = wish(self.queue.avail_ring().saturating_add(ring))?;
+            used.wrapping_sub(event).wrapping_sub(1) < used.wrapping_sub(decided)
         } else {
-            // The used index is visible before the flag is read.
-            fence(Ordering::SeqCst);
-            let flags: u16 =
-                mem.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed).map_err(RingFault::Memory)?;
-            u16::from_le(flags) & AVAIL_F_NO_INTERRUPT == 0
+            wish(self.queue.avail_ring())? & AVAIL_F_NO_INTERRUPT == 0
         };
         if wanted {
             irq.signal_queue(self.index);
@@ -416,10 +554,8 @@ impl VirtQueue {
         self.queue.disable_notification(mem).map_err(RingFault::Index)
     }
 
-    /// Copies the chain that starts at `head` into `chain`.
+    /// Adds the chain that starts at `head` to `chain`.
     fn walk(&self, mem: &Memory, head: u16, chain: &mut Chain) -> Result<(), ChainFault> {
-        chain.clear();
-        chain.head = head;
         let (mut table, mut table_len, mut index) = (self.queue.desc_table(), u32::from(self.queue.size()), head);
         let mut nested = false;
         let mut budget = self.queue.size();
