@@ -78,6 +78,10 @@ pub enum StateError {
 pub trait VirtioDevice: Send {
     /// What a driver may learn. The same for the life of the device.
     fn info(&self) -> DeviceInfo;
+    /// Whether features that were all offered make sense together; if not, why.
+    fn accepts(&self, _features: u64) -> Result<(), &'static str> {
+        Ok(())
+    }
     /// Goes to work.
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused>;
     /// Its counter of guest's mistakes.

@@ -111,6 +111,13 @@ pub struct State {
     device: DeviceState,
 }
 
+impl State {
+    /// The device's part.
+    pub fn device(&self) -> &DeviceState {
+        &self.device
+    }
+}
+
 /// [`State::version`].
 const STATE_VERSION: u32 = 1;
 
@@ -312,10 +319,16 @@ impl MmioTransport {
     fn features_fit(&self) -> bool {
         let (offered, chosen) = (self.info.features | feature::COMMON, self.registers.driver_features);
         let fit = chosen & !offered == 0 && chosen & feature::VERSION_1 != 0;
-        if !fit {
-            self.faults.note(format_args!("features {chosen:#x} of {offered:#x} are not acceptable"));
-        }
-        fit
+        let refusal = match &self.place {
+            _ if !fit => "not all of them were offered, or it is a legacy driver",
+            Place::Rest(device) => match device.accepts(chosen) {
+                Ok(()) => return true,
+                Err(why) => why,
+            },
+            Place::Work(_) | Place::Lost => return fit,
+        };
+        self.faults.note(format_args!("features {chosen:#x} of {offered:#x} are not acceptable: {refusal}"));
+        false
     }
 
     fn read_register(&self, offset: u64) -> u32 {
