@@ -1,12 +1,12 @@
-//! An Ethernet frame on its way through a switch: the header was copied out once, the rest stays where it is.
+//! An Ethernet frame on its way through a switch: its headers were copied out once and checked, its payload stays where it is.
 
+use super::checksum::Sum;
+use super::claim::{self, BadClaim, ETHERNET_BYTES, MAX_HEADERS, MAX_TAGS_BYTES, NET_HEADER_BYTES, NetHeader, Undone};
 use crate::Memory;
 use crate::virtio::chain::Chain;
 
-/// Destination, source, type (IEEE 802.3, clause 3).
-pub const HEADER_BYTES: usize = 14;
-/// An 802.1Q tag may make a frame longer.
-pub const VLAN_TAG_BYTES: u64 = 4;
+/// A payload that is summed goes through a buffer of so many bytes, an even number.
+const SUMMED_BYTES: usize = 4096;
 
 /// Whether an address is a group's: broadcast or multicast (IEEE 802, the lowest bit of the first octet).
 pub fn is_group(mac: [u8; 6]) -> bool {
@@ -15,56 +15,196 @@ pub fn is_group(mac: [u8; 6]) -> bool {
 }
 
 /// A frame.
+#[derive(Clone, Copy)]
 pub struct Frame<'a> {
-    header: [u8; HEADER_BYTES],
+    /// All that anybody looks at; at least an Ethernet header.
+    headers: &'a [u8],
+    undone: Undone,
     len: u64,
-    mem: &'a Memory,
-    chain: &'a Chain,
-    start: u64,
+    payload: Payload<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Payload<'a> {
+    /// Bytes of the sender's chain from `start` on.
+    Sent { mem: &'a Memory, chain: &'a Chain, start: u64 },
+    /// Bytes of a frame that waited.
+    Kept(&'a [u8]),
+}
+
+/// Where a sender's headers are copied to: the virtio header and whatever may be a header of the frame.
+pub struct Scratch([u8; NET_HEADER_BYTES + MAX_HEADERS]);
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self([0; NET_HEADER_BYTES + MAX_HEADERS])
+    }
 }
 
 impl<'a> Frame<'a> {
-    /// The frame at byte `start` of a driver's chain; `None` where it is shorter than a header.
-    pub fn in_chain(mem: &'a Memory, chain: &'a Chain, start: u64) -> Option<Self> {
-        let mut header = [0; HEADER_BYTES];
-        let len = chain.readable_len().checked_sub(start)?;
-        (chain.read_at(mem, start, &mut header) == HEADER_BYTES).then_some(Self { header, len, mem, chain, start })
+    /// The frame in a driver's chain, behind its virtio header; `features` are those that the driver has accepted.
+    pub fn in_chain(
+        mem: &'a Memory,
+        chain: &'a Chain,
+        features: u64,
+        scratch: &'a mut Scratch,
+    ) -> Result<Self, BadClaim> {
+        let copied = chain.read_at(mem, 0, &mut scratch.0);
+        let len = chain.readable_len().checked_sub(NET_HEADER_BYTES as u64).ok_or(BadClaim::Short)?;
+        let (net_header, rest) = scratch.0.split_first_chunk_mut::<NET_HEADER_BYTES>().ok_or(BadClaim::Short)?;
+        let copied = copied.checked_sub(NET_HEADER_BYTES).and_then(|copied| rest.get_mut(..copied));
+        let headers = copied.ok_or(BadClaim::Short)?;
+        let (undone, used) = NetHeader::read(net_header).check(headers, len, features)?;
+        let headers = headers.get_mut(..used).ok_or(BadClaim::Short)?;
+        if let Undone::Segments(cut) = undone {
+            // The driver has put a sum of its own there; whoever gets the frame whole gets ours.
+            let transport_len = usize::try_from(len).unwrap_or(usize::MAX).saturating_sub(cut.transport);
+            let sum = cut.pseudo_header(headers, transport_len).folded();
+            put(headers, cut.transport.saturating_add(cut.kind.checksum_offset().into()), &sum.to_be_bytes());
+        }
+        let start = (NET_HEADER_BYTES as u64).saturating_add(used as u64);
+        Ok(Self { headers, undone, len, payload: Payload::Sent { mem, chain, start } })
     }
 
     /// Where it goes.
     pub fn destination(&self) -> [u8; 6] {
-        let [a, b, c, d, e, f, ..] = self.header;
-        [a, b, c, d, e, f]
+        self.address(0)
     }
 
     /// Where it says that it comes from.
     pub fn source(&self) -> [u8; 6] {
-        let [_, _, _, _, _, _, a, b, c, d, e, f, ..] = self.header;
-        [a, b, c, d, e, f]
+        self.address(6)
     }
 
-    /// Bytes, header included.
+    fn address(&self, at: usize) -> [u8; 6] {
+        self.headers.get(at..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
+    }
+
+    /// Bytes, headers included.
     #[expect(clippy::len_without_is_empty, reason = "a frame has at least a header")]
     pub fn len(&self) -> u64 {
         self.len
     }
 
-    /// Copies the frame into the receiver's chain at `offset`, the header as it was checked. `false` where it did not fit.
-    pub fn copy_to(&self, chain: &Chain, mem: &Memory, offset: u64) -> bool {
-        let header = HEADER_BYTES as u64;
-        let rest = self.len.saturating_sub(header);
-        let (from, to) = (self.start.saturating_add(header), offset.saturating_add(header));
-        chain.write_at(mem, offset, &self.header) == HEADER_BYTES
-            && self.chain.copy_to(self.mem, from, rest, chain, mem, to) == rest
+    /// Its headers, as they were checked.
+    pub fn headers(&self) -> &'a [u8] {
+        self.headers
     }
 
-    /// The frame's bytes.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = self.header.to_vec();
-        bytes.resize(usize::try_from(self.len).unwrap_or(HEADER_BYTES), 0);
-        if let Some(rest) = bytes.get_mut(HEADER_BYTES..) {
-            self.chain.read_at(self.mem, self.start.saturating_add(HEADER_BYTES as u64), rest);
+    /// Bytes behind its headers.
+    pub fn payload_len(&self) -> u64 {
+        self.len.saturating_sub(self.headers.len() as u64)
+    }
+
+    /// What its sender left to others.
+    pub fn undone(&self) -> Undone {
+        self.undone
+    }
+
+    /// Frames on a wire that it stands for.
+    pub fn segments(&self) -> u32 {
+        match self.undone {
+            Undone::Segments(cut) => cut.segments(self.payload_len()),
+            Undone::Nothing | Undone::Checksum { .. } => 1,
         }
-        bytes
+    }
+
+    /// Bytes of `segments` of those frames, the first of them number `from`.
+    pub fn wire_bytes(&self, from: u32, segments: u32) -> u64 {
+        let Undone::Segments(cut) = self.undone else { return self.len.saturating_mul(segments.into()) };
+        let start = u64::from(from).saturating_mul(cut.size.into());
+        let most = u64::from(segments).saturating_mul(cut.size.into());
+        let payload = self.payload_len().saturating_sub(start).min(most);
+        u64::from(segments).saturating_mul(cut.headers as u64).saturating_add(payload)
+    }
+
+    /// Bytes of the longest of those frames, without Ethernet header and tags: what an MTU is held against.
+    pub fn longest_packet(&self) -> u64 {
+        // Behind a first tag there may be a second, which nobody has looked at.
+        let tags = if claim::is_tagged(self.headers) { MAX_TAGS_BYTES } else { 0 };
+        let longest = match self.undone {
+            Undone::Segments(cut) => (cut.headers as u64).saturating_add(self.payload_len().min(cut.size.into())),
+            Undone::Nothing | Undone::Checksum { .. } => self.len,
+        };
+        longest.saturating_sub((ETHERNET_BYTES as u64).saturating_add(tags))
+    }
+
+    /// Copies `len` bytes of the payload from `from` on into `to` at `at`: one copy. `false` where they did not fit.
+    pub fn copy_payload(&self, from: u64, len: u64, to: &Chain, mem: &Memory, at: u64) -> bool {
+        match self.payload {
+            Payload::Sent { mem: own, chain, start } => {
+                chain.copy_to(own, start.saturating_add(from), len, to, mem, at) == len
+            }
+            Payload::Kept(bytes) => {
+                let bytes = part(bytes, from, len);
+                bytes.len() as u64 == len && to.write_at(mem, at, bytes) == bytes.len()
+            }
+        }
+    }
+
+    /// The same, and adds exactly the bytes that were delivered to `sum`, whatever their sender does to its own meanwhile.
+    pub fn copy_summed(&self, from: u64, len: u64, to: &Chain, mem: &Memory, at: u64, sum: &mut Sum) -> bool {
+        let mut buffer = [0; SUMMED_BYTES];
+        let mut done = 0u64;
+        while done < len {
+            let piece_len = len.saturating_sub(done).min(SUMMED_BYTES as u64);
+            let offset = from.saturating_add(done);
+            let piece = match self.payload {
+                Payload::Sent { mem: own, chain, start } => {
+                    let into = buffer.get_mut(..piece_len as usize).unwrap_or_default();
+                    let read = chain.read_at(own, start.saturating_add(offset), into);
+                    buffer.get(..read).unwrap_or_default()
+                }
+                Payload::Kept(bytes) => part(bytes, offset, piece_len),
+            };
+            let whole = piece.len() as u64 == piece_len;
+            if !whole || to.write_at(mem, at.saturating_add(done), piece) != piece.len() {
+                return false;
+            }
+            sum.add(piece);
+            done = done.saturating_add(piece_len);
+        }
+        true
+    }
+
+    /// A copy that can wait.
+    pub fn keep(&self) -> Kept {
+        let mut bytes = self.headers.to_vec();
+        match self.payload {
+            Payload::Sent { mem, chain, start } => {
+                bytes.resize(usize::try_from(self.len).unwrap_or(self.headers.len()), 0);
+                chain.read_at(mem, start, bytes.get_mut(self.headers.len()..).unwrap_or_default());
+            }
+            Payload::Kept(payload) => bytes.extend_from_slice(payload),
+        }
+        Kept { bytes, headers: self.headers.len(), undone: self.undone }
+    }
+}
+
+/// A frame that waits, on its own.
+pub struct Kept {
+    bytes: Vec<u8>,
+    headers: usize,
+    undone: Undone,
+}
+
+impl Kept {
+    /// The frame.
+    pub fn frame(&self) -> Frame<'_> {
+        let (headers, payload) = self.bytes.split_at_checked(self.headers).unwrap_or_default();
+        Frame { headers, undone: self.undone, len: self.bytes.len() as u64, payload: Payload::Kept(payload) }
+    }
+}
+
+fn part(bytes: &[u8], from: u64, len: u64) -> &[u8] {
+    let start = usize::try_from(from).unwrap_or(usize::MAX);
+    let end = start.saturating_add(usize::try_from(len).unwrap_or(usize::MAX));
+    bytes.get(start..end.min(bytes.len())).unwrap_or_default()
+}
+
+/// Writes bytes into headers; nothing where they do not fit.
+pub(super) fn put(headers: &mut [u8], at: usize, bytes: &[u8]) {
+    if let Some(place) = headers.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len())) {
+        place.copy_from_slice(bytes);
     }
 }

@@ -7,47 +7,25 @@
 //!       └────── unplug ──────┴───────────────── unplug ────────────────┘
 //! ```
 //!
-//! Without buffers from the guest, frames wait in a backlog that is counted in bytes; a full one drops the newest.
+//! Without buffers from the guest, frames wait in a backlog that is counted in bytes; a full one drops the newest. They wait
+//! through a rest of the device for a snapshot, and go with its reset. The link is up or down whatever the place is.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PortSpec;
-use super::frame::Frame;
-use crate::Memory;
-use crate::fault::Faults;
-use crate::irq::Interrupt;
-use crate::virtio::chain::{Chain, RingFault};
-use crate::worker::ActiveQueue;
+use super::counters::{Count, Counters, Snapshot};
+use super::frame::{Frame, Kept};
+use super::receiver::{Delivery, Receiver};
+use crate::virtio::chain::RingFault;
 
-/// Bytes of frames that wait for a guest at most.
-pub const MAX_BACKLOG_BYTES: usize = 256 << 10;
+/// Bytes of frames that wait for a guest at most, with what keeps each: 16 large segments.
+pub const MAX_BACKLOG_BYTES: u64 = 1 << 20;
 
-/// struct virtio_net_hdr of a device without offloads (VIRTIO 1.2, §5.1.6): all zero but num_buffers, which is 1.
-const NET_HEADER: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
-
-/// The receiving side of a NIC at work.
-pub struct Receiver {
-    /// Its receive queue.
-    pub queue: ActiveQueue,
-    /// Its guest's memory.
-    pub mem: Memory,
-    /// Its signals.
-    pub irq: Arc<dyn Interrupt>,
-    /// Its counter.
-    pub faults: Faults,
-    chain: Chain,
-}
-
-impl Receiver {
-    /// The receiving side of a NIC.
-    pub fn new(queue: ActiveQueue, mem: Memory, irq: Arc<dyn Interrupt>, faults: Faults) -> Self {
-        let chain = Chain::with_capacity(queue.ring.size());
-        Self { queue, mem, irq, faults, chain }
-    }
-}
+/// What keeping one frame takes beside its bytes.
+pub(super) const WAITING_BYTES: u64 = size_of::<Waiting>() as u64;
 
 enum Place {
     Unplugged,
@@ -55,62 +33,34 @@ enum Place {
     Broken(Receiver),
 }
 
+/// A frame that waits for buffers, or the rest of one.
+struct Waiting {
+    frame: Kept,
+    /// Its first segment that the guest has not got.
+    next: u32,
+}
+
 /// What the lock of a port guards.
 struct Inbox {
     place: Place,
-    backlog: VecDeque<Vec<u8>>,
-    backlog_bytes: usize,
-}
-
-/// Frames and bytes of a port.
-#[derive(Debug, Default)]
-pub struct Counters {
-    sent_frames: AtomicU64,
-    sent_bytes: AtomicU64,
-    received_frames: AtomicU64,
-    dropped_frames: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn sent(&self, bytes: u64) {
-        self.sent_frames.fetch_add(1, Ordering::Relaxed);
-        self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Frames from the guest that were forwarded.
-    pub fn sent_frames(&self) -> u64 {
-        self.sent_frames.load(Ordering::Relaxed)
-    }
-
-    /// Frames that the guest has got.
-    pub fn received_frames(&self) -> u64 {
-        self.received_frames.load(Ordering::Relaxed)
-    }
-
-    /// Frames for the guest that were dropped.
-    pub fn dropped_frames(&self) -> u64 {
-        self.dropped_frames.load(Ordering::Relaxed)
-    }
+    backlog: VecDeque<Waiting>,
+    backlog_bytes: u64,
 }
 
 /// A port.
 pub struct Port {
     spec: PortSpec,
     counters: Counters,
+    /// Read without the lock, by senders for their own port.
+    link_up: AtomicBool,
     /// The receive queue and what waits for it. No other lock is taken under it.
     inbox: Mutex<Inbox>,
-}
-
-/// What became of one frame.
-enum Delivery {
-    Done,
-    NoBuffer,
 }
 
 impl Port {
     pub(super) fn new(spec: PortSpec) -> Self {
         let inbox = Inbox { place: Place::Unplugged, backlog: VecDeque::new(), backlog_bytes: 0 };
-        Self { spec, counters: Counters::default(), inbox: Mutex::new(inbox) }
+        Self { spec, counters: Counters::default(), link_up: AtomicBool::new(true), inbox: Mutex::new(inbox) }
     }
 
     /// What the switch knows of the NIC.
@@ -118,9 +68,14 @@ impl Port {
         self.spec
     }
 
-    /// Its counters.
-    pub fn counters(&self) -> &Counters {
+    pub(super) fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Its counters as they are now.
+    pub fn snapshot(&self) -> Snapshot {
+        let inbox = self.lock();
+        Snapshot::of(&self.counters, inbox.backlog.iter().map(|waiting| u64::from(waiting.left())).sum())
     }
 
     /// The NIC goes to work.
@@ -128,16 +83,51 @@ impl Port {
         self.lock().place = Place::Up(receiver);
     }
 
-    /// The NIC goes back to rest; what waited for it is dropped.
+    /// The NIC goes back to rest. Its guest is told of what it was given first: its signal may not have been sent yet.
     pub fn unplug(&self) -> Option<Receiver> {
-        let mut inbox = self.lock();
-        let waiting = inbox.backlog.len() as u64;
-        self.counters.dropped_frames.fetch_add(waiting, Ordering::Relaxed);
-        inbox.backlog.clear();
-        inbox.backlog_bytes = 0;
-        match std::mem::replace(&mut inbox.place, Place::Unplugged) {
-            Place::Up(receiver) | Place::Broken(receiver) => Some(receiver),
+        match std::mem::replace(&mut self.lock().place, Place::Unplugged) {
+            Place::Up(mut receiver) => {
+                if let Err(fault) = receiver.queue.ring.signal_if_needed(&receiver.mem, &*receiver.irq) {
+                    receiver.faults.note(fault);
+                }
+                Some(receiver)
+            }
+            Place::Broken(receiver) => Some(receiver),
             Place::Unplugged => None,
+        }
+    }
+
+    /// Drops what waits for the guest: its driver is gone.
+    pub fn forget(&self) {
+        let mut inbox = self.lock();
+        inbox.backlog_bytes = 0;
+        for waiting in std::mem::take(&mut inbox.backlog) {
+            self.counters.add(Count::DroppedUnplugged, waiting.left().into());
+        }
+    }
+
+    /// The driver has turned offloads on or off.
+    pub fn set_offloads(&self, offloads: u64) {
+        if let Place::Up(receiver) = &mut self.lock().place {
+            receiver.set_offloads(offloads);
+        }
+    }
+
+    /// Whether a cable is in, so to say.
+    pub fn is_link_up(&self) -> bool {
+        self.link_up.load(Ordering::Relaxed)
+    }
+
+    /// Plugs the cable or pulls it. `tell` puts it into the configuration space; then the guest is signalled. What waits for
+    /// the guest is on its side of the cable and stays.
+    pub fn set_link(&self, up: bool, tell: impl FnOnce()) {
+        let inbox = self.lock();
+        if self.link_up.swap(up, Ordering::Relaxed) == up {
+            return;
+        }
+        tell();
+        if let Place::Up(receiver) | Place::Broken(receiver) = &inbox.place {
+            receiver.irq.signal_config();
         }
     }
 
@@ -145,7 +135,8 @@ impl Port {
     pub(super) fn deliver(&self, frame: &Frame<'_>) -> bool {
         // A panic here would be the receiver's, not the sender's.
         catch_unwind(AssertUnwindSafe(|| self.try_deliver(frame))).unwrap_or_else(|_| {
-            self.break_down("a panic while delivering");
+            self.break_down(&mut self.lock(), "a panic while delivering");
+            self.counters.add(Count::DroppedBroken, frame.segments().into());
             false
         })
     }
@@ -153,48 +144,68 @@ impl Port {
     fn try_deliver(&self, frame: &Frame<'_>) -> bool {
         let mut inbox = self.lock();
         let Inbox { place, backlog, backlog_bytes } = &mut *inbox;
-        let Place::Up(receiver) = place else {
-            self.counters.dropped_frames.fetch_add(1, Ordering::Relaxed);
-            return false;
+        let segments = frame.segments();
+        let drop_all = |why| {
+            self.counters.add(why, segments.into());
+            false
         };
+        let receiver = match place {
+            _ if !self.is_link_up() => return drop_all(Count::DroppedLink),
+            Place::Up(receiver) => receiver,
+            Place::Broken(_) => return drop_all(Count::DroppedBroken),
+            Place::Unplugged => return drop_all(Count::DroppedUnplugged),
+        };
+        let mut next = 0;
         if backlog.is_empty() {
-            match receiver.give(frame.len(), |chain, mem, offset| frame.copy_to(chain, mem, offset)) {
-                Ok(Delivery::Done) => {
-                    self.counters.received_frames.fetch_add(1, Ordering::Relaxed);
-                    return true;
-                }
+            let given = receiver.give(frame, &mut next);
+            self.received(frame, 0, next);
+            match given {
+                Ok(Delivery::Done) => return true,
                 Ok(Delivery::NoBuffer) => {}
                 Err(fault) => {
-                    drop(inbox);
-                    self.break_down(&fault.to_string());
+                    self.counters.add(Count::DroppedBroken, segments.saturating_sub(next).into());
+                    self.break_down(&mut inbox, &fault.to_string());
                     return false;
                 }
             }
         }
-        let len = usize::try_from(frame.len()).unwrap_or(usize::MAX);
-        if backlog_bytes.saturating_add(len) > MAX_BACKLOG_BYTES {
-            self.counters.dropped_frames.fetch_add(1, Ordering::Relaxed);
-            return false;
+        let cost = cost(frame);
+        if backlog_bytes.saturating_add(cost) > MAX_BACKLOG_BYTES {
+            self.counters.add(Count::DroppedFull, segments.saturating_sub(next).into());
+        } else {
+            *backlog_bytes = backlog_bytes.saturating_add(cost);
+            backlog.push_back(Waiting { frame: frame.keep(), next });
         }
-        *backlog_bytes = backlog_bytes.saturating_add(len);
-        backlog.push_back(frame.to_bytes());
-        false
+        next != 0
     }
 
     /// The guest has added buffers: what waits is delivered. Called by the receiver's own thread.
-    pub fn kicked(&self) -> Result<(), RingFault> {
+    pub fn kicked(&self) {
         let mut inbox = self.lock();
-        let Inbox { place, backlog, backlog_bytes } = &mut *inbox;
-        let Place::Up(receiver) = place else { return Ok(()) };
+        if let Err(fault) = self.empty_backlog(&mut inbox) {
+            self.break_down(&mut inbox, &fault.to_string());
+        }
+    }
+
+    fn empty_backlog(&self, inbox: &mut Inbox) -> Result<(), RingFault> {
+        let Inbox { place, backlog, backlog_bytes } = inbox;
+        let receiver = match place {
+            Place::Up(receiver) => receiver,
+            Place::Broken(receiver) => {
+                receiver.queue.take_kick();
+                return Ok(());
+            }
+            Place::Unplugged => return Ok(()),
+        };
         receiver.queue.take_kick();
-        while let Some(frame) = backlog.front() {
-            let len = frame.len();
-            let given = receiver.give(len as u64, |chain, mem, offset| chain.write_at(mem, offset, frame) == len)?;
-            if matches!(given, Delivery::NoBuffer) {
+        while let Some(Waiting { frame, next }) = backlog.front_mut() {
+            let (frame, had) = (frame.frame(), *next);
+            let given = receiver.give(&frame, next);
+            self.received(&frame, had, *next);
+            if given? == Delivery::NoBuffer {
                 break;
             }
-            self.counters.received_frames.fetch_add(1, Ordering::Relaxed);
-            *backlog_bytes = backlog_bytes.saturating_sub(len);
+            *backlog_bytes = backlog_bytes.saturating_sub(cost(&frame));
             backlog.pop_front();
         }
         if backlog.is_empty() {
@@ -203,20 +214,30 @@ impl Port {
         receiver.queue.ring.signal_if_needed(&receiver.mem, &*receiver.irq)
     }
 
+    /// Counts the segments from `from` up to `to` as received.
+    fn received(&self, frame: &Frame<'_>, from: u32, to: u32) {
+        let segments = to.saturating_sub(from);
+        if segments != 0 {
+            self.counters.add(Count::ReceivedFrames, segments.into());
+            self.counters.add(Count::ReceivedBytes, frame.wire_bytes(from, segments));
+        }
+    }
+
     /// Signals the guest, if it wants to be.
     pub(super) fn signal(&self) {
         let mut inbox = self.lock();
         let Place::Up(receiver) = &mut inbox.place else { return };
         if let Err(fault) = receiver.queue.ring.signal_if_needed(&receiver.mem, &*receiver.irq) {
-            drop(inbox);
-            self.break_down(&fault.to_string());
+            self.break_down(&mut inbox, &fault.to_string());
         }
     }
 
-    /// The receiver's ring cannot be used any more: its device says so, the sender sees a drop.
-    fn break_down(&self, why: &str) {
-        let mut inbox = self.lock();
-        self.counters.dropped_frames.fetch_add(1, Ordering::Relaxed);
+    /// The receiver's ring cannot be used any more: its device says so, and what waited is dropped.
+    fn break_down(&self, inbox: &mut Inbox, why: &str) {
+        inbox.backlog_bytes = 0;
+        for waiting in std::mem::take(&mut inbox.backlog) {
+            self.counters.add(Count::DroppedBroken, waiting.left().into());
+        }
         if let Place::Up(receiver) = std::mem::replace(&mut inbox.place, Place::Unplugged) {
             receiver.faults.note(why);
             receiver.irq.needs_reset();
@@ -229,30 +250,14 @@ impl Port {
     }
 }
 
-impl Receiver {
-    /// Puts one frame of `len` bytes into the next buffer of the guest.
-    fn give(&mut self, len: u64, fill: impl Fn(&Chain, &Memory, u64) -> bool) -> Result<Delivery, RingFault> {
-        let ring = &mut self.queue.ring;
-        let header = NET_HEADER.len() as u64;
-        let need = len.saturating_add(header);
-        loop {
-            if !ring.pop(&self.mem, &mut self.chain, &self.faults)? {
-                // Asked to be kicked, looked again, found nothing: the frame waits.
-                if !ring.enable_kicks(&self.mem)? {
-                    return Ok(Delivery::NoBuffer);
-                }
-                continue;
-            }
-            let fits = self.chain.writable_len() >= need && self.chain.readable_len() == 0;
-            let filled = fits
-                && self.chain.write_at(&self.mem, 0, &NET_HEADER) == NET_HEADER.len()
-                && fill(&self.chain, &self.mem, header);
-            if filled {
-                ring.complete(&self.mem, self.chain.head(), u32::try_from(need).unwrap_or(u32::MAX))?;
-                return Ok(Delivery::Done);
-            }
-            self.faults.note(format_args!("a receive buffer that a frame of {len} bytes does not fit into"));
-            ring.complete(&self.mem, self.chain.head(), 0)?;
-        }
+impl Waiting {
+    /// Segments that the guest has not got.
+    fn left(&self) -> u32 {
+        self.frame.frame().segments().saturating_sub(self.next)
     }
+}
+
+/// What a waiting frame counts for: its bytes, and what keeps them.
+fn cost(frame: &Frame<'_>) -> u64 {
+    frame.len().saturating_add(WAITING_BYTES)
 }

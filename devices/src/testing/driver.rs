@@ -174,6 +174,23 @@ impl GuestDriver {
         self.put(RINGS + queue as u64 * RING + AVAIL + 2, &index.to_le_bytes());
     }
 
+    /// Index of the available ring, as it was written last.
+    pub fn avail_index(&self, queue: usize) -> u16 {
+        self.queues[queue].avail
+    }
+
+    /// After which index of the available ring the device wants to be kicked (avail_event, VIRTIO 1.2, §2.7.8).
+    pub fn avail_event(&self, queue: usize) -> u16 {
+        let at = RINGS + queue as u64 * RING + USED + 4 + u64::from(self.queues[queue].size) * 8;
+        u16::from_le_bytes(self.bytes(at, 2).try_into().expect("two bytes"))
+    }
+
+    /// Says after which index of the used ring to signal (used_event, VIRTIO 1.2, §2.7.6).
+    pub fn set_used_event(&mut self, queue: usize, index: u16) {
+        let at = RINGS + queue as u64 * RING + AVAIL + 4 + u64::from(self.queues[queue].size) * 2;
+        self.put(at, &index.to_le_bytes());
+    }
+
     /// Asks not to be signalled (VIRTQ_AVAIL_F_NO_INTERRUPT), or to be.
     pub fn set_avail_flags(&mut self, queue: usize, flags: u16) {
         self.put(RINGS + queue as u64 * RING + AVAIL, &flags.to_le_bytes());

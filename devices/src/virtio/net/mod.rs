@@ -1,136 +1,194 @@
 //! virtio-net (VIRTIO 1.2, §5.1): a NIC that is plugged into a [`Switch`](crate::switch).
 //!
-//! Queue 0, receive, belongs to the switch port from activation to reset; queue 1, transmit, to the worker. No offloads are
-//! offered: frames are complete, with finished checksums, of at most the MTU.
+//! Queue 0, receive, belongs to the switch port from activation to reset; queue 1, transmit, and queue 2, control, to the
+//! worker. The NIC itself knows nothing of frames: what a sender may leave undone is checked and done by the switch.
+//!
+//! Not offered: a hardware address that changes and filters of addresses, because the switch knows where each address is and
+//! gives a NIC only what is for it.
+
+mod control;
+#[cfg(test)]
+mod tests;
+mod worker;
 
 use std::sync::Arc;
 
-use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
-use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
-use crate::Memory;
+use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
 use crate::fault::Faults;
-use crate::irq::Interrupt;
-use crate::switch::frame::Frame;
-use crate::switch::port::Receiver;
-use crate::switch::{Plug, Touched};
-use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
+use crate::switch::Plug;
+use crate::switch::claim::{F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO};
+use crate::switch::offload::{F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6, GUEST_OFFLOADS};
+use crate::switch::receiver::{Abilities, Receiver};
+use crate::worker::{Activation, Worker};
+use worker::NetWorker;
 
-/// Entries of each queue.
+/// Entries of the receive and transmit queues.
 pub const QUEUE_SIZE: u16 = 256;
-/// Bytes of struct virtio_net_hdr with VIRTIO_F_VERSION_1 (§5.1.6).
-const NET_HEADER_BYTES: u64 = 12;
+/// Entries of the control queue.
+pub const CONTROL_QUEUE_SIZE: u16 = 16;
 
-/// VIRTIO_NET_F_MTU, §5.1.3.
-const F_MTU: u64 = 1 << 3;
+/// VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, §5.1.3.
+pub const F_CTRL_GUEST_OFFLOADS: u64 = 1 << 2;
+/// VIRTIO_NET_F_MTU.
+pub const F_MTU: u64 = 1 << 3;
 /// VIRTIO_NET_F_MAC.
-const F_MAC: u64 = 1 << 5;
+pub const F_MAC: u64 = 1 << 5;
+/// VIRTIO_NET_F_MRG_RXBUF.
+pub const F_MRG_RXBUF: u64 = 1 << 15;
 /// VIRTIO_NET_F_STATUS.
-const F_STATUS: u64 = 1 << 16;
-/// VIRTIO_NET_S_LINK_UP, §5.1.4.
-const S_LINK_UP: u16 = 1;
+pub const F_STATUS: u64 = 1 << 16;
+/// VIRTIO_NET_F_CTRL_VQ.
+pub const F_CTRL_VQ: u64 = 1 << 17;
+/// What is offered.
+pub const FEATURES: u64 = F_CSUM
+    | F_GUEST_CSUM
+    | F_CTRL_GUEST_OFFLOADS
+    | F_MTU
+    | F_MAC
+    | F_GUEST_TSO4
+    | F_GUEST_TSO6
+    | F_HOST_TSO4
+    | F_HOST_TSO6
+    | F_MRG_RXBUF
+    | F_STATUS
+    | F_CTRL_VQ
+    | F_GUEST_USO4
+    | F_GUEST_USO6
+    | F_HOST_USO;
+/// Features that make no sense without another (§5.1.3.1).
+const NEEDS: &[(u64, u64, &str)] = &[
+    (F_GUEST_TSO4, F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_TSO4 without GUEST_CSUM"),
+    (F_GUEST_TSO6, F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_TSO6 without GUEST_CSUM"),
+    (F_GUEST_USO4, F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_USO4 without GUEST_CSUM"),
+    (F_GUEST_USO6, F_GUEST_CSUM, "VIRTIO_NET_F_GUEST_USO6 without GUEST_CSUM"),
+    (F_HOST_TSO4, F_CSUM, "VIRTIO_NET_F_HOST_TSO4 without CSUM"),
+    (F_HOST_TSO6, F_CSUM, "VIRTIO_NET_F_HOST_TSO6 without CSUM"),
+    (F_HOST_USO, F_CSUM, "VIRTIO_NET_F_HOST_USO without CSUM"),
+    (F_CTRL_GUEST_OFFLOADS, F_CTRL_VQ, "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS without CTRL_VQ"),
+];
 
-/// Tokens: the numbers of the queues.
-const RECEIVE: Token = 0;
+/// Offset of status in struct virtio_net_config (§5.1.4).
+const STATUS: usize = 6;
+/// VIRTIO_NET_S_LINK_UP.
+const S_LINK_UP: u16 = 1;
+/// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up).
+const STATE_VERSION: u32 = 2;
 
 /// A NIC at rest.
 pub struct Net {
     plug: Plug,
-    mac: [u8; 6],
-    mtu: u16,
+    config: ConfigSpace,
+    /// What the driver has left on of the offloads that it accepted; `None` until it has said so.
+    offloads: Option<u64>,
     faults: Faults,
+}
+
+/// The link of a NIC, for whoever plugs cables.
+#[derive(Clone)]
+pub struct Link {
+    plug: Plug,
+    config: ConfigSpace,
 }
 
 impl Net {
     /// The NIC of a plug. `name` is for messages.
     pub fn new(name: &str, plug: Plug) -> Self {
-        let (mac, mtu) = plug.port().map_or(([0; 6], 0), |port| (port.spec().mac, port.spec().mtu));
-        Self { plug, mac, mtu, faults: Faults::new(&format!("net {name}")) }
+        let (mac, mtu, up) =
+            plug.port().map_or(([0; 6], 0, false), |port| (port.spec().mac, port.spec().mtu, port.is_link_up()));
+        // struct virtio_net_config, §5.1.4: mac, status, max_virtqueue_pairs, mtu.
+        let mut config = mac.to_vec();
+        config.extend_from_slice(&(if up { S_LINK_UP } else { 0 }).to_le_bytes());
+        config.extend_from_slice(&1u16.to_le_bytes());
+        config.extend_from_slice(&mtu.to_le_bytes());
+        let faults = Faults::new(&format!("net {name}"));
+        Self { plug, config: ConfigSpace::new(config), offloads: None, faults }
+    }
+
+    /// Its link.
+    pub fn link(&self) -> Link {
+        Link { plug: self.plug.clone(), config: self.config.clone() }
+    }
+}
+
+impl Link {
+    /// Plugs the cable or pulls it; the guest is told.
+    pub fn set(&self, up: bool) {
+        if let Some(port) = self.plug.port() {
+            let status = if up { S_LINK_UP } else { 0 };
+            port.set_link(up, || self.config.update(STATUS, &status.to_le_bytes()));
+        }
     }
 }
 
 impl VirtioDevice for Net {
     fn info(&self) -> DeviceInfo {
-        // struct virtio_net_config, §5.1.4: mac, status, max_virtqueue_pairs, mtu.
-        let mut config = self.mac.to_vec();
-        config.extend_from_slice(&S_LINK_UP.to_le_bytes());
-        config.extend_from_slice(&1u16.to_le_bytes());
-        config.extend_from_slice(&self.mtu.to_le_bytes());
-        let features = F_MTU | F_MAC | F_STATUS;
         DeviceInfo {
             device_type: DeviceType::Net,
-            features,
-            queue_sizes: vec![QUEUE_SIZE; 2],
-            config: ConfigSpace::new(config),
+            features: FEATURES,
+            queue_sizes: vec![QUEUE_SIZE, QUEUE_SIZE, CONTROL_QUEUE_SIZE],
+            config: self.config.clone(),
+        }
+    }
+
+    fn accepts(&self, features: u64) -> Result<(), &'static str> {
+        match NEEDS.iter().find(|(feature, needed, _)| features & feature != 0 && features & needed == 0) {
+            Some((_, _, why)) => Err(why),
+            None => Ok(()),
         }
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
-        let Some(([receive, transmit], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
-        let receive_kick = receive.source();
-        if let Some(port) = self.plug.port() {
-            port.plug(Receiver::new(receive, mem.clone(), Arc::clone(&irq), self.faults.clone()));
+        let Activation { mem, features, queues, irq } = with;
+        let (mut receive, mut transmit, mut control) = (None, None, None);
+        for queue in queues {
+            match queue.ring.index() {
+                0 => receive = Some(queue),
+                1 => transmit = Some(queue),
+                _ => control = Some(queue),
+            }
         }
-        let chain = Chain::with_capacity(transmit.ring.size());
-        Ok(Box::new(NetWorker { net: *self, receive_kick, transmit, mem, irq, chain, touched: Touched::default() }))
+        let (Some(receive), Some(transmit)) = (receive, transmit) else { return Err(wrong_queues(self)) };
+        let receive_kick = receive.source();
+        let accepted = features & GUEST_OFFLOADS;
+        let abilities =
+            Abilities { offloads: self.offloads.unwrap_or(accepted) & accepted, merges: features & F_MRG_RXBUF != 0 };
+        if let Some(port) = self.plug.port() {
+            port.plug(Receiver::new(receive, mem.clone(), Arc::clone(&irq), self.faults.clone(), abilities));
+        }
+        Ok(Box::new(NetWorker::new(*self, receive_kick, transmit, control, mem, irq, features)))
     }
 
     fn faults(&self) -> &Faults {
         &self.faults
     }
-}
 
-struct NetWorker {
-    net: Net,
-    receive_kick: Source,
-    transmit: ActiveQueue,
-    mem: Memory,
-    irq: Arc<dyn Interrupt>,
-    chain: Chain,
-    touched: Touched,
-}
-
-impl NetWorker {
-    fn serve_transmit(&mut self) -> Result<(), RingFault> {
-        let ring = &mut self.transmit.ring;
-        loop {
-            ring.disable_kicks(&self.mem)?;
-            while ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
-                match Frame::in_chain(&self.mem, &self.chain, NET_HEADER_BYTES) {
-                    Some(frame) if self.chain.writable_len() == 0 => {
-                        self.net.plug.send(&frame, &mut self.touched, &self.net.faults);
-                    }
-                    _ => self.net.faults.note("a frame shorter than its headers, or with room for an answer"),
-                }
-                // Whatever became of it, the sender gets its buffer back.
-                ring.complete(&self.mem, self.chain.head(), 0)?;
-            }
-            self.net.plug.signal(&mut self.touched);
-            if !ring.enable_kicks(&self.mem)? {
-                break;
-            }
+    fn reset(&mut self) {
+        self.offloads = None;
+        if let Some(port) = self.plug.port() {
+            port.forget();
         }
-        ring.signal_if_needed(&self.mem, &*self.irq)
-    }
-}
-
-impl Worker for NetWorker {
-    fn sources(&self) -> Vec<Source> {
-        vec![self.receive_kick, self.transmit.source()]
     }
 
-    fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
-        if token == RECEIVE {
-            let port = self.net.plug.port();
-            return port.map_or(Ok(()), |port| port.kicked().map_err(|source| WorkerFault::Ring { queue: 0, source }));
+    fn save(&self) -> DeviceState {
+        let mut bytes = self.offloads.unwrap_or(u64::MAX).to_le_bytes().to_vec();
+        bytes.push(self.plug.port().is_some_and(|port| port.is_link_up()).into());
+        DeviceState { device_type: DeviceType::Net, version: STATE_VERSION, bytes }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let DeviceState { device_type, version, bytes } = state;
+        if *device_type != DeviceType::Net || *version != STATE_VERSION {
+            return Err(StateError::Foreign { expected: DeviceType::Net, found: *device_type, version: *version });
         }
-        self.transmit.take_kick();
-        self.serve_transmit().map_err(|source| WorkerFault::Ring { queue: 1, source })
-    }
-
-    fn deactivate(self: Box<Self>) -> Rest {
-        let receive = self.net.plug.port().and_then(|port| port.unplug()).map(|receiver| receiver.queue);
-        Rest { queues: receive.into_iter().chain([self.transmit]).collect(), device: Box::new(self.net) }
+        match bytes.split_first_chunk::<8>() {
+            Some((offloads, [up @ (0 | 1)])) => {
+                self.offloads = Some(u64::from_le_bytes(*offloads));
+                self.link().set(*up == 1);
+                Ok(())
+            }
+            _ => Err(StateError::Damaged(DeviceType::Net, "not offloads and a link")),
+        }
     }
 }
 

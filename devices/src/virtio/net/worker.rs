@@ -1,0 +1,159 @@
+//! A NIC at work: takes frames from the transmit queue to the switch, and commands from the control queue.
+
+use std::sync::Arc;
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{F_CTRL_VQ, Net, control};
+use crate::Memory;
+use crate::irq::Interrupt;
+use crate::switch::Touched;
+use crate::switch::claim::BadClaim;
+use crate::switch::frame::{Frame, Scratch};
+use crate::virtio::chain::{Chain, RingFault};
+use crate::worker::{ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
+
+/// Tokens: the numbers of the queues.
+const RECEIVE: Token = 0;
+const TRANSMIT: Token = 1;
+/// Chains that are served before the other devices on the same thread, and whoever wants to stop this one, have a turn.
+const BURST: u16 = 256;
+
+pub(super) struct NetWorker {
+    net: Net,
+    receive_kick: Source,
+    transmit: ActiveQueue,
+    /// The driver has set it up; it is served only where the feature was accepted.
+    control: Option<ActiveQueue>,
+    mem: Memory,
+    irq: Arc<dyn Interrupt>,
+    features: u64,
+    chain: Chain,
+    scratch: Scratch,
+    touched: Touched,
+}
+
+impl NetWorker {
+    pub(super) fn new(
+        net: Net,
+        receive_kick: Source,
+        transmit: ActiveQueue,
+        control: Option<ActiveQueue>,
+        mem: Memory,
+        irq: Arc<dyn Interrupt>,
+        features: u64,
+    ) -> Self {
+        let (chain, touched) = (Chain::with_capacity(transmit.ring.size()), net.plug.touched());
+        Self { net, receive_kick, transmit, control, mem, irq, features, chain, scratch: Scratch::default(), touched }
+    }
+
+    /// Serves one burst: every receiver is signalled once for it, and the sender once.
+    fn serve_transmit(&mut self) -> Result<(), RingFault> {
+        self.transmit.take_kick();
+        let mut left = BURST;
+        let outcome = self.drain(&mut left);
+        // Also after a fault: what was delivered before it is the receivers'.
+        self.net.plug.signal(&mut self.touched);
+        outcome?;
+        if left == 0 {
+            again(&self.transmit.kick);
+        }
+        self.transmit.ring.signal_if_needed(&self.mem, &*self.irq)
+    }
+
+    fn drain(&mut self, left: &mut u16) -> Result<(), RingFault> {
+        let ring = &mut self.transmit.ring;
+        loop {
+            ring.disable_kicks(&self.mem)?;
+            while *left != 0 && ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
+                *left = left.saturating_sub(1);
+                match Frame::in_chain(&self.mem, &self.chain, self.features, &mut self.scratch) {
+                    Ok(frame) if self.chain.writable_len() == 0 => {
+                        self.net.plug.send(&frame, &mut self.touched, &self.net.faults);
+                    }
+                    Ok(_) => refuse(&self.net, BadClaim::Answer),
+                    Err(bad) => refuse(&self.net, bad),
+                }
+                // Whatever became of it, the sender gets its buffer back.
+                ring.complete(&self.mem, self.chain.head(), 0)?;
+            }
+            if *left == 0 || !ring.enable_kicks(&self.mem)? {
+                return Ok(());
+            }
+        }
+    }
+
+    fn serve_control(&mut self) -> Result<(), RingFault> {
+        let Some(ActiveQueue { ring, kick }) = &mut self.control else { return Ok(()) };
+        let mut left = ring.size();
+        loop {
+            while left != 0 && ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
+                left = left.saturating_sub(1);
+                let answer = match control::offloads(&self.mem, &self.chain, self.features) {
+                    Ok(offloads) => {
+                        self.net.offloads = Some(offloads);
+                        if let Some(port) = self.net.plug.port() {
+                            port.set_offloads(offloads);
+                        }
+                        control::OK
+                    }
+                    Err(refusal) => {
+                        self.net.faults.note(refusal);
+                        control::ERR
+                    }
+                };
+                let written = self.chain.write_at(&self.mem, 0, &[answer]);
+                ring.complete(&self.mem, self.chain.head(), u32::from(written == 1))?;
+            }
+            if left == 0 {
+                again(kick);
+                break;
+            }
+            if !ring.enable_kicks(&self.mem)? {
+                break;
+            }
+        }
+        ring.signal_if_needed(&self.mem, &*self.irq)
+    }
+}
+
+/// There may be more: as if the driver had kicked again.
+fn again(kick: &EventFd) {
+    let _ = kick.write(1); // full is as good
+}
+
+fn refuse(net: &Net, bad: BadClaim) {
+    net.plug.refused();
+    net.faults.note(bad);
+}
+
+impl Worker for NetWorker {
+    fn sources(&self) -> Vec<Source> {
+        let control = self.control.as_ref().filter(|_| self.features & F_CTRL_VQ != 0);
+        [self.receive_kick, self.transmit.source()].into_iter().chain(control.map(ActiveQueue::source)).collect()
+    }
+
+    fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
+        match token {
+            RECEIVE => {
+                if let Some(port) = self.net.plug.port() {
+                    port.kicked();
+                }
+                Ok(())
+            }
+            TRANSMIT => self.serve_transmit().map_err(|source| WorkerFault::Ring { queue: 1, source }),
+            _ => {
+                if let Some(control) = &self.control {
+                    control.take_kick();
+                }
+                self.serve_control().map_err(|source| WorkerFault::Ring { queue: 2, source })
+            }
+        }
+    }
+
+    fn deactivate(self: Box<Self>) -> Rest {
+        let receive = self.net.plug.port().and_then(|port| port.unplug()).map(|receiver| receiver.queue);
+        let queues = receive.into_iter().chain([self.transmit]).chain(self.control).collect();
+        Rest { queues, device: Box::new(self.net) }
+    }
+}
