@@ -4,6 +4,8 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::counters::Snapshot;
+
 /// The counter of one device. Clones count together.
 #[derive(Debug, Clone)]
 pub struct Faults {
@@ -33,5 +35,11 @@ impl Faults {
     /// Whose they are.
     pub fn device(&self) -> &str {
         &self.device
+    }
+}
+
+impl Snapshot for Faults {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        vec![("faults", self.count())]
     }
 }

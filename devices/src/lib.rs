@@ -10,6 +10,7 @@
 //! - [`backend`]: what is behind a drive.
 //! - [`switch`]: an L2 network between the NICs of one process.
 //! - [`legacy`]: serial port, I/O APIC, power registers.
+//! - [`counters`]: what devices count.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -19,6 +20,7 @@
 
 pub mod backend;
 pub mod bus;
+pub mod counters;
 pub mod fault;
 pub mod host;
 pub mod irq;

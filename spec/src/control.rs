@@ -80,6 +80,13 @@ pub enum Change {
         /// Rows.
         rows: u16,
     },
+    /// Pulls the cable of a NIC, or plugs it in again; the guest sees its carrier go and come.
+    Link {
+        /// Position of the interface in the manifest: 0 is eth0.
+        interface: u32,
+        /// Whether the cable is in.
+        up: bool,
+    },
 }
 
 /// From the vmm: one for each request.
@@ -118,6 +125,9 @@ pub struct MachineStatus {
     pub boot_us: Vec<(Milestone, u64)>,
     /// Faults noted per device since the start (guest's mistakes, contained).
     pub faults: Vec<(String, u64)>,
+    /// Counters since the start, by owner: each device by its name.
+    #[serde(default)]
+    pub counters: Vec<(String, Vec<(String, u64)>)>,
     /// Memory that went back to the host, and what the guest says of its own.
     #[serde(default)]
     pub balloon: Option<BalloonStatus>,

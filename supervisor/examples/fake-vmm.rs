@@ -159,6 +159,7 @@ fn status(vmm: &Vmm) -> Reply {
         state: state.clone(),
         boot_us: vec![],
         faults: vec![],
+        counters: vec![],
     });
     let last_event = vmm.events.lock().expect("events").len() as u64;
     Reply::Status(Status { protocol: PROTOCOL, machines: machines.collect(), last_event })

@@ -15,6 +15,7 @@ pub mod boot;
 pub mod console;
 pub mod control;
 pub mod kvm;
+pub mod levers;
 pub mod machine;
 pub mod plan;
 pub mod playground;

@@ -14,6 +14,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use labyard_devices::bus::{Bus, Overlap};
+use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::legacy::power::{Power, PowerEvent};
 use labyard_devices::legacy::{ioapic, power, serial};
@@ -88,6 +89,11 @@ impl Parts {
     /// The devices' counters of guest's mistakes.
     pub fn faults(&self) -> Vec<Faults> {
         self.devices.iter().map(|device| device.faults().clone()).collect()
+    }
+
+    /// All counters: devices in their order.
+    pub fn counters(&self) -> Vec<Counters> {
+        self.devices.iter().map(|device| device.counters()).collect()
     }
 }
 

@@ -12,24 +12,24 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use labyard_devices::backend::raw::RawFile;
+use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::switch::{Plug, PortSpec, Switch};
-use labyard_devices::virtio::balloon::{Balloon, BalloonControl, PAGE_BYTES};
+use labyard_devices::virtio::balloon::Balloon;
 use labyard_devices::virtio::block::Block;
 use labyard_devices::virtio::console::Console;
 use labyard_devices::virtio::device::VirtioDevice;
 use labyard_devices::virtio::net::Net;
 use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
-use labyard_spec::control::{
-    BalloonStatus, Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status,
-};
+use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
 use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
 
 use crate::boot::{self, Images};
 use crate::console::ConsoleHub;
 use crate::kvm::Hypervisor;
+use crate::levers::Levers;
 use crate::machine::{self, Parts, Witness};
 use crate::reclaim::Holes;
 use crate::vcpu::Signal;
@@ -56,16 +56,14 @@ struct MachineRecord {
     state: MachineState,
     boot_us: Vec<(Milestone, u64)>,
     faults: Vec<Faults>,
-    balloon: Arc<BalloonControl>,
+    counters: Vec<Counters>,
+    levers: Levers,
 }
 
 /// A running machine's handles.
 struct Handle {
     signals: Sender<Signal>,
-    hub: Arc<Hub>,
-    console: Arc<ConsoleHub>,
-    balloon: Arc<BalloonControl>,
-    memory_mib: u64,
+    levers: Levers,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -114,28 +112,25 @@ impl Playground {
         }
         lock(&self.record).machines = built
             .iter()
-            .map(|(parts, _, balloon)| MachineRecord {
+            .map(|(parts, levers)| MachineRecord {
                 name: parts.name.clone(),
                 state: MachineState::Running,
                 boot_us: Vec::new(),
                 faults: parts.faults(),
-                balloon: Arc::clone(balloon),
+                counters: parts.counters(),
+                levers: levers.clone(),
             })
             .collect();
-        for (index, (parts, hub, balloon)) in built.into_iter().enumerate() {
+        for (index, (parts, levers)) in built.into_iter().enumerate() {
             let (sender, signals) = mpsc::channel();
-            let (name, console) = (parts.name.clone(), Arc::clone(&parts.console));
-            let memory_mib = parts.memory_bytes >> 20;
+            let name = parts.name.clone();
             let witness: Arc<dyn Witness> =
                 Arc::new(Watcher { playground: Arc::clone(self), index, name: name.clone() });
             let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
             let thread = runtime::spawn(&name, move || machine::run(parts, &hypervisor, &signals, &own, &witness));
             match thread {
                 Ok(thread) => {
-                    handles.insert(
-                        name,
-                        Handle { signals: sender, hub, console, balloon, memory_mib, thread: Some(thread) },
-                    );
+                    handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
                 }
                 Err(error) => {
                     self.end(index, &name, MachineState::Failed(format!("starting its thread: {error}")));
@@ -150,7 +145,7 @@ impl Playground {
         spec: &MachineSpec,
         files: &HashMap<Slot, Arc<File>>,
         plugs: &mut HashMap<(String, usize), Plug>,
-    ) -> Result<(Parts, Arc<Hub>, Arc<BalloonControl>), String> {
+    ) -> Result<(Parts, Levers), String> {
         let file = |slot: Slot| files.get(&slot).cloned().ok_or_else(|| format!("descriptor {slot:?} was not passed"));
         let own = |slot: Slot| file(slot)?.try_clone().map_err(|error| format!("descriptor {slot:?}: {error}"));
         let said = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
@@ -161,10 +156,13 @@ impl Playground {
                 .map_err(|error| format!("drive {}: {}", drive.serial, runtime::chain(&error)))?;
             devices.push(Box::new(Block::new(&drive.serial, Box::new(backend))));
         }
+        let mut links = Vec::new();
         for (position, interface) in spec.interfaces.iter().enumerate() {
             let plug = plugs.remove(&(spec.name.clone(), position));
             let plug = plug.ok_or_else(|| format!("network {} does not exist", interface.network))?;
-            devices.push(Box::new(Net::new(&format!("eth{position}"), plug)));
+            let net = Net::new(&format!("eth{position}"), plug);
+            links.push(net.link());
+            devices.push(Box::new(net));
         }
         let (this, name) = (Arc::clone(self), spec.name.clone());
         let first_byte = Box::new(move || this.milestone(&name, Milestone::FirstConsoleByte));
@@ -182,6 +180,7 @@ impl Playground {
         let initrd = spec.boot.initrd.iter().map(|slot| file(*slot)).collect::<Result<_, _>>()?;
         let images =
             Images { kernel: file(spec.boot.kernel)?, initrd, cmdline: boot::command_line(&spec.boot.extra_cmdline) };
+        let levers = Levers { hub, console: Arc::clone(&console), balloon: lever, memory_mib: spec.memory_mib, links };
         let parts = Parts {
             name: spec.name.clone(),
             cpu_count: spec.cpu_count,
@@ -191,7 +190,7 @@ impl Playground {
             console,
             hello,
         };
-        Ok((parts, hub, lever))
+        Ok((parts, levers))
     }
 
     /// What is the state of everything?
@@ -202,7 +201,8 @@ impl Playground {
             state: machine.state.clone(),
             boot_us: machine.boot_us.clone(),
             faults: machine.faults.iter().map(|faults| (faults.device().to_owned(), faults.count())).collect(),
-            balloon: Some(balloon_status(&machine.balloon)),
+            balloon: Some(machine.levers.balloon_status()),
+            counters: machine.counters.iter().map(published).collect(),
         });
         Status { protocol: PROTOCOL, machines: machines.collect(), last_event: record.last_event }
     }
@@ -221,33 +221,20 @@ impl Playground {
 
     /// Connects to a port of a guest.
     pub fn connect(&self, machine: &str, port: u32) -> Result<UnixStream, String> {
-        let hub = self.handle(machine, |handle| Arc::clone(&handle.hub))?;
+        let hub = self.handle(machine, |handle| Arc::clone(&handle.levers.hub))?;
         hub.connect(port, CONNECT_DEADLINE).map_err(|error| format!("machine {machine}: {error}"))
     }
 
     /// Watches a machine's console.
     pub fn console(&self, machine: &str) -> Result<UnixStream, String> {
-        let console = self.handle(machine, |handle| Arc::clone(&handle.console))?;
+        let console = self.handle(machine, |handle| Arc::clone(&handle.levers.console))?;
         console.attach(machine).map_err(|error| format!("machine {machine}: its console: {error}"))
     }
 
     /// Changes a running machine.
     pub fn change(&self, machine: &str, change: Change) -> Result<(), String> {
-        match change {
-            Change::Balloon { target_mib } => {
-                let (balloon, most) =
-                    self.handle(machine, |handle| (Arc::clone(&handle.balloon), handle.memory_mib))?;
-                let pages = target_mib.checked_mul((1 << 20) / PAGE_BYTES).and_then(|pages| u32::try_from(pages).ok());
-                let pages = pages.filter(|_| target_mib < most).ok_or_else(|| {
-                    format!("machine {machine}: a balloon of {target_mib} MiB, less than its {most} MiB of memory is allowed")
-                })?;
-                balloon.set_target_pages(pages);
-            }
-            Change::ConsoleSize { cols, rows } => {
-                self.handle(machine, |handle| handle.console.input())?.set_size(cols, rows);
-            }
-        }
-        Ok(())
+        let levers = self.handle(machine, |handle| handle.levers.clone())?;
+        levers.change(change).map_err(|error| format!("machine {machine}: {error}"))
     }
 
     /// Cuts the power of one machine, or of all. Waits until they have ended.
@@ -324,14 +311,10 @@ impl Playground {
     }
 }
 
-fn balloon_status(balloon: &BalloonControl) -> BalloonStatus {
-    let mib = |pages: u32| (u64::from(pages) * PAGE_BYTES) >> 20;
-    BalloonStatus {
-        target_mib: mib(balloon.target_pages()),
-        actual_mib: mib(balloon.actual_pages()),
-        given_back_bytes: balloon.given_back_bytes(),
-        statistics: balloon.statistics().into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
-    }
+/// Counters as status tells them.
+fn published(counters: &Counters) -> (String, Vec<(String, u64)>) {
+    let values = counters.read().into_iter().map(|(name, value)| (name.to_owned(), value));
+    (counters.owner().to_owned(), values.collect())
 }
 
 fn unknown(machine: &str) -> String {

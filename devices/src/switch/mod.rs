@@ -148,6 +148,12 @@ impl Plug {
     }
 }
 
+impl crate::counters::Snapshot for Plug {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        self.port().map(|port| port.snapshot().list()).unwrap_or_default()
+    }
+}
+
 impl Touched {
     fn mark(&mut self, index: usize) {
         if let Some(marked) = self.marked.get_mut(index)

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::ConfigSpace;
+use crate::counters::Counters;
 use crate::fault::Faults;
 use crate::worker::{Activation, Worker};
 
@@ -86,6 +87,10 @@ pub trait VirtioDevice: Send {
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused>;
     /// Its counter of guest's mistakes.
     fn faults(&self) -> &Faults;
+    /// All that it counts, its faults first; read while it works, so they are shared with its worker.
+    fn counters(&self) -> Counters {
+        Counters::of_faults(self.faults())
+    }
     /// The driver has let go (§2.1.2): what it told the device is forgotten. A device that only stopped for a while to be
     /// saved is not reset.
     fn reset(&mut self) {}

@@ -4,7 +4,7 @@ use std::fmt::Debug;
 use std::str::FromStr;
 
 use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
-use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
+use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
 use labyard_spec::playground::{BootSpec, DriveSpec, MachineSpec, PlaygroundSpec, Slot};
@@ -65,6 +65,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         Request::Status,
         Request::Events { after: 7 },
         Request::Connect { machine: "web".into(), port: 1024 },
+        Request::Change { machine: "web".into(), change: Change::Link { interface: 0, up: false } },
         Request::Kill { machine: None },
     ];
     let status = MachineStatus {
@@ -73,6 +74,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         state: MachineState::Crashed("Kernel panic".into()),
         boot_us: vec![(Milestone::FirstRun, 1234)],
         faults: vec![("rng".into(), 1)],
+        counters: vec![("net eth0".into(), vec![("sent_frames".into(), 7)])],
     };
     let replies = [
         Reply::Done,

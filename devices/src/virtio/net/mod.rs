@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
+use crate::counters::Counters;
 use crate::fault::Faults;
 use crate::switch::Plug;
 use crate::switch::claim::{F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO};
@@ -161,6 +162,10 @@ impl VirtioDevice for Net {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::new(self.plug.clone()))
     }
 
     fn reset(&mut self) {
