@@ -399,6 +399,11 @@ impl VirtQueue {
         self.index
     }
 
+    /// Whether the driver has set it up: one of a feature that was not accepted is left out, and stays empty.
+    pub fn is_ready(&self) -> bool {
+        self.queue.ready()
+    }
+
     /// Entries.
     pub fn size(&self) -> u16 {
         self.queue.size()

@@ -140,16 +140,11 @@ impl VirtioDevice for Net {
     }
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
-        let Activation { mem, features, queues, irq } = with;
-        let (mut receive, mut transmit, mut control) = (None, None, None);
-        for queue in queues {
-            match queue.ring.index() {
-                0 => receive = Some(queue),
-                1 => transmit = Some(queue),
-                _ => control = Some(queue),
-            }
+        let features = with.features;
+        let Some(([receive, transmit, control], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
+        if !receive.ring.is_ready() || !transmit.ring.is_ready() {
+            return Err(Refused { device: self, why: "its receive or its transmit queue was left out".into() });
         }
-        let (Some(receive), Some(transmit)) = (receive, transmit) else { return Err(wrong_queues(self)) };
         let receive_kick = receive.source();
         let accepted = features & GUEST_OFFLOADS;
         let abilities =

@@ -23,8 +23,8 @@ pub(super) struct NetWorker {
     net: Net,
     receive_kick: Source,
     transmit: ActiveQueue,
-    /// The driver has set it up; it is served only where the feature was accepted.
-    control: Option<ActiveQueue>,
+    /// Served only where the feature was accepted.
+    control: ActiveQueue,
     mem: Memory,
     irq: Arc<dyn Interrupt>,
     features: u64,
@@ -38,7 +38,7 @@ impl NetWorker {
         net: Net,
         receive_kick: Source,
         transmit: ActiveQueue,
-        control: Option<ActiveQueue>,
+        control: ActiveQueue,
         mem: Memory,
         irq: Arc<dyn Interrupt>,
         features: u64,
@@ -84,7 +84,8 @@ impl NetWorker {
     }
 
     fn serve_control(&mut self) -> Result<(), RingFault> {
-        let Some(ActiveQueue { ring, kick }) = &mut self.control else { return Ok(()) };
+        self.control.take_kick();
+        let ActiveQueue { ring, kick } = &mut self.control;
         let mut left = ring.size();
         loop {
             while left != 0 && ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
@@ -129,8 +130,8 @@ fn refuse(net: &Net, bad: BadClaim) {
 
 impl Worker for NetWorker {
     fn sources(&self) -> Vec<Source> {
-        let control = self.control.as_ref().filter(|_| self.features & F_CTRL_VQ != 0);
-        [self.receive_kick, self.transmit.source()].into_iter().chain(control.map(ActiveQueue::source)).collect()
+        let control = (self.features & F_CTRL_VQ != 0).then(|| self.control.source());
+        [self.receive_kick, self.transmit.source()].into_iter().chain(control).collect()
     }
 
     fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
@@ -142,18 +143,13 @@ impl Worker for NetWorker {
                 Ok(())
             }
             TRANSMIT => self.serve_transmit().map_err(|source| WorkerFault::Ring { queue: 1, source }),
-            _ => {
-                if let Some(control) = &self.control {
-                    control.take_kick();
-                }
-                self.serve_control().map_err(|source| WorkerFault::Ring { queue: 2, source })
-            }
+            _ => self.serve_control().map_err(|source| WorkerFault::Ring { queue: 2, source }),
         }
     }
 
     fn deactivate(self: Box<Self>) -> Rest {
         let receive = self.net.plug.port().and_then(|port| port.unplug()).map(|receiver| receiver.queue);
-        let queues = receive.into_iter().chain([self.transmit]).chain(self.control).collect();
+        let queues = receive.into_iter().chain([self.transmit, self.control]).collect();
         Rest { queues, device: Box::new(self.net) }
     }
 }
