@@ -9,7 +9,7 @@
 //! - [`virtio`]: the devices, their transport, and [`REGISTRY`].
 //! - [`backend`]: what is behind a drive.
 //! - [`switch`]: an L2 network between the NICs of one process.
-//! - [`legacy`]: serial port, I/O APIC, power registers.
+//! - [`legacy`]: serial port, I/O APIC, power registers and button, pvpanic.
 //! - [`counters`]: what devices count.
 
 #![forbid(unsafe_code)]
