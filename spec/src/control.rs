@@ -57,6 +57,11 @@ pub enum Request {
         /// What of it.
         change: Change,
     },
+    /// Presses the power button of one machine: its guest is told through ACPI, and may power off.
+    PowerButton {
+        /// Machine name.
+        machine: String,
+    },
     /// Cuts the power of one machine, or of all and ends the process where `machine` is missing.
     Kill {
         /// Machine name.
@@ -125,9 +130,12 @@ pub struct MachineStatus {
     pub boot_us: Vec<(Milestone, u64)>,
     /// Faults noted per device since the start (guest's mistakes, contained).
     pub faults: Vec<(String, u64)>,
-    /// Counters since the start, by owner: each device by its name.
+    /// Counters since the start, by owner: each device by its name, each vCPU (`cpu0`) with its exits by reason.
     #[serde(default)]
     pub counters: Vec<(String, Vec<(String, u64)>)>,
+    /// Bytes of the pages that its memory got; 0 while it is not known.
+    #[serde(default)]
+    pub page_size: u64,
     /// Memory that went back to the host, and what the guest says of its own.
     #[serde(default)]
     pub balloon: Option<BalloonStatus>,

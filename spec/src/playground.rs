@@ -55,7 +55,38 @@ pub struct MachineSpec {
     pub cid: u32,
     /// Where console output is appended.
     pub console_log: Slot,
+    /// Name of the template that its processors' CPUID is cut by; `host` where missing.
+    #[serde(default)]
+    pub cpu_template: Option<String>,
+    /// Its processors can run virtual machines of their own.
+    #[serde(default)]
+    pub nested: bool,
+    /// Its memory is in 2 MiB huge pages, which the host has set aside (`vm.nr_hugepages`).
+    #[serde(default)]
+    pub huge_pages: bool,
 }
+
+impl MachineSpec {
+    /// A machine of one vCPU and 512 MiB with no drive and no interface.
+    pub fn new(name: &str, boot: BootSpec, console_log: Slot) -> Self {
+        Self {
+            name: name.into(),
+            cpu_count: 1,
+            memory_mib: 512,
+            boot,
+            drives: Vec::new(),
+            interfaces: Vec::new(),
+            cid: FIRST_CID,
+            console_log,
+            cpu_template: None,
+            nested: false,
+            huge_pages: false,
+        }
+    }
+}
+
+/// vsock context id of the first machine; smaller ones mean the host and everybody (VIRTIO 1.2, §5.10.4).
+pub const FIRST_CID: u32 = 3;
 
 /// A direct kernel boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +98,22 @@ pub struct BootSpec {
     pub initrd: Vec<Slot>,
     /// Words added to the command line that the vmm builds.
     pub extra_cmdline: String,
+    /// How the kernel is entered.
+    #[serde(default)]
+    pub entry: Entry,
+}
+
+/// The way into a kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Entry {
+    /// By PVH where the kernel has that entry point, else the 64-bit one.
+    #[default]
+    Auto,
+    /// The 32-bit entry point of the PVH boot protocol, which a note of the ELF image names.
+    Pvh,
+    /// The 64-bit entry point of the Linux boot protocol, the one of the ELF image.
+    Linux64,
 }
 
 /// One block device.

@@ -56,7 +56,9 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
             }
             Request::Create(spec) => (create(vmm, &spec), None),
             Request::Status => (status(vmm), None),
-            Request::Connect { machine, port: AGENT_PORT } if !machine.starts_with("mute") => {
+            Request::Connect { machine, port: AGENT_PORT }
+                if !["mute", "deaf"].iter().any(|name| machine.starts_with(name)) =>
+            {
                 let (here, there) = UnixStream::pair().expect("a pair");
                 let vmm = Arc::clone(vmm);
                 thread::spawn(move || call(&vmm, &machine, &here));
@@ -80,6 +82,13 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
                 (Reply::Done, Some(OwnedFd::from(there)))
             }
             Request::Change { .. } => (Reply::Done, None),
+            // A guest without an agent has a button.
+            Request::PowerButton { machine } => {
+                if machine.starts_with("deaf") {
+                    ended(vmm, &machine, MachineState::PoweredOff);
+                }
+                (Reply::Done, None)
+            }
             Request::Kill { machine } => {
                 let names: Vec<_> =
                     vmm.machines.lock().expect("machines").iter().map(|(name, _)| name.clone()).collect();
@@ -143,7 +152,11 @@ fn boot(vmm: &Vmm, name: &str) {
         }
     }
     let mut hello = dial();
-    for line in [Hello::InitDone { kernel: "6.12".into() }, Hello::AgentReady] {
+    let mut lines = vec![Hello::InitDone { kernel: "6.12".into() }];
+    if !name.starts_with("deaf") {
+        lines.push(Hello::AgentReady);
+    }
+    for line in lines {
         let mut line = serde_json::to_vec(&line).expect("plain data");
         line.push(b'\n');
         hello.write_all(&line).expect("saying hello");
@@ -160,6 +173,7 @@ fn status(vmm: &Vmm) -> Reply {
         boot_us: vec![],
         faults: vec![],
         counters: vec![],
+        page_size: 4096,
     });
     let last_event = vmm.events.lock().expect("events").len() as u64;
     Reply::Status(Status { protocol: PROTOCOL, machines: machines.collect(), last_event })

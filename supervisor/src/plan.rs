@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 use labyard_spec::guest::{self, HostEntry, MachineConfig};
 use labyard_spec::manifest::lab::{self, Lab, MTU};
-use labyard_spec::playground::{BootSpec, DriveSpec, InterfaceSpec, MachineSpec, NetworkSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{
+    BootSpec, DriveSpec, Entry, InterfaceSpec, MachineSpec, NetworkSpec, PlaygroundSpec, Slot,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, names};
@@ -97,6 +99,7 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
                 slot(own.join(names::MACHINE_ARCHIVE), FileAccess::Read),
             ],
             extra_cmdline: String::new(),
+            entry: Entry::Auto,
         };
         let mut drives = Vec::new();
         for drive in &machine.drives {
@@ -126,6 +129,9 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             interfaces,
             cid: machine.cid,
             console_log: slot(own.join(names::CONSOLE_LOG), FileAccess::Append),
+            cpu_template: None,
+            nested: false,
+            huge_pages: false,
         });
     }
     let networks = lab

@@ -1,7 +1,9 @@
 //! Kernel, initramfs, command line and start info in guest memory, by the PVH boot protocol
-//! (Xen, docs/misc/pvh.pandoc; `xen/include/public/arch-x86/hvm/start_info.h`).
+//! (Xen, docs/misc/pvh.pandoc; `xen/include/public/arch-x86/hvm/start_info.h`) or the 64-bit one of Linux ([`linux64`]).
 //!
 //! Files are read at offsets, never by a cursor: machines of one playground share descriptors.
+
+pub(crate) mod linux64;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -10,6 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use labyard_devices::Memory;
+use labyard_spec::playground::Entry;
 use labyard_sys::iov::{self, GuestSlices};
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -18,12 +21,13 @@ use linux_loader::loader::start_info::{hvm_memmap_table_entry, hvm_modlist_entry
 use linux_loader::loader::{Cmdline, KernelLoader};
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{
-    Address, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, ReadVolatile,
+    Address, Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryRegion, Permissions, ReadVolatile,
     VolatileMemoryError, VolatileSlice,
 };
 
 use crate::arch::x86_64::acpi::{self, Description};
 use crate::arch::x86_64::layout;
+use crate::kernel::{self, KernelError};
 
 /// XEN_HVM_START_MAGIC_VALUE.
 const START_MAGIC: u32 = 0x336e_c578;
@@ -34,14 +38,31 @@ const RESERVED: u32 = 2;
 /// A machine could not be made ready to start.
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
-    /// The kernel file.
-    #[error("kernel: not an ELF image that fits into the machine's memory")]
+    /// What the kernel says about itself.
+    #[error(transparent)]
+    Claims(#[from] KernelError),
+    /// Loading it.
+    #[error("kernel: loading it")]
     Kernel(#[source] linux_loader::loader::Error),
-    /// Without a PVH note there is no way in.
+    /// PVH was asked for.
     #[error(
-        "kernel: the ELF image has no PVH entry point (note XEN_ELFNOTE_PHYS32_ENTRY); a Linux kernel needs CONFIG_PVH"
+        "kernel: no PVH entry point (ELF note XEN_ELFNOTE_PHYS32_ENTRY); Linux has it with CONFIG_PVH, else ask for the entry `linux64`"
     )]
     NoPvh,
+    /// Less than the kernel's own minimum.
+    #[error(
+        "{has_mib} MiB of memory: this kernel ends at {kernel_mib} MiB and its initramfs, packed and unpacked, takes {initrd_mib} MiB; give it {needed_mib} MiB or more"
+    )]
+    Memory {
+        /// What the machine has.
+        has_mib: u64,
+        /// End of the kernel.
+        kernel_mib: u64,
+        /// Twice the initramfs.
+        initrd_mib: u64,
+        /// Both.
+        needed_mib: u64,
+    },
     /// The initramfs.
     #[error("initramfs: {bytes} bytes do not fit beside the kernel into {memory} bytes of memory")]
     InitrdTooLarge {
@@ -59,6 +80,9 @@ pub enum BootError {
     /// Tables.
     #[error("tables")]
     Acpi(#[from] acpi::TooLong),
+    /// Page tables, descriptors or the generation id.
+    #[error("writing tables")]
+    Tables(#[source] vm_memory::GuestMemoryError),
     /// Start info.
     #[error("writing the start info")]
     StartInfo(#[source] linux_loader::configurator::Error),
@@ -72,6 +96,48 @@ pub struct Images {
     pub initrd: Vec<Arc<File>>,
     /// The command line.
     pub cmdline: String,
+    /// How the kernel is entered.
+    pub entry: Entry,
+}
+
+impl Images {
+    /// Refuses what cannot be started in a machine with `memory_bytes`, before anything is built.
+    pub fn check(&self, memory_bytes: u64) -> Result<(), BootError> {
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        let kernel = kernel::inspect(&self.kernel)?.end;
+        // The kernel unpacks it while it is still there.
+        let initrd = sizes(&self.initrd)?.iter().fold(0u64, |sum, size| sum.saturating_add(*size)).saturating_mul(2);
+        let needed = kernel.saturating_add(initrd);
+        if needed > memory_bytes {
+            let (kernel_mib, initrd_mib, needed_mib) = (mib(kernel), mib(initrd), mib(needed));
+            return Err(BootError::Memory { has_mib: memory_bytes >> 20, kernel_mib, initrd_mib, needed_mib });
+        }
+        Ok(())
+    }
+}
+
+/// Where the first vCPU starts, and by which protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// At the PVH entry point.
+    Pvh(u64),
+    /// At the ELF image's entry point, in 64-bit mode.
+    Linux64(u64),
+}
+
+/// A range of the memory map, by the types of E820.
+#[derive(Debug, Clone, Copy)]
+struct Range {
+    start: u64,
+    len: u64,
+    kind: u32,
+}
+
+/// What the kernel is told of.
+struct InMemory {
+    rsdp: u64,
+    /// Address and length.
+    initrd: Option<(u64, u64)>,
 }
 
 /// The command line for a machine: early words on the serial port, then `hvc0`; a panic resets, which is an event.
@@ -86,22 +152,46 @@ pub fn command_line(extra: &str) -> String {
     [ours, extra].join(" ").trim_end().to_owned()
 }
 
-/// Puts everything into memory; the address where the first vCPU starts.
-pub fn load(mem: &Memory, images: &Images, machine: &Description) -> Result<u64, BootError> {
+/// Puts everything into memory.
+pub fn load(mem: &Memory, images: &Images, machine: &Description) -> Result<Start, BootError> {
+    let end = kernel::inspect(&images.kernel)?.end;
     let mut kernel = At { file: Arc::clone(&images.kernel), position: 0 };
     let loaded =
         Elf::load(mem, None, &mut kernel, Some(GuestAddress(layout::HIGH_START))).map_err(BootError::Kernel)?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else { return Err(BootError::NoPvh) };
-    let modules = load_initrd(mem, &images.initrd, loaded.kernel_end)?;
+    let start = match (images.entry, loaded.pvh_boot_cap) {
+        (Entry::Auto | Entry::Pvh, PvhBootCapability::PvhEntryPresent(entry)) => Start::Pvh(entry.raw_value()),
+        (Entry::Pvh, _) => return Err(BootError::NoPvh),
+        (Entry::Auto | Entry::Linux64, _) => Start::Linux64(loaded.kernel_load.raw_value()),
+    };
+    let initrd = load_initrd(mem, &images.initrd, end)?;
     load_command_line(mem, &images.cmdline)?;
-    let rsdp = acpi::write(mem, machine)?;
+    let rsdp = acpi::write(mem, machine)?.raw_value();
+    let (image, map) = (InMemory { rsdp, initrd }, memory_map(mem));
+    match start {
+        Start::Pvh(_) => write_start_info(mem, &image, &map)?,
+        Start::Linux64(_) => linux64::write(mem, &image, &map)?,
+    }
+    Ok(start)
+}
 
-    let map = memory_map(mem);
+/// Writes the machine's generation id; a guest that runs looks at it when it is told so ([`ged::Event::Generation`]).
+///
+/// [`ged::Event::Generation`]: labyard_devices::legacy::ged::Event::Generation
+pub fn write_generation(mem: &Memory, id: [u8; 16]) -> Result<(), BootError> {
+    mem.write_slice(&id, GuestAddress(layout::GENERATION)).map_err(BootError::Tables)
+}
+
+fn write_start_info(mem: &Memory, image: &InMemory, map: &[Range]) -> Result<(), BootError> {
+    let entry =
+        |range: &Range| hvm_memmap_table_entry { addr: range.start, size: range.len, type_: range.kind, reserved: 0 };
+    let map: Vec<_> = map.iter().map(entry).collect();
+    let module = |(paddr, size)| hvm_modlist_entry { paddr, size, ..Default::default() };
+    let modules: Vec<_> = image.initrd.map(module).into_iter().collect();
     let start_info = hvm_start_info {
         magic: START_MAGIC,
         version: 1,
         cmdline_paddr: layout::COMMAND_LINE,
-        rsdp_paddr: rsdp.raw_value(),
+        rsdp_paddr: image.rsdp,
         nr_modules: u32::try_from(modules.len()).unwrap_or(0),
         modlist_paddr: layout::START_INFO_MODULES,
         memmap_paddr: layout::MEMORY_MAP,
@@ -111,8 +201,7 @@ pub fn load(mem: &Memory, images: &Images, machine: &Description) -> Result<u64,
     let mut params = BootParams::new(&start_info, GuestAddress(layout::START_INFO));
     params.set_sections(&map, GuestAddress(layout::MEMORY_MAP));
     params.set_modules(&modules, GuestAddress(layout::START_INFO_MODULES));
-    PvhBootConfigurator::write_bootparams(&params, mem).map_err(BootError::StartInfo)?;
-    Ok(entry.raw_value())
+    PvhBootConfigurator::write_bootparams(&params, mem).map_err(BootError::StartInfo)
 }
 
 fn load_command_line(mem: &Memory, text: &str) -> Result<(), BootError> {
@@ -122,13 +211,16 @@ fn load_command_line(mem: &Memory, text: &str) -> Result<(), BootError> {
     linux_loader::loader::load_cmdline(mem, GuestAddress(layout::COMMAND_LINE), &cmdline).map_err(|_| too_long())
 }
 
-/// As high as possible below 4 GiB, so that the kernel can decompress and relocate below it.
-fn load_initrd(mem: &Memory, parts: &[Arc<File>], kernel_end: u64) -> Result<Vec<hvm_modlist_entry>, BootError> {
+fn sizes(parts: &[Arc<File>]) -> Result<Vec<u64>, BootError> {
+    parts.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<_>>().map_err(BootError::Initrd)
+}
+
+/// As high as possible below 4 GiB, so that the kernel can decompress and relocate below it. Its address and length.
+fn load_initrd(mem: &Memory, parts: &[Arc<File>], kernel_end: u64) -> Result<Option<(u64, u64)>, BootError> {
     if parts.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
-    let sizes = parts.iter().map(|file| Ok(file.metadata()?.len())).collect::<io::Result<Vec<_>>>();
-    let sizes = sizes.map_err(BootError::Initrd)?;
+    let sizes = sizes(parts)?;
     let total = sizes.iter().fold(0u64, |sum, size| sum.saturating_add(size.next_multiple_of(4)));
     let memory = low_memory(mem);
     let start = memory.checked_sub(total).map(|start| start & !0xfff).filter(|start| *start >= kernel_end);
@@ -145,22 +237,22 @@ fn load_initrd(mem: &Memory, parts: &[Arc<File>], kernel_end: u64) -> Result<Vec
         iov::read_exact_at(file.as_fd(), &mut slices, 0).map_err(BootError::Initrd)?;
         next += size.next_multiple_of(4);
     }
-    Ok(vec![hvm_modlist_entry { paddr: start, size: next - start, ..Default::default() }])
+    Ok(Some((start, next - start)))
 }
 
 fn low_memory(mem: &Memory) -> u64 {
     mem.iter().find(|region| region.start_addr().raw_value() == 0).map_or(0, |region| region.len())
 }
 
-fn memory_map(mem: &Memory) -> Vec<hvm_memmap_table_entry> {
-    let entry = |addr, size, type_| hvm_memmap_table_entry { addr, size, type_, reserved: 0 };
+fn memory_map(mem: &Memory) -> Vec<Range> {
+    let range = |start, len, kind| Range { start, len, kind };
     let mut map = vec![
-        entry(0, layout::LOW_END, RAM),
-        entry(layout::ACPI, layout::HIGH_START - layout::ACPI, RESERVED),
-        entry(layout::HIGH_START, low_memory(mem).saturating_sub(layout::HIGH_START), RAM),
+        range(0, layout::LOW_END, RAM),
+        range(layout::ACPI, layout::HIGH_START - layout::ACPI, RESERVED),
+        range(layout::HIGH_START, low_memory(mem).saturating_sub(layout::HIGH_START), RAM),
     ];
     for region in mem.iter().filter(|region| region.start_addr().raw_value() != 0) {
-        map.push(entry(region.start_addr().raw_value(), region.len(), RAM));
+        map.push(range(region.start_addr().raw_value(), region.len(), RAM));
     }
     map
 }
@@ -211,8 +303,8 @@ impl ReadVolatile for At {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::tests::image;
     use std::io::Write;
-    use vm_memory::Bytes;
 
     fn memory(bytes: usize) -> Memory {
         Memory::from_ranges(&[(GuestAddress(0), bytes)]).expect("memory")
@@ -227,11 +319,11 @@ mod tests {
     #[test]
     fn parts_of_the_initramfs_follow_each_other_on_four_bytes() {
         let mem = memory(16 << 20);
-        let modules = load_initrd(&mem, &[file(b"first"), file(b"second")], 0x20_0000).expect("fits");
-        let [module] = modules.as_slice() else { panic!("one module") };
-        assert_eq!((module.paddr % 0x1000, module.size), (0, 16));
+        let initrd = load_initrd(&mem, &[file(b"first"), file(b"second")], 0x20_0000).expect("fits");
+        let (address, len) = initrd.expect("one module");
+        assert_eq!((address % 0x1000, len), (0, 16));
         let mut bytes = [0; 16];
-        mem.read_slice(&mut bytes, GuestAddress(module.paddr)).expect("read");
+        mem.read_slice(&mut bytes, GuestAddress(address)).expect("read");
         assert_eq!(&bytes, b"first\0\0\0second\0\0");
     }
 
@@ -241,13 +333,32 @@ mod tests {
         assert!(error.to_string().contains("3145728 bytes"), "{error}");
     }
 
+    fn images(kernel: &[u8], entry: Entry) -> Images {
+        Images { kernel: file(kernel), initrd: Vec::new(), cmdline: String::new(), entry }
+    }
+
     #[test]
-    fn a_file_that_is_no_kernel_is_refused() {
+    fn each_entry_is_found_or_refused() {
         let machine = Description { cpu_count: 1, virtio: Vec::new() };
-        for bytes in [&b""[..], b"MZ not a kernel", &[0x7f, b'E', b'L', b'F', 2, 1, 1]] {
-            let images = Images { kernel: file(bytes), initrd: Vec::new(), cmdline: String::new() };
-            assert!(matches!(load(&memory(4 << 20), &images, &machine), Err(BootError::Kernel(_))));
-        }
+        let (with, without) = (image(0x20_0000, &[0xf4], true), image(0x20_0000, &[0xf4], false));
+        let start = |kernel: &[u8], entry| load(&memory(4 << 20), &images(kernel, entry), &machine);
+        assert_eq!(start(&with, Entry::Auto).expect("PVH"), Start::Pvh(0x20_0000));
+        assert_eq!(start(&with, Entry::Linux64).expect("64 bits"), Start::Linux64(0x20_0000));
+        assert_eq!(start(&without, Entry::Auto).expect("64 bits"), Start::Linux64(0x20_0000));
+        assert!(matches!(start(&without, Entry::Pvh), Err(BootError::NoPvh)));
+        assert!(matches!(start(b"MZ", Entry::Auto), Err(BootError::Claims(KernelError::NotElf))));
+    }
+
+    #[test]
+    fn memory_below_the_kernels_own_minimum_is_refused_with_the_numbers() {
+        let mut images = images(&image(0x200_0000, &[0xf4; 1 << 20], true), Entry::Auto);
+        images.initrd = vec![file(&[1; 3 << 20])];
+        assert!(images.check(39 << 20).is_ok());
+        let error = images.check(38 << 20).expect_err("too little").to_string();
+        assert_eq!(
+            error,
+            "38 MiB of memory: this kernel ends at 33 MiB and its initramfs, packed and unpacked, takes 6 MiB; give it 39 MiB or more"
+        );
     }
 
     #[test]

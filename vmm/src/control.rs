@@ -117,6 +117,9 @@ impl Control {
             Request::Change { machine, change } => {
                 self.playground.change(&machine, change).map(|()| (Reply::Done, None))
             }
+            Request::PowerButton { machine } => {
+                self.playground.press_power_button(&machine).map(|()| (Reply::Done, None))
+            }
             Request::Kill { machine } => self.playground.kill(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Descriptors { .. } | Request::Create(_) | Request::Events { .. } => {
                 Err("this request is not answered here".into())

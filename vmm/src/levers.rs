@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use labyard_devices::legacy::ged;
 use labyard_devices::virtio::balloon::{BalloonControl, PAGE_BYTES};
 use labyard_devices::virtio::net::Link;
 use labyard_devices::virtio::vsock::Hub;
@@ -22,6 +23,8 @@ pub struct Levers {
     pub memory_mib: u64,
     /// Cables of its interfaces, in order.
     pub links: Vec<Link>,
+    /// Its power button, and what else ACPI tells its guest.
+    pub events: Arc<ged::Events>,
 }
 
 impl Levers {

@@ -12,26 +12,32 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use labyard_devices::bus::{Bus, Overlap};
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::legacy::power::{Power, PowerEvent};
-use labyard_devices::legacy::{ioapic, power, serial};
+use labyard_devices::legacy::pvpanic::{self, PvPanic};
+use labyard_devices::legacy::{ged, ioapic, power, serial};
 use labyard_devices::virtio::device::VirtioDevice;
 use labyard_devices::virtio::transport::mmio::{self, MmioTransport};
 use labyard_spec::control::MachineState;
 
 use crate::arch::x86_64::acpi::Description;
-use crate::arch::x86_64::{cpuid, layout, regs};
-use crate::boot::{self, BootError, Images};
+use crate::arch::x86_64::cpuid::Processors;
+use crate::arch::x86_64::{layout, regs};
+use crate::boot::{self, BootError, Images, Start};
 use crate::console::ConsoleHub;
-use crate::kvm::{self, Hypervisor, KvmError, Vm};
+use crate::kvm::memory::{self, GuestMemory, MemoryError};
+use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::runtime::{self, DeviceLoop};
-use crate::vcpu::{self, RunningVcpu, Shared, Signal};
+use crate::vcpu::{self, Exits, RunningVcpu, Shared, Signal};
 
 /// Console lines in the report of a crash.
 const REPORTED_LINES: usize = 30;
+/// How long a guest that panics may take to print its last lines and to reset; one that halts instead has crashed all the same.
+const PANIC_WITHIN: Duration = Duration::from_secs(20);
 
 /// A machine could not be built.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +45,9 @@ pub enum BuildError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// Its memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// What is loaded.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -55,6 +64,8 @@ pub enum BuildError {
 
 /// Milestones and changes of a machine's life, as they happen.
 pub trait Witness: Send + Sync {
+    /// Guest memory is there, in pages of so many bytes.
+    fn mapped(&self, page_size: u64);
     /// Everything is in guest memory.
     fn loaded(&self);
     /// The first vCPU is about to enter the guest.
@@ -71,10 +82,18 @@ pub trait Witness: Send + Sync {
 pub struct Parts {
     /// Its name.
     pub name: String,
-    /// Processors.
-    pub cpu_count: u32,
+    /// Its processors.
+    pub processors: Processors,
+    /// Exits of each processor.
+    pub exits: Vec<Arc<Exits>>,
     /// Memory in bytes.
     pub memory_bytes: u64,
+    /// In huge pages that the host has set aside.
+    pub huge_pages: bool,
+    /// Which of all machines and copies of machines it is; a reset does not change that.
+    pub generation: [u8; 16],
+    /// Its power button, and what else it is told.
+    pub events: Arc<ged::Events>,
     /// What is loaded.
     pub images: Images,
     /// Its virtio devices, in the order in which the guest finds them.
@@ -91,9 +110,11 @@ impl Parts {
         self.devices.iter().map(|device| device.faults().clone()).collect()
     }
 
-    /// All counters: devices in their order.
+    /// All counters: devices in their order, then vCPUs.
     pub fn counters(&self) -> Vec<Counters> {
-        self.devices.iter().map(|device| device.counters()).collect()
+        let devices = self.devices.iter().map(|device| device.counters());
+        let exits = self.exits.iter().enumerate();
+        devices.chain(exits.map(|(cpu, exits)| Counters::new(&format!("cpu{cpu}"), Arc::clone(exits) as _))).collect()
     }
 }
 
@@ -130,11 +151,12 @@ fn live(
             Err(error) => return MachineState::Failed(runtime::chain(&error)),
         };
         witness.started();
-        let signal = signals.recv().unwrap_or(Signal::Kill);
+        let (signal, panicked) = next(signals);
         let lost = running.stop(parts);
         // What vCPUs said while they were stopped belongs to the machine that is gone; a pulled plug stays pulled.
         let killed = signal == Signal::Kill || signals.try_iter().any(|signal| signal == Signal::Kill);
-        let panic = parts.console.take_panic(REPORTED_LINES);
+        let printed = parts.console.take_panic(REPORTED_LINES);
+        let panic = printed.or_else(|| panicked.then(|| parts.console.last_lines(REPORTED_LINES)));
         let greeted = parts.hello.swap(false, Ordering::SeqCst);
         match signal {
             _ if killed => return MachineState::Killed,
@@ -145,13 +167,11 @@ fn live(
                 let last = parts.console.last_lines(REPORTED_LINES);
                 return MachineState::Crashed(format!("a vCPU shut down (triple fault)\n{last}"));
             }
-            Signal::Power(event) => {
-                if let Some(report) = panic {
-                    return MachineState::Crashed(format!("the kernel panicked\n{report}"));
-                }
-                if event == PowerEvent::Off {
-                    return MachineState::PoweredOff;
-                }
+            Signal::Panic | Signal::Power(_) if panic.is_some() => {
+                return MachineState::Crashed(format!("the kernel panicked\n{}", panic.unwrap_or_default()));
+            }
+            Signal::Power(PowerEvent::Off) => return MachineState::PoweredOff,
+            Signal::Panic | Signal::Power(PowerEvent::Reset) => {
                 if !greeted {
                     let last = parts.console.last_lines(REPORTED_LINES);
                     return MachineState::Crashed(format!("the machine reset before its init said hello\n{last}"));
@@ -162,6 +182,15 @@ fn live(
                 witness.rebooted();
             }
         }
+    }
+}
+
+/// What ends this run of the machine, and whether its kernel has said before that it panics.
+fn next(signals: &Receiver<Signal>) -> (Signal, bool) {
+    match signals.recv() {
+        Ok(Signal::Panic) => (signals.recv_timeout(PANIC_WITHIN).unwrap_or(Signal::Panic), true),
+        Ok(signal) => (signal, false),
+        Err(_) => (Signal::Kill, false),
     }
 }
 
@@ -182,7 +211,8 @@ impl Running {
         sender: &Sender<Signal>,
         witness: &Arc<dyn Witness>,
     ) -> Result<Self, BuildError> {
-        let mem = kvm::map_memory(&parts.name, parts.memory_bytes)?;
+        let GuestMemory { mem, page_size } = memory::map(&parts.name, parts.memory_bytes, parts.huge_pages)?;
+        witness.mapped(page_size);
         let vm = hypervisor.create_vm(&mem)?;
         let virtio: Vec<(u64, u32)> = (0..)
             .zip(layout::VIRTIO_FIRST_GSI..)
@@ -199,11 +229,24 @@ impl Running {
             let _ = wish.send(Signal::Power(event)); // nobody listens any more when the machine is stopping anyway
         }));
         ports.insert(layout::POWER_PORT, power::WINDOW_BYTES, Arc::new(Mutex::new(power)))?;
+        let (told, teller) = (AtomicBool::new(false), sender.clone());
+        let panicked = Box::new(move || {
+            // Once is enough, however often the guest says it.
+            if !told.swap(true, Ordering::Relaxed) {
+                let _ = teller.send(Signal::Panic); // as above
+            }
+        });
+        let port = PvPanic::new(panicked);
+        ports.insert(layout::PVPANIC_PORT, pvpanic::WINDOW_BYTES, Arc::new(Mutex::new(port)))?;
+        parts.events.connect(Arc::new(vm.line(layout::EVENTS_GSI)?));
+        let events = ged::Ged(Arc::clone(&parts.events));
+        ports.insert(layout::EVENTS_PORT, ged::WINDOW_BYTES, Arc::new(Mutex::new(events)))?;
         let io_apic = ioapic::IoApic::new(vm.msi_routes());
         mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::new(Mutex::new(io_apic)))?;
 
-        let description = Description { cpu_count: parts.cpu_count, virtio };
-        let entry = boot::load(&mem, &parts.images, &description)?;
+        let description = Description { cpu_count: parts.processors.count, virtio };
+        let start = boot::load(&mem, &parts.images, &description)?;
+        boot::write_generation(&mem, parts.generation)?;
         witness.loaded();
 
         // From here on devices are in transports; on an error they go with the machine, which has ended then.
@@ -222,7 +265,7 @@ impl Running {
 
         let shared = Arc::new(Shared { ports, mmio, stop: AtomicBool::new(false) });
         let mut machine = Self { _vm: vm, transports, shared, vcpus: Vec::new() };
-        if let Err(error) = machine.start_vcpus(parts, hypervisor, entry, sender, witness) {
+        if let Err(error) = machine.start_vcpus(parts, hypervisor, start, sender, witness) {
             machine.stop(parts);
             return Err(error);
         }
@@ -233,16 +276,16 @@ impl Running {
         &mut self,
         parts: &Parts,
         hypervisor: &Hypervisor,
-        entry: u64,
+        start: Start,
         sender: &Sender<Signal>,
         witness: &Arc<dyn Witness>,
     ) -> Result<(), BuildError> {
         let mut vcpus = Vec::new();
-        for index in 0..parts.cpu_count {
+        for index in 0..parts.processors.count {
             let vcpu = self._vm.create_vcpu(index)?;
             let failed = |error| BuildError::Vcpu(index, error);
-            let mut leaves = hypervisor.cpuid().clone();
-            cpuid::for_vcpu(&mut leaves, index, parts.cpu_count, hypervisor.has_tsc_deadline());
+            let leaves = parts.processors.leaves(hypervisor.cpuid(), index);
+            let leaves = leaves.ok_or_else(|| failed(kvm_ioctls::Error::new(libc::E2BIG)))?;
             vcpu.set_cpuid2(&leaves).map_err(failed)?;
             if let Some(msrs) = regs::model_specific() {
                 vcpu.set_msrs(&msrs).map_err(failed)?;
@@ -252,21 +295,21 @@ impl Running {
             vcpu.set_lapic(&lapic).map_err(failed)?;
             if index == 0 {
                 let mut sregs = vcpu.get_sregs().map_err(failed)?;
-                regs::protected_mode(&mut sregs);
+                regs::special(start, &mut sregs);
                 vcpu.set_sregs(&sregs).map_err(failed)?;
-                vcpu.set_regs(&regs::general(entry)).map_err(failed)?;
+                vcpu.set_regs(&regs::general(start)).map_err(failed)?;
             }
             vcpus.push(vcpu);
         }
-        for (index, vcpu) in (0..).zip(vcpus) {
+        for ((index, vcpu), exits) in (0..).zip(vcpus).zip(&parts.exits) {
             let (shared, sender, witness) = (Arc::clone(&self.shared), sender.clone(), Arc::clone(witness));
             let first_run = move || {
                 if index == 0 {
                     witness.first_run();
                 }
             };
-            let running = vcpu::start(&parts.name, index, vcpu, shared, sender, first_run).map_err(BuildError::Host)?;
-            self.vcpus.push(running);
+            let started = vcpu::start(&parts.name, index, vcpu, shared, sender, Arc::clone(exits), first_run);
+            self.vcpus.push(started.map_err(BuildError::Host)?);
         }
         Ok(())
     }
@@ -274,10 +317,10 @@ impl Running {
     /// Stops everything and gives the devices back. `true` where one was lost.
     fn stop(self, parts: &mut Parts) -> bool {
         let Self { _vm: vm, transports, shared, vcpus } = self;
+        parts.events.disconnect();
         shared.stop.store(true, Ordering::SeqCst);
-        for vcpu in vcpus {
-            vcpu.join();
-        }
+        vcpus.iter().for_each(RunningVcpu::leave);
+        vcpus.into_iter().for_each(RunningVcpu::join);
         drop(shared); // the buses' hold on the transports
         let count = transports.len();
         for transport in transports {

@@ -11,7 +11,7 @@ use labyard_sys::exec::inherited;
 use labyard_vmm::control::Control;
 use labyard_vmm::kvm::Hypervisor;
 use labyard_vmm::playground::Playground;
-use labyard_vmm::{runtime, vcpu};
+use labyard_vmm::runtime;
 
 /// What this program says about itself when it was not started by the jail.
 const USAGE: &str = "labyard-vmm runs the machines of one playground. It is started by labyard-jail, with its control socket, \
@@ -49,9 +49,8 @@ fn run(since: Instant) -> Result<(), String> {
     let listener = UnixListener::from(take(fd::CONTROL, "the control socket")?);
     let kvm = take(fd::KVM, "/dev/kvm")?;
     let last_words = File::from(take(fd::LAST_WORDS, "last words")?);
-    vcpu::install_wake_handler().map_err(|error| format!("installing a signal handler: {error}"))?;
     let hypervisor = Hypervisor::new(kvm).map_err(|error| runtime::chain(&error))?;
-    let playground = Playground::new(hypervisor, last_words, since);
+    let playground = Playground::new(hypervisor, last_words, since).map_err(|error| runtime::chain(&error))?;
     Control::new(playground).serve(&listener).map_err(|error| format!("the control socket: {error}"))
 }
 

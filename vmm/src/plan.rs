@@ -9,8 +9,8 @@ use crate::arch::x86_64::layout;
 
 /// Smallest memory that is worth starting: a kernel and an initramfs do not fit into less.
 pub const MIN_MEMORY_MIB: u64 = 32;
-/// Most memory of one machine: 46 bits of physical addresses are on every processor with nested paging.
-pub const MAX_MEMORY_MIB: u64 = 1 << 24;
+/// Most memory of one machine: one slot of KVM's has less than 2^31 pages (KVM_MEM_MAX_NR_PAGES, include/linux/kvm_host.h).
+pub const MAX_MEMORY_MIB: u64 = 1 << 22;
 
 /// A spec that cannot be run.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,14 @@ pub enum PlanError {
     /// Memory.
     #[error("machine {machine}: {asked} MiB of memory, allowed are {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB}")]
     Memory {
+        /// Whose.
+        machine: String,
+        /// How much.
+        asked: u64,
+    },
+    /// Memory that ends within a huge page.
+    #[error("machine {machine}: {asked} MiB of memory are not a whole number of huge pages of 2 MiB")]
+    HugePages {
         /// Whose.
         machine: String,
         /// How much.
@@ -103,6 +111,9 @@ pub fn check(spec: &PlaygroundSpec, passed: &HashSet<Slot>, max_vcpus: u32) -> R
         if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&machine.memory_mib) {
             return Err(PlanError::Memory { machine: name(), asked: machine.memory_mib });
         }
+        if machine.huge_pages && machine.memory_mib % 2 != 0 {
+            return Err(PlanError::HugePages { machine: name(), asked: machine.memory_mib });
+        }
         if device_count(machine) > layout::MAX_VIRTIO_DEVICES {
             return Err(PlanError::Devices { machine: name(), asked: device_count(machine) });
         }
@@ -156,7 +167,7 @@ fn descriptors(machine: &MachineSpec) -> impl Iterator<Item = (&'static str, Slo
 mod tests {
     use super::*;
     use labyard_spec::net::Ipv4Subnet;
-    use labyard_spec::playground::{BootSpec, InterfaceSpec, NetworkSpec};
+    use labyard_spec::playground::{BootSpec, Entry, InterfaceSpec, NetworkSpec};
 
     fn spec() -> PlaygroundSpec {
         let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
@@ -165,11 +176,14 @@ mod tests {
             name: name.into(),
             cpu_count: 1,
             memory_mib: 128,
-            boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1)], extra_cmdline: String::new() },
+            boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1)], extra_cmdline: String::new(), entry: Entry::Auto },
             drives: vec![DriveSpec { serial: "d00".into(), file: Slot(10 + number), read_only: false }],
             interfaces: vec![InterfaceSpec { network: "local".into(), mac: Mac::derived("local", name, 0), mtu: 1500 }],
             cid: 3 + number,
             console_log: Slot(2),
+            cpu_template: None,
+            nested: false,
+            huge_pages: false,
         };
         PlaygroundSpec {
             name: "lab".into(),
@@ -197,6 +211,10 @@ mod tests {
             (|spec| spec.machines[1].cpu_count = 9, "9 vCPUs"),
             (|spec| spec.machines[0].memory_mib = 16, "machine web: 16 MiB"),
             (|spec| spec.machines[0].memory_mib = u64::MAX, "MiB of memory"),
+            (
+                |spec| (spec.machines[0].memory_mib, spec.machines[0].huge_pages) = (129, true),
+                "machine web: 129 MiB of memory are not a whole number of huge pages",
+            ),
             (|spec| spec.machines[0].interfaces[0].network = "lan".into(), "network lan does not exist"),
             (|spec| spec.machines[0].interfaces[0].mac = spec.machines[1].interfaces[0].mac, "is there twice"),
             (|spec| spec.machines[0].boot.kernel = Slot(99), "descriptor Slot(99) for its kernel was not passed"),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use labyard_devices::backend::raw::RawFile;
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
+use labyard_devices::legacy::ged;
 use labyard_devices::switch::{Plug, PortSpec, Switch};
 use labyard_devices::virtio::balloon::Balloon;
 use labyard_devices::virtio::block::Block;
@@ -26,6 +27,7 @@ use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatu
 use labyard_spec::guest::READY_PORT;
 use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
 
+use crate::arch::x86_64::cpuid::{self, Processors, Template};
 use crate::boot::{self, Images};
 use crate::console::ConsoleHub;
 use crate::kvm::Hypervisor;
@@ -33,7 +35,7 @@ use crate::levers::Levers;
 use crate::machine::{self, Parts, Witness};
 use crate::reclaim::Holes;
 use crate::vcpu::Signal;
-use crate::{plan, runtime};
+use crate::{plan, runtime, vcpu};
 
 /// Events that are kept for whoever asks later.
 const MAX_EVENTS: usize = 4096;
@@ -58,6 +60,7 @@ struct MachineRecord {
     faults: Vec<Faults>,
     counters: Vec<Counters>,
     levers: Levers,
+    page_size: u64,
 }
 
 /// A running machine's handles.
@@ -81,15 +84,19 @@ pub struct Playground {
 
 impl Playground {
     /// An empty playground. Times count from `since`; ended machines are written to `last_words`.
-    pub fn new(hypervisor: Hypervisor, last_words: File, since: Instant) -> Arc<Self> {
-        Arc::new(Self {
+    ///
+    /// # Errors
+    /// Where the signal that stops vCPUs cannot be handled.
+    pub fn new(hypervisor: Hypervisor, last_words: File, since: Instant) -> std::io::Result<Arc<Self>> {
+        vcpu::install_wake_handler()?;
+        Ok(Arc::new(Self {
             since,
             hypervisor: Arc::new(hypervisor),
             record: Mutex::default(),
             changed: Condvar::new(),
             last_words: Mutex::new(last_words),
             handles: Mutex::default(),
-        })
+        }))
     }
 
     /// Builds and starts all machines, or none.
@@ -119,6 +126,7 @@ impl Playground {
                 faults: parts.faults(),
                 counters: parts.counters(),
                 levers: levers.clone(),
+                page_size: 0,
             })
             .collect();
         for (index, (parts, levers)) in built.into_iter().enumerate() {
@@ -178,19 +186,47 @@ impl Playground {
         devices.push(Box::new(Vsock::new(spec.cid, Arc::clone(&hub), Box::new(visitors))));
 
         let initrd = spec.boot.initrd.iter().map(|slot| file(*slot)).collect::<Result<_, _>>()?;
-        let images =
-            Images { kernel: file(spec.boot.kernel)?, initrd, cmdline: boot::command_line(&spec.boot.extra_cmdline) };
-        let levers = Levers { hub, console: Arc::clone(&console), balloon: lever, memory_mib: spec.memory_mib, links };
+        let cmdline = boot::command_line(&spec.boot.extra_cmdline);
+        let images = Images { kernel: file(spec.boot.kernel)?, initrd, cmdline, entry: spec.boot.entry };
+        let memory_bytes = spec.memory_mib << 20;
+        images.check(memory_bytes).map_err(|error| runtime::chain(&error))?;
+        let mut generation = [0; 16];
+        labyard_sys::random::fill(&mut generation).map_err(said("its generation id"))?;
+        let events: Arc<ged::Events> = Arc::default();
+        let levers = Levers {
+            hub,
+            console: Arc::clone(&console),
+            balloon: lever,
+            memory_mib: spec.memory_mib,
+            links,
+            events: Arc::clone(&events),
+        };
         let parts = Parts {
             name: spec.name.clone(),
-            cpu_count: spec.cpu_count,
-            memory_bytes: spec.memory_mib << 20,
+            processors: self.processors(spec)?,
+            exits: (0..spec.cpu_count).map(|_| Arc::default()).collect(),
+            memory_bytes,
+            huge_pages: spec.huge_pages,
+            generation,
+            events,
             images,
             devices,
             console,
             hello,
         };
         Ok((parts, levers))
+    }
+
+    fn processors(&self, spec: &MachineSpec) -> Result<Processors, String> {
+        let template = Template::find(spec.cpu_template.as_deref()).map_err(|error| error.to_string())?;
+        if spec.nested && !cpuid::can_nest(self.hypervisor.cpuid()) {
+            return Err(
+                "nested virtualization: this host's KVM does not offer it (parameter nested of kvm_intel, kvm_amd)"
+                    .into(),
+            );
+        }
+        let tsc_deadline = self.hypervisor.has_tsc_deadline();
+        Ok(Processors { count: spec.cpu_count, template, nested: spec.nested, tsc_deadline })
     }
 
     /// What is the state of everything?
@@ -203,6 +239,7 @@ impl Playground {
             faults: machine.faults.iter().map(|faults| (faults.device().to_owned(), faults.count())).collect(),
             balloon: Some(machine.levers.balloon_status()),
             counters: machine.counters.iter().map(published).collect(),
+            page_size: machine.page_size,
         });
         Status { protocol: PROTOCOL, machines: machines.collect(), last_event: record.last_event }
     }
@@ -217,6 +254,21 @@ impl Playground {
         let descriptor = descriptor.take();
         *unclaimed -= usize::from(descriptor.is_some());
         Some((event.clone(), descriptor))
+    }
+
+    /// Waits until a machine has ended; its last state.
+    ///
+    /// # Errors
+    /// Where there is no machine of this name.
+    pub fn wait(&self, machine: &str) -> Result<MachineState, String> {
+        let mut record = lock(&self.record);
+        loop {
+            match record.machines.iter().find(|known| known.name == machine) {
+                None => return Err(unknown(machine)),
+                Some(known) if known.state != MachineState::Running => return Ok(known.state.clone()),
+                Some(_) => record = self.changed.wait(record).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
     }
 
     /// Connects to a port of a guest.
@@ -235,6 +287,15 @@ impl Playground {
     pub fn change(&self, machine: &str, change: Change) -> Result<(), String> {
         let levers = self.handle(machine, |handle| handle.levers.clone())?;
         levers.change(change).map_err(|error| format!("machine {machine}: {error}"))
+    }
+
+    /// Presses a machine's power button. Whether its guest does something about it shows in its state.
+    pub fn press_power_button(&self, machine: &str) -> Result<(), String> {
+        let events = self.handle(machine, |handle| Arc::clone(&handle.levers.events))?;
+        match events.raise(ged::Event::PowerButton) {
+            true => Ok(()),
+            false => Err(format!("machine {machine}: it does not run")),
+        }
     }
 
     /// Cuts the power of one machine, or of all. Waits until they have ended.
@@ -351,6 +412,12 @@ struct Watcher {
 }
 
 impl Witness for Watcher {
+    fn mapped(&self, page_size: u64) {
+        if let Some(record) = lock(&self.playground.record).machines.get_mut(self.index) {
+            record.page_size = page_size;
+        }
+    }
+
     fn loaded(&self) {
         self.playground.milestone(&self.name, Milestone::Loaded);
     }

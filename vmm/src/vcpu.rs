@@ -1,17 +1,18 @@
 //! A vCPU's thread: KVM_RUN, port and MMIO exits, nothing else. No host I/O is done here, except what a console prints.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use labyard_devices::bus::Bus;
+use labyard_devices::counters::{Set, Snapshot};
 use labyard_devices::legacy::power::PowerEvent;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
+use crate::kvm::leave::Leave;
 use crate::runtime;
 
 /// Why a machine's thread is woken.
@@ -19,6 +20,8 @@ use crate::runtime;
 pub enum Signal {
     /// The guest used its power registers.
     Power(PowerEvent),
+    /// The guest's kernel says that it panics.
+    Panic,
     /// A vCPU has shut down: a fault while it handled a fault while it handled a fault.
     TripleFault,
     /// Somebody pulls the plug.
@@ -40,6 +43,49 @@ pub struct Shared {
 /// A vCPU that runs.
 pub struct RunningVcpu {
     thread: JoinHandle<()>,
+    leave: Leave,
+}
+
+/// Exits from a guest, by reason; each vCPU has its own, so that they share no cache line.
+#[repr(align(64))]
+pub struct Exits(Set<{ Exit::NAMES.len() }>);
+
+/// Reasons, as positions in [`Exit::NAMES`].
+#[derive(Clone, Copy)]
+enum Exit {
+    PortRead,
+    PortWrite,
+    MmioRead,
+    MmioWrite,
+    Interrupted,
+    Other,
+}
+
+impl Exit {
+    const NAMES: [&str; 6] = ["port_read", "port_write", "mmio_read", "mmio_write", "interrupted", "other"];
+
+    fn of(outcome: &Result<VcpuExit<'_>, kvm_ioctls::Error>) -> Self {
+        match outcome {
+            Ok(VcpuExit::IoIn(..)) => Self::PortRead,
+            Ok(VcpuExit::IoOut(..)) => Self::PortWrite,
+            Ok(VcpuExit::MmioRead(..)) => Self::MmioRead,
+            Ok(VcpuExit::MmioWrite(..)) => Self::MmioWrite,
+            Ok(VcpuExit::Intr) | Err(_) => Self::Interrupted,
+            Ok(_) => Self::Other,
+        }
+    }
+}
+
+impl Default for Exits {
+    fn default() -> Self {
+        Self(Set::new(Exit::NAMES))
+    }
+}
+
+impl Snapshot for Exits {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        self.0.snapshot()
+    }
 }
 
 /// The signal that brings a vCPU out of KVM_RUN; its handler does nothing.
@@ -47,10 +93,13 @@ fn wake_signal() -> libc::c_int {
     SIGRTMIN()
 }
 
-/// Installs the handler of the signal that brings vCPUs out of the guest. Once in a process.
-pub fn install_wake_handler() -> std::io::Result<()> {
+/// Installs the handler of the signal that brings vCPUs out of the guest, once in a process: a handler is the process's, whoever
+/// asks for it. It does nothing, so it is in nobody's way.
+pub(crate) fn install_wake_handler() -> std::io::Result<()> {
     extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(wake_signal(), nothing).map_err(|error| std::io::Error::from_raw_os_error(error.errno()))
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let install = || register_signal_handler(wake_signal(), nothing).map_err(|error| error.errno());
+    INSTALLED.get_or_init(install).map_err(std::io::Error::from_raw_os_error)
 }
 
 /// Starts a vCPU. `first_run` is called on its thread before it enters the guest.
@@ -60,11 +109,13 @@ pub fn start(
     mut vcpu: VcpuFd,
     shared: Arc<Shared>,
     signals: Sender<Signal>,
+    exits: Arc<Exits>,
     first_run: impl FnOnce() + Send + 'static,
 ) -> std::io::Result<RunningVcpu> {
+    let leave = Leave::of(&vcpu)?;
     let thread = runtime::spawn(&format!("{machine} cpu{index}"), move || {
         first_run();
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, &shared)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&mut vcpu, &shared, &exits)));
         let signal = match outcome {
             Ok(Some(signal)) => signal,
             Ok(None) => return,
@@ -72,29 +123,30 @@ pub fn start(
         };
         let _ = signals.send(signal); // nobody listens any more when the machine is stopping anyway
     })?;
-    Ok(RunningVcpu { thread })
+    Ok(RunningVcpu { thread, leave })
 }
 
 impl RunningVcpu {
-    /// Waits until the vCPU has left. `Shared::stop` was set before.
-    ///
-    /// The signal may come between the thread's look at `stop` and its entry into the guest, so it is sent until the
-    /// thread has ended.
-    pub fn join(self) {
-        while !self.thread.is_finished() {
-            if let Err(error) = self.thread.kill(wake_signal()) {
-                log::debug!("waking a vCPU: {error}");
-            }
-            std::thread::park_timeout(Duration::from_millis(1));
+    /// Brings the vCPU out of the guest. `Shared::stop` was set before, so it does not go back.
+    pub fn leave(&self) {
+        self.leave.raise();
+        if let Err(error) = self.thread.kill(wake_signal()) {
+            log::debug!("waking a vCPU: {error}"); // it has left already
         }
+    }
+
+    /// Waits until the thread has ended. [`RunningVcpu::leave`] was called before.
+    pub fn join(self) {
         let _ = self.thread.join(); // panics were caught inside
     }
 }
 
 /// Runs the guest until it is told to stop (`None`) or cannot go on.
-fn run(vcpu: &mut VcpuFd, shared: &Shared) -> Option<Signal> {
+fn run(vcpu: &mut VcpuFd, shared: &Shared, exits: &Exits) -> Option<Signal> {
     while !shared.stop.load(Ordering::SeqCst) {
-        match vcpu.run() {
+        let outcome = vcpu.run();
+        exits.0.add(Exit::of(&outcome) as usize, 1);
+        match outcome {
             Ok(VcpuExit::IoIn(port, data)) => shared.ports.read(port.into(), data),
             Ok(VcpuExit::IoOut(port, data)) => {
                 shared.ports.write(port.into(), data);

@@ -7,7 +7,7 @@ use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
 use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
-use labyard_spec::playground::{BootSpec, DriveSpec, MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{BootSpec, DriveSpec, Entry, MachineSpec, PlaygroundSpec, Slot};
 use labyard_spec::source::Source;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -48,15 +48,18 @@ pub(super) fn frames(bytes: &[u8]) {
 /// One of each message.
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let json = |message: &dyn Fn() -> serde_json::Result<Vec<u8>>| message().expect("plain data has a JSON form");
+    let boot = BootSpec {
+        kernel: Slot(0),
+        initrd: vec![Slot(1), Slot(2)],
+        extra_cmdline: "quiet".into(),
+        entry: Entry::Linux64,
+    };
+    let drives = vec![DriveSpec { serial: "d00".into(), file: Slot(3), read_only: false }];
     let machine = MachineSpec {
-        name: "web".into(),
         cpu_count: 2,
-        memory_mib: 512,
-        boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1), Slot(2)], extra_cmdline: "quiet".into() },
-        drives: vec![DriveSpec { serial: "d00".into(), file: Slot(3), read_only: false }],
-        interfaces: Vec::new(),
-        cid: 3,
-        console_log: Slot(4),
+        drives,
+        cpu_template: Some("host".into()),
+        ..MachineSpec::new("web", boot, Slot(4))
     };
     let spec = PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: vec![machine] };
     let requests = [
@@ -66,6 +69,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         Request::Events { after: 7 },
         Request::Connect { machine: "web".into(), port: 1024 },
         Request::Change { machine: "web".into(), change: Change::Link { interface: 0, up: false } },
+        Request::PowerButton { machine: "web".into() },
         Request::Kill { machine: None },
     ];
     let status = MachineStatus {
@@ -74,7 +78,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         state: MachineState::Crashed("Kernel panic".into()),
         boot_us: vec![(Milestone::FirstRun, 1234)],
         faults: vec![("rng".into(), 1)],
-        counters: vec![("net eth0".into(), vec![("sent_frames".into(), 7)])],
+        counters: vec![("cpu0".into(), vec![("mmio_read".into(), 7)])],
+        page_size: 4096,
     };
     let replies = [
         Reply::Done,

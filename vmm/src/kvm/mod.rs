@@ -2,7 +2,9 @@
 //!
 //! The only unsafe code of this crate. A [`Vm`] keeps the memory that it was given, so that no guest runs on unmapped pages.
 
-use std::fs::File;
+pub mod leave;
+pub mod memory;
+
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,7 +15,7 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use labyard_devices::Memory;
 use labyard_devices::legacy::ioapic::{LINES, Msi, MsiRoutes};
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::arch::x86_64::layout;
@@ -45,14 +47,6 @@ pub enum KvmError {
     Msr {
         /// Its index.
         index: u32,
-    },
-    /// Guest memory could not be mapped.
-    #[error("mapping {bytes} bytes of guest memory")]
-    Memory {
-        /// How many.
-        bytes: u64,
-        /// Why.
-        source: std::io::Error,
     },
 }
 
@@ -142,20 +136,6 @@ impl Hypervisor {
         }
         Ok(vm)
     }
-}
-
-/// Maps guest memory of `bytes` from an anonymous file.
-pub fn map_memory(name: &str, bytes: u64) -> Result<Memory, KvmError> {
-    let failed = |source| KvmError::Memory { bytes, source };
-    let file: Arc<File> = Arc::new(labyard_sys::memfd::create(name, bytes).map_err(failed)?);
-    let mut offset = 0;
-    let mut ranges = Vec::new();
-    for (start, len) in layout::memory_ranges(bytes) {
-        let size = usize::try_from(len).map_err(|_| failed(std::io::ErrorKind::InvalidInput.into()))?;
-        ranges.push((GuestAddress(start), size, Some(FileOffset::from_arc(Arc::clone(&file), offset))));
-        offset += len;
-    }
-    Memory::from_ranges_with_files(ranges).map_err(|error| failed(std::io::Error::other(error)))
 }
 
 /// A machine.

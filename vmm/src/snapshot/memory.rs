@@ -100,13 +100,17 @@ fn transfer(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kvm::map_memory;
+    use crate::kvm::memory::map;
     use std::os::unix::fs::MetadataExt;
     use vm_memory::Bytes;
 
+    fn memory(bytes: u64) -> Memory {
+        map("test", bytes, false).expect("memory").mem
+    }
+
     #[test]
     fn touched_memory_comes_back_and_the_rest_takes_no_room() {
-        let mem = map_memory("test", 64 << 20).expect("memory");
+        let mem = memory(64 << 20);
         for address in [0u64, 0x1003, 5 << 20, (64 << 20) - 3] {
             mem.write_slice(b"abc", GuestAddress(address)).expect("in memory");
         }
@@ -115,7 +119,7 @@ mod tests {
         let meta = file.metadata().expect("metadata");
         assert_eq!(meta.len(), 64 << 20);
         assert!(meta.blocks() * 512 < 1 << 20, "{} blocks", meta.blocks());
-        let fresh = map_memory("test", 64 << 20).expect("memory");
+        let fresh = memory(64 << 20);
         restore(&fresh, &file).expect("restoring");
         for address in [0u64, 0x1003, 5 << 20, (64 << 20) - 3] {
             let mut bytes = [0; 3];
@@ -127,8 +131,8 @@ mod tests {
     #[test]
     fn memory_of_another_size_is_refused() {
         let file = tempfile::tempfile().expect("a file");
-        save(&map_memory("test", 1 << 20).expect("memory"), &file).expect("saving");
-        let error = restore(&map_memory("test", 2 << 20).expect("memory"), &file).expect_err("half of it");
+        save(&memory(1 << 20), &file).expect("saving");
+        let error = restore(&memory(2 << 20), &file).expect_err("half of it");
         assert!(error.to_string().contains("1048576 bytes, the machine 2097152"), "{error}");
     }
 }

@@ -1,7 +1,12 @@
 //! ACPI tables of a hardware-reduced machine (ACPI 6.4): processors and I/O APIC (MADT, §5.2.12), sleep and reset registers
-//! (FADT, §5.2.9), and the devices (DSDT): the serial port and every virtio-mmio window (`LNRO0005`).
+//! (FADT, §5.2.9), and the devices (DSDT): the serial port, pvpanic, every virtio-mmio window (`LNRO0005`), and a generic event
+//! device (§5.6.9) that tells of the power button and of a new generation id.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    And, Device, EISAName, Field, FieldAccessType, FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt,
+    Local, Memory32Fixed, Method, Name, Notify, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store,
+    ZERO,
+};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -10,7 +15,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use labyard_devices::Memory;
-use labyard_devices::legacy::power;
+use labyard_devices::legacy::{ged, power};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::layout;
@@ -21,6 +26,11 @@ const OEM_REVISION: u32 = 1;
 
 /// IAPC_BOOT_ARCH (§5.2.9.3): no VGA, no CMOS clock; the bits for legacy devices and 8042 stay off.
 const NO_VGA_NO_CMOS: u16 = 1 << 2 | 1 << 5;
+
+/// Notification values: the button was pressed (table 5.182), the id has changed (the generation id's own).
+const STATUS_CHANGED: u8 = 0x80;
+/// _STA (§6.3.7): present, enabled, shown, working.
+const PRESENT: u8 = 0xf;
 
 /// The tables did not fit below the kernel.
 #[derive(Debug, thiserror::Error)]
@@ -60,9 +70,9 @@ pub fn write(mem: &Memory, machine: &Description) -> Result<GuestAddress, TooLon
     let mut place = |bytes: Vec<u8>| -> Result<u64, TooLong> {
         let at = next;
         next = align(at + bytes.len() as u64);
-        let room = layout::HIGH_START - layout::ACPI;
+        let room = layout::ACPI_END - layout::ACPI;
         let too_long = TooLong { bytes: next - layout::ACPI, room };
-        if next > layout::HIGH_START || mem.write_slice(&bytes, GuestAddress(at)).is_err() {
+        if next > layout::ACPI_END || mem.write_slice(&bytes, GuestAddress(at)).is_err() {
             return Err(too_long);
         }
         Ok(at)
@@ -113,7 +123,7 @@ fn fadt(dsdt: u64) -> FADTBuilder {
 fn dsdt(machine: &Description) -> Sdt {
     let mut table = Sdt::new(*b"DSDT", 36, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     let mut append = |aml: &dyn Aml| table.append_slice(&bytes_of(aml));
-    append(&Scope::new("_SB_".into(), vec![&SerialPort]));
+    append(&Scope::new("_SB_".into(), vec![&SerialPort, &PvPanic, &PowerButton, &Generation, &EventDevice]));
     for (index, (address, gsi)) in (0..).zip(&machine.virtio) {
         append(&Scope::new("_SB_".into(), vec![&VirtioWindow { index, address: *address, gsi: *gsi }]));
     }
@@ -141,6 +151,97 @@ impl Aml for VirtioWindow {
                 &Name::new("_UID".into(), &self.index),
                 &Name::new("_CCA".into(), &acpi_tables::aml::ONE),
                 &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&window, &line])),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// pvpanic (QEMU, docs/specs/pvpanic.rst).
+struct PvPanic;
+
+impl Aml for PvPanic {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let port = layout::PVPANIC_PORT as u16;
+        Device::new(
+            "PEVT".into(),
+            vec![
+                &Name::new("_HID".into(), &"QEMU0001"),
+                &Name::new("_STA".into(), &PRESENT),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&IO::new(port, port, 1, 1)])),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// The power button as a control method device (§4.8.2.2.1.2).
+struct PowerButton;
+
+impl Aml for PowerButton {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        Device::new("PWRB".into(), vec![&Name::new("_HID".into(), &EISAName::new("PNP0C0C"))]).to_aml_bytes(sink);
+    }
+}
+
+/// Where the generation id is (Microsoft, Virtual Machine Generation ID, 2012; Linux, drivers/virt/vmgenid.c, finds it by `_CID`).
+struct Generation;
+
+impl Aml for Generation {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (low, high) = (layout::GENERATION as u32, (layout::GENERATION >> 32) as u32);
+        Device::new(
+            "VGEN".into(),
+            vec![
+                &Name::new("_HID".into(), &"LBYD0001"),
+                &Name::new("_CID".into(), &"VM_Gen_Counter"),
+                &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+                &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+            ],
+        )
+        .to_aml_bytes(sink);
+    }
+}
+
+/// Reads which events have happened, and notifies their devices.
+struct EventDevice;
+
+impl Aml for EventDevice {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        let (port, window) = (layout::EVENTS_PORT as u16, ged::WINDOW_BYTES as u8);
+        let line = Interrupt::new(true, true, false, false, layout::EVENTS_GSI);
+        let (happened, bits) = (Path::new("EVTS"), Local(0));
+        let (button, generation) = (ged::Event::PowerButton as u8, ged::Event::Generation as u8);
+        Device::new(
+            "GED_".into(),
+            vec![
+                &Name::new("_HID".into(), &"ACPI0013"),
+                &Name::new("_UID".into(), &ZERO),
+                &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&line])),
+                &OpRegion::new("EVTR".into(), OpRegionSpace::SystemIO, &port, &window),
+                &Field::new(
+                    "EVTR".into(),
+                    FieldAccessType::Byte,
+                    FieldLockRule::NoLock,
+                    FieldUpdateRule::WriteAsZeroes,
+                    vec![FieldEntry::Named(*b"EVTS", 8)],
+                ),
+                &Method::new(
+                    "_EVT".into(),
+                    1,
+                    true,
+                    vec![
+                        &Store::new(&bits, &happened),
+                        &If::new(
+                            &And::new(&ZERO, &bits, &button),
+                            vec![&Notify::new(&Path::new("\\_SB_.PWRB"), &STATUS_CHANGED)],
+                        ),
+                        &If::new(
+                            &And::new(&ZERO, &bits, &generation),
+                            vec![&Notify::new(&Path::new("\\_SB_.VGEN"), &STATUS_CHANGED)],
+                        ),
+                    ],
+                ),
             ],
         )
         .to_aml_bytes(sink);
@@ -205,6 +306,9 @@ mod tests {
                 let dsdt = table(&mem, u64::from_le_bytes(found[140..148].try_into().expect("eight")));
                 assert_eq!((&dsdt[..4], sum(&dsdt)), (b"DSDT".as_slice(), 0));
                 assert_eq!(dsdt.windows(8).filter(|bytes| bytes == b"LNRO0005").count(), 30);
+                for id in ["ACPI0013", "QEMU0001", "VM_Gen_Counter", "_EVT"] {
+                    assert!(dsdt.windows(id.len()).any(|bytes| bytes == id.as_bytes()), "{id}");
+                }
             }
         }
         assert_eq!(names, [b"FACP", b"APIC"]);

@@ -11,6 +11,12 @@ pub const START_INFO: u64 = 0x6000;
 pub const START_INFO_MODULES: u64 = 0x6040;
 /// Its memory map.
 pub const MEMORY_MAP: u64 = 0x7000;
+/// boot_params, the "zero page" of the Linux boot protocol; where start info and its memory map are otherwise.
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Page tables of the 64-bit entry: one PML4, one page of directory pointers, four of directories.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// Descriptors of the 64-bit entry's segments.
+pub const GDT: u64 = 0x500;
 /// The kernel's command line.
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// Longest command line with its NUL (COMMAND_LINE_SIZE of x86 in Linux).
@@ -19,7 +25,11 @@ pub const COMMAND_LINE_BYTES: usize = 2048;
 pub const LOW_END: u64 = 0x9_fc00;
 /// ACPI tables, the RSDP first (ACPI 6.4, §5.2.5.1: on a 16-byte boundary between 0xe0000 and 0xfffff).
 pub const ACPI: u64 = 0xe_0000;
-/// End of the room for ACPI tables; the kernel is loaded from here on.
+/// The generation id, alone in a page that no memory map calls usable (Microsoft, Virtual Machine Generation ID, 2012).
+pub const GENERATION: u64 = 0xf_f000;
+/// End of the room for ACPI tables.
+pub const ACPI_END: u64 = GENERATION;
+/// The kernel is loaded from here on.
 pub const HIGH_START: u64 = 0x10_0000;
 /// Memory below 4 GiB ends here at the latest.
 pub const LOW_MEMORY_END: u64 = 0xc000_0000;
@@ -43,6 +53,12 @@ pub const SERIAL_PORT: u64 = 0x3f8;
 pub const SERIAL_GSI: u32 = 4;
 /// Ports of the sleep and reset registers.
 pub const POWER_PORT: u64 = 0x600;
+/// Port of the register of ACPI events ([`labyard_devices::legacy::ged`]).
+pub const EVENTS_PORT: u64 = 0x604;
+/// Its line.
+pub const EVENTS_GSI: u32 = 1;
+/// Port of pvpanic, where QEMU has it.
+pub const PVPANIC_PORT: u64 = 0x505;
 /// Line of virtio device 0; the following ones have the following lines.
 pub const VIRTIO_FIRST_GSI: u32 = 5;
 /// virtio devices of one machine at most: one line each.
