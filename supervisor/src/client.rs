@@ -183,6 +183,17 @@ impl Client {
         self.body(response).await.map(|_| ())
     }
 
+    /// Stops one machine and returns, in words, how it has ended.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn stop_machine(&self, machine: &str, grace: Duration) -> Result<String, ClientError> {
+        let path = format!("/v1/machines/{machine}/stop?grace_ms={}", grace.as_millis());
+        let response = self.send(Method::POST, &path, false).await?;
+        let text = self.body(response).await?;
+        Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+    }
+
     /// A stream to a vsock port of a guest.
     ///
     /// # Errors

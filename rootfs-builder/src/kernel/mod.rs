@@ -23,7 +23,8 @@ use crate::workdir::{self, Workdir, WorkdirError};
 /// Modules that mount the root and show the console, where they are not built in.
 const EARLY: &[&str] = &["virtio_mmio", "virtio_console", "virtio_blk", "ext4"];
 /// Modules for everything else that a machine has.
-const LATE: &[&str] = &["virtio_net", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_balloon"];
+const LATE: &[&str] =
+    &["virtio_net", "vmw_vsock_virtio_transport", "virtio_rng", "virtio_balloon", "pvpanic_mmio", "button", "evdev"];
 /// Without these, built in or as modules, no root is mounted and no machine is reached.
 const NEEDED: &[&str] = &["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "ext4"];
 /// In the version of kernels that are built from our configuration (`CONFIG_LOCALVERSION`).

@@ -68,6 +68,15 @@ Examples:
   labyard events lab
   labyard events -f --json lab | jq -c .what")]
     Events(Events),
+    /// Stop a lab or one machine; what they wrote stays
+    #[command(after_help = "\
+Guests are asked to power off, by their agent or by the power button; their power is cut when the grace is over.
+Stopping what does not run is no error.
+
+Examples:
+  labyard stop lab/web
+  labyard stop lab --grace 2m")]
+    Stop(Stop),
     /// End labs and remove all of them
     #[command(after_help = "\
 Examples:
@@ -179,6 +188,15 @@ pub(crate) struct Down {
     /// All of them
     #[arg(long)]
     pub(crate) all: bool,
+    /// How long guests may take to power off before their power is cut
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    pub(crate) grace: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// LAB or LAB/MACHINE; the only lab where not given
+    pub(crate) name: Option<String>,
     /// How long guests may take to power off before their power is cut
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) grace: Duration,

@@ -8,6 +8,7 @@ mod logs;
 mod naming;
 mod output;
 mod ps;
+mod stop;
 mod store;
 mod supervise;
 mod terminal;
@@ -109,6 +110,7 @@ fn run(command: Command) -> Outcome {
         Verb::Console(machine) => console::console(&home, &machine),
         Verb::Logs(logs) => logs::logs(&home, &logs),
         Verb::Events(events) => logs::events(&home, &events),
+        Verb::Stop(stop) => stop::stop(&home, &stop),
         Verb::Down(down) => down::down(&home, &down),
         Verb::Kernel(store) => match store.verb {
             StoreVerb::Ls(json) => store::kernels(&home, json.json),

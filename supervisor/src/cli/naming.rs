@@ -28,15 +28,7 @@ pub(crate) fn machine(home: &Home, wanted: &Machine, among: Among) -> Result<(Fo
     };
     check_name(name).map_err(|error| Failure::input(format!("machine {error}")))?;
     if let Some(lab) = lab {
-        let folder = self::lab(home, lab)?;
-        let state = State::read(&folder)?;
-        if let Some(state) = state
-            && !state.machines.iter().any(|machine| machine.name == name)
-        {
-            let there: Vec<_> = state.machines.iter().map(|machine| machine.name.as_str()).collect();
-            return Err(Failure::input(format!("no machine `{name}` in lab `{lab}`: there is {}", there.join(", "))));
-        }
-        return Ok((folder, name.to_owned()));
+        return Ok((machine_of(home, lab, name)?, name.to_owned()));
     }
     let mut running = Vec::new();
     let mut others = Vec::new();
@@ -59,6 +51,19 @@ pub(crate) fn machine(home: &Home, wanted: &Machine, among: Among) -> Result<(Fo
             Err(Failure::input(format!("no running lab has a machine `{name}`; `labyard ps` shows what runs")))
         }
     }
+}
+
+/// The folder of a lab that has this machine.
+pub(crate) fn machine_of(home: &Home, lab: &str, name: &str) -> Result<Folder, Failure> {
+    check_name(name).map_err(|error| Failure::input(format!("machine {error}")))?;
+    let folder = self::lab(home, lab)?;
+    if let Some(state) = State::read(&folder)?
+        && !state.machines.iter().any(|machine| machine.name == name)
+    {
+        let there: Vec<_> = state.machines.iter().map(|machine| machine.name.as_str()).collect();
+        return Err(Failure::input(format!("no machine `{name}` in lab `{lab}`: there is {}", there.join(", "))));
+    }
+    Ok(folder)
 }
 
 /// The folder of a lab that is there.

@@ -5,6 +5,7 @@
 //!   POST /v1/machines/NAME/connect/PORT      101, then a raw stream to a vsock port of the guest
 //!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
 //!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
+//!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
 //!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
 //! ```
 //!
@@ -34,6 +35,7 @@ use super::stop;
 use crate::client::STREAM_PROTOCOL;
 use crate::control::{Control, ControlError};
 use crate::home::names;
+use crate::record;
 use crate::words::{chain, printable};
 
 /// After a failed accept, so that a lack of descriptors does not become a busy loop.
@@ -51,6 +53,7 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/machines/{machine}/connect/{port}", post(connect))
         .route("/v1/machines/{machine}/console", post(console))
         .route("/v1/machines/{machine}/console/size", post(console_size))
+        .route("/v1/machines/{machine}/stop", post(stop_machine))
         .route("/v1/down", post(down))
         .with_state(Arc::clone(shared));
     let (farewell, goodbye) = oneshot::channel::<()>();
@@ -97,13 +100,31 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 #[derive(Deserialize)]
-struct Down {
+struct Grace {
     grace_ms: u64,
 }
 
-async fn down(State(shared): State<Arc<Shared>>, Query(down): Query<Down>) -> StatusCode {
-    stop::stop(&shared, Duration::from_millis(down.grace_ms)).await;
+async fn down(State(shared): State<Arc<Shared>>, Query(grace): Query<Grace>) -> StatusCode {
+    stop::stop(&shared, Duration::from_millis(grace.grace_ms)).await;
     StatusCode::NO_CONTENT
+}
+
+async fn stop_machine(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+    Query(grace): Query<Grace>,
+) -> Answer {
+    known(&shared.state(), &machine)?;
+    match stop::stop_machine(&shared, &machine, Duration::from_millis(grace.grace_ms)).await {
+        Ok(ended) => Ok(record::ended_text(&ended).into_response()),
+        Err(error) => Err(bad_gateway(&error)),
+    }
+}
+
+/// The machine of this name.
+fn known<'a>(state: &'a record::State, machine: &str) -> Result<&'a record::Machine, (StatusCode, String)> {
+    let found = state.machines.iter().find(|other| other.name == machine);
+    found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no machine `{machine}` in lab `{}`", state.name)))
 }
 
 async fn connect(
@@ -144,12 +165,9 @@ async fn stream(shared: &Shared, machine: &str, wish: control::Request, request:
         return Err((StatusCode::UPGRADE_REQUIRED, format!("ask for an upgrade to {STREAM_PROTOCOL}")));
     }
     let state = shared.state();
-    let Some(known) = state.machines.iter().find(|other| other.name == machine) else {
-        return Err((StatusCode::NOT_FOUND, format!("no machine `{machine}` in lab `{}`", state.name)));
-    };
-    if let Some(ended) = &known.ended {
+    if let Some(ended) = &known(&state, machine)?.ended {
         // The console's last lines are for `logs`.
-        let how = crate::record::ended_text(ended);
+        let how = record::ended_text(ended);
         let how = how.lines().next().unwrap_or_default();
         return Err((StatusCode::CONFLICT, format!("machine `{machine}` does not run: {how}")));
     }

@@ -2,4 +2,5 @@
 
 mod host;
 mod lifecycle;
+mod stopping;
 mod streams;
