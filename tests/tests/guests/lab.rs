@@ -36,6 +36,11 @@ impl Lab {
         Self { name, failures: Vec::new() }
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Brings it up.
     pub(crate) fn up(&self, manifest: &Path) -> Result<Said> {
         let manifest = manifest.to_str().context("a path in UTF-8")?;

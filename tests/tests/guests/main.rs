@@ -6,6 +6,7 @@
 mod host;
 mod killed;
 mod lab;
+mod machines;
 mod quiet;
 mod refused;
 mod two_machines;
