@@ -223,9 +223,31 @@ fn reboots(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// Kills the agent, which has given itself this name.
+const KILL_AGENT: &str =
+    "for at in /proc/[0-9]*; do if [ \"$(cat $at/comm)\" = labyard-agent ]; then kill -9 ${at#/proc/}; fi; done";
+
+/// What systemd-logind does, which this image lacks because it has no D-Bus: KEY_POWER (1, 116) pressed (1) powers off. It is in
+/// the background once it listens (struct input_event, Linux, include/uapi/linux/input.h).
+const LISTEN_TO_BUTTON: &str = "
+import glob, os, struct
+name, = [at for at in glob.glob('/sys/class/input/event*') if open(at + '/device/name').read() == 'Power Button\\n']
+button = os.open('/dev/input/' + os.path.basename(name), os.O_RDONLY)
+if os.fork():
+    os._exit(0)
+os.setsid()
+null = os.open('/dev/null', os.O_RDWR)
+for stream in 0, 1, 2:
+    os.dup2(null, stream)
+while struct.unpack('llHHi', os.read(button, 24))[2:] != (1, 116, 1):
+    pass
+os.execvp('systemctl', ['systemctl', 'poweroff'])
+";
+
 fn button(lab: &Lab) -> Result<()> {
-    // The agent cannot be asked any more: nobody but the power button is left.
-    let _ = lab.exec("small", &["sh", "-c", "kill -9 $(pidof labyard-init || pgrep labyard-agent)"])?;
+    lab.exec_with("small", &["python3", "-"], LISTEN_TO_BUTTON.as_bytes())?.expect(0)?;
+    // Nobody but the power button is left: the call ends with the agent that it kills.
+    let _ = lab.exec("small", &["sh", "-c", KILL_AGENT])?;
     let said = host::run(&["stop", "sizes/small", "--grace", "3m"])?.expect(0)?;
     ensure!(said.text() == "small: powered off\n", "{said:?}");
     let events = host::run(&["events", "sizes"])?.expect(0)?.text();

@@ -96,9 +96,8 @@ mod tests {
             assert_eq!((page & !0x1f_ffff) | (address & 0x1f_ffff), address);
         }
         assert_eq!(entry(layout::PAGE_TABLES, 1), 0);
-        assert!(
-            layout::PAGE_TABLES + 6 * PAGE <= layout::COMMAND_LINE && layout::ZERO_PAGE + PAGE <= layout::PAGE_TABLES
-        );
+        const { assert!(layout::PAGE_TABLES + 6 * PAGE <= layout::COMMAND_LINE) };
+        const { assert!(layout::ZERO_PAGE + PAGE <= layout::PAGE_TABLES) };
     }
 
     #[test]
