@@ -2,13 +2,16 @@
 //! and the function around it is safe.
 
 pub mod confine;
+pub mod counting;
 pub mod exec;
 pub mod fdpass;
 pub mod iov;
+pub mod lease;
 pub mod memfd;
 pub mod message;
 pub mod pidfd;
 pub mod random;
 pub mod space;
 pub mod spawn;
+pub mod timer;
 pub mod wait;

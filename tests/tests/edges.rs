@@ -11,7 +11,7 @@ use labyard_e2e::house::{self, Package};
 const EDGES: &[(&str, &[&str])] = &[
     ("labyard-spec", &[]),
     ("labyard-sys", &[]),
-    ("labyard-devices", &["labyard-sys"]),
+    ("labyard-devices", &["labyard-spec", "labyard-sys"]),
     ("labyard-vmm", &["labyard-spec", "labyard-devices", "labyard-sys"]),
     ("labyard-jail", &["labyard-spec", "labyard-sys"]),
     ("labyard-guest", &["labyard-spec"]),
@@ -41,6 +41,7 @@ const KEPT_OUT: &[(&str, &[&str], &str)] = &[
 const FEATURES: &[(&str, &str, &[&str])] = &[
     ("labyard-devices", "testing", &["labyard-e2e", "labyard-bench", "labyard-fuzz"]),
     ("labyard-spec", "manifest", &["labyard-supervisor"]),
+    ("labyard-spec", "overlay", &["labyard-devices", "labyard-supervisor"]),
     ("labyard-rootfs-builder", "build", &["labyard-bench", "labyard-fuzz"]),
 ];
 

@@ -8,6 +8,8 @@ use std::os::fd::RawFd;
 
 use labyard_sys::iov::GuestSlices;
 
+use crate::Memory;
+
 /// Names a request until it completes; chosen by the device.
 pub type Tag = u16;
 
@@ -66,6 +68,9 @@ pub trait BlockBackend: Send {
     fn submit(&mut self, tag: Tag, operation: Operation<'_>);
     /// The next request that has ended.
     fn collect(&mut self) -> Option<Completion>;
+    /// The memory that requests come from until the next call, made while none is under way; for a backend that keeps requests which
+    /// have to wait.
+    fn attach(&mut self, _memory: &Memory) {}
     /// Can be read when `collect` has news; `None` for a backend that completes within `submit`.
     fn source(&self) -> Option<RawFd>;
 }

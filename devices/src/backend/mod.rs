@@ -2,4 +2,5 @@
 
 pub mod block;
 pub mod engine;
+pub mod overlay;
 pub mod raw;

@@ -79,8 +79,9 @@ impl VirtioDevice for Block {
         }
     }
 
-    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
+    fn activate(mut self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
         let Some(([queue], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
+        self.backend.attach(&mem);
         let size = queue.ring.size();
         Ok(Box::new(BlockWorker {
             block: *self,

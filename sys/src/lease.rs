@@ -1,0 +1,76 @@
+//! Leases: the right to write a file, or to rely on it as it is, for as long as a descriptor of it is open (flock(2)).
+
+use std::io;
+use std::os::fd::AsFd;
+
+use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, flock};
+use rustix::io::Errno;
+
+/// What a lease is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lease {
+    /// Nobody else writes it, and nobody relies on it.
+    Writer,
+    /// Nobody writes it.
+    Reader,
+}
+
+/// Takes a lease, or turns the one that this descriptor has into it; `false` where somebody else's is in the way. Copies of the
+/// descriptor share it, also in other processes; it ends with the last of them.
+///
+/// # Errors
+/// What flock(2) says.
+pub fn take(file: impl AsFd, lease: Lease) -> io::Result<bool> {
+    let operation = match lease {
+        Lease::Writer => FlockOperation::NonBlockingLockExclusive,
+        Lease::Reader => FlockOperation::NonBlockingLockShared,
+    };
+    loop {
+        match flock(&file, operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether a descriptor was opened for reading and writing (fcntl(2), F_GETFL).
+///
+/// # Errors
+/// What fcntl(2) says.
+pub fn can_write(file: impl AsFd) -> io::Result<bool> {
+    Ok(fcntl_getfl(file)? & OFlags::RWMODE == OFlags::RDWR)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    #[test]
+    fn a_descriptor_tells_whether_it_can_write() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        assert!(can_write(file.as_file()).expect("fcntl"));
+        assert!(!can_write(File::open(file.path()).expect("opening")).expect("fcntl"));
+    }
+
+    #[test]
+    fn a_writer_keeps_everybody_out_until_its_last_descriptor_closes() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let open = || File::open(file.path()).expect("opening");
+        let (first, second) = (open(), open());
+        assert!(take(&first, Lease::Writer).expect("flock"));
+        assert!(take(&first, Lease::Writer).expect("flock"), "its own is not in the way");
+        assert!(!take(&second, Lease::Writer).expect("flock"));
+        assert!(!take(&second, Lease::Reader).expect("flock"));
+        let copy = first.try_clone().expect("a copy");
+        drop(first);
+        assert!(!take(&second, Lease::Reader).expect("flock"));
+        assert!(take(&copy, Lease::Reader).expect("flock"));
+        assert!(take(&second, Lease::Reader).expect("flock"), "readers do not exclude each other");
+        assert!(!take(&copy, Lease::Writer).expect("flock"));
+        drop(copy);
+        assert!(take(&second, Lease::Writer).expect("flock"));
+    }
+}
