@@ -209,6 +209,13 @@ pub enum Happening {
     Rebooted,
     /// The machine ended; the state says how.
     Ended(MachineState),
+    /// The disk of the host has no room for what the guest writes to a drive: its writes wait. Or it has room again.
+    HostDisk {
+        /// Serial of the drive.
+        drive: String,
+        /// Whether they wait.
+        full: bool,
+    },
     /// The guest opened a stream to `port` of the host; one end travels beside this event.
     GuestConnected {
         /// Port on the host's side.

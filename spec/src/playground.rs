@@ -122,10 +122,57 @@ pub enum Entry {
 pub struct DriveSpec {
     /// The serial that the guest reads (VIRTIO_BLK_T_GET_ID): `dNN` for manifest drives, `modules` for the modules image.
     pub serial: String,
-    /// The file behind it.
-    pub file: Slot,
     /// The guest may not write.
     pub read_only: bool,
+    /// What it starts as; zeros where missing. Without an overlay it is the drive itself.
+    pub base: Option<BaseSpec>,
+    /// Where writes go, so that the base stays as it is; none for a drive that is read only.
+    pub overlay: Option<OverlaySpec>,
+}
+
+/// A plain file below all layers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BaseSpec {
+    /// The file.
+    pub file: Slot,
+    /// The name under which layers remember it.
+    pub name: String,
+}
+
+/// Layers on a base (`docs/formats.md`, "Overlay layer").
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OverlaySpec {
+    /// Layers that are not written any more, lowest first.
+    pub frozen: Vec<LayerSlots>,
+    /// The layer that is written; made by the vmm where its map is empty.
+    pub top: LayerSlots,
+    /// Bytes that the guest sees.
+    pub capacity_bytes: u64,
+}
+
+/// The files of one layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerSlots {
+    /// Its blocks.
+    pub data: Slot,
+    /// Which blocks it has.
+    pub map: Slot,
+}
+
+impl DriveSpec {
+    /// Every file behind it, and whether it is written.
+    pub fn files(&self) -> impl Iterator<Item = (Slot, bool)> {
+        let base_is_written = !self.read_only && self.overlay.is_none();
+        let base = self.base.iter().map(move |base| (base.file, base_is_written));
+        let layers = self.overlay.iter().flat_map(|overlay| {
+            let frozen = overlay.frozen.iter().map(|layer| (layer, false));
+            frozen.chain(std::iter::once((&overlay.top, true)))
+        });
+        base.chain(layers.flat_map(|(layer, written)| [(layer.data, written), (layer.map, written)]))
+    }
 }
 
 /// One network interface.

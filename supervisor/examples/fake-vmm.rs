@@ -116,10 +116,16 @@ fn create(vmm: &Arc<Vmm>, spec: &PlaygroundSpec) -> Reply {
         writeln!(log, "{}: \x1b[1mbooting\x1b[0m", machine.name).expect("a log that can be written");
         if let [drive, ..] = machine.drives.as_slice() {
             let mut start = [0; 8];
-            let mut disk = File::from(files.remove(&drive.file).expect("a disk"));
-            disk.read_exact(&mut start).expect("reading the disk");
+            let (base, overlay) = (drive.base.as_ref().expect("an image"), drive.overlay.as_ref().expect("an overlay"));
+            let mut image = File::from(files[&base.file].try_clone().expect("a copy"));
+            // Machines of one image share it, each under a slot of its own.
+            image.read_exact(&mut start).expect("reading the image");
             assert_eq!(&start, b"an image");
-            disk.write_all(b"written").expect("writing the disk");
+            assert!(image.write_all(b"x").is_err(), "an image cannot be written");
+            let [mut data, map] =
+                [overlay.top.data, overlay.top.map].map(|slot| File::from(files.remove(&slot).expect("a layer")));
+            assert_eq!(map.metadata().expect("metadata").len(), 0, "a new layer");
+            data.write_all(b"written").expect("writing the layer");
         }
         vmm.machines.lock().expect("machines").push((machine.name.clone(), MachineState::Running));
         happened(vmm, &machine.name, Happening::Started, None);

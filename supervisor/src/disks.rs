@@ -1,19 +1,15 @@
-//! The drives of a machine as files: a private copy of an image, a blank file system, or nothing but zeros. Holes stay holes.
+//! The drives of a machine as files: empty ones for the layers that it writes, and blank disks that drives lie on.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use labyard_spec::guest::{self, MachineConfig};
 use labyard_spec::manifest::lab::Filesystem;
-use rustix::fs::{SeekFrom, copy_file_range, ioctl_ficlone, seek};
-use rustix::io::Errno;
 
-/// Bytes that are copied between two looks at whether to go on.
-const CHUNK_BYTES: usize = 16 << 20;
+use crate::plan::FoundBase;
 
 /// Why there is no disk.
 #[derive(Debug, thiserror::Error)]
@@ -21,8 +17,6 @@ const CHUNK_BYTES: usize = 16 << 20;
 pub enum DiskError {
     #[error("disk {path}: {doing}")]
     File { path: PathBuf, doing: &'static str, source: io::Error },
-    #[error("disk {path}: the image has {image} bytes, the drive only {drive}; give it a larger size")]
-    Small { path: PathBuf, image: u64, drive: u64 },
     #[error("disk {path}: {tool} is needed to format it: {why}")]
     Format { path: PathBuf, tool: String, why: String },
     #[error("interrupted")]
@@ -44,72 +38,62 @@ fn create(path: &Path) -> Result<File, DiskError> {
         .map_err(file_error(path, "making"))
 }
 
-/// A private copy of `image` with `size_bytes`: shared extents where the file system can, else the data and none of the holes.
+/// Empty files for a layer, and they stay there: the vmm makes the layer in them.
 ///
 /// # Errors
-/// What the file system says, or that `cancelled` was set.
-pub fn copy(image: &Path, path: &Path, size_bytes: u64, cancelled: &AtomicBool) -> Result<(), DiskError> {
-    let from = File::open(image).map_err(file_error(image, "opening"))?;
-    let len = from.metadata().map_err(file_error(image, "looking at"))?.len();
-    if len > size_bytes {
-        return Err(DiskError::Small { path: path.to_owned(), image: len, drive: size_bytes });
+/// What the file system says.
+pub fn layer(paths: &[PathBuf; 2]) -> Result<(), DiskError> {
+    for path in paths {
+        create(path)?;
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        // A power cut must not take the name of a file in which a guest has flushed something.
+        File::open(folder).and_then(|folder| folder.sync_all()).map_err(file_error(folder, "syncing"))?;
     }
-    let to = create(path)?;
-    if ioctl_ficlone(&to, &from).is_err() {
-        copy_data(&from, &to, cancelled).map_err(|error| match error.kind() {
-            io::ErrorKind::Interrupted => DiskError::Interrupted,
-            _ => file_error(path, "copying its image")(error),
-        })?;
-    }
-    to.set_len(size_bytes).map_err(file_error(path, "sizing"))
+    Ok(())
 }
 
-/// Copies what is no hole. `Interrupted` means `cancelled`.
-fn copy_data(from: &File, to: &File, cancelled: &AtomicBool) -> io::Result<()> {
-    let mut position = 0;
-    loop {
-        let start = match seek(from, SeekFrom::Data(position)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(()), // nothing but a hole is left (lseek(2))
-            Err(error) => return Err(error.into()),
-        };
-        let end = seek(from, SeekFrom::Hole(start))?;
-        position = start;
-        while position < end {
-            if cancelled.load(Ordering::Relaxed) {
-                return Err(io::ErrorKind::Interrupted.into());
-            }
-            let wanted = usize::try_from(end - position).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-            position += copy_some(from, to, position, wanted)?;
-        }
-    }
-}
-
-/// Copies up to `wanted` bytes at `position`, inside the kernel where the two file systems allow it.
-fn copy_some(from: &File, to: &File, position: u64, wanted: usize) -> io::Result<u64> {
-    let (mut source, mut target) = (position, position);
-    match copy_file_range(from, Some(&mut source), to, Some(&mut target), wanted) {
-        Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-        Ok(n) => Ok(n as u64),
-        Err(Errno::INTR) => Ok(0),
-        Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL) => {
-            let mut buffer = vec![0; wanted.min(1 << 20)];
-            let n = from.read_at(&mut buffer, position)?;
-            match buffer.get(..n).filter(|data| !data.is_empty()) {
-                Some(data) => to.write_all_at(data, position)?,
-                None => return Err(io::ErrorKind::UnexpectedEof.into()),
-            }
-            Ok(n as u64)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// A disk of zeros, formatted where a file system is asked for. Host tools do that on the plain file, without privileges.
+/// A blank disk that drives lie on, in the folder `blanks`: the `number`th of its kind, since drives of one machine may not have one
+/// file system twice. Made where it is missing, by host tools on a plain file, without privileges; found by name afterwards.
 ///
 /// # Errors
 /// What the file system or the tool says.
-pub fn blank(path: &Path, size_bytes: u64, filesystem: Option<Filesystem>) -> Result<(), DiskError> {
+pub fn blank(
+    blanks: &Path,
+    size_bytes: u64,
+    filesystem: Option<Filesystem>,
+    number: usize,
+) -> Result<FoundBase, DiskError> {
+    let kind = format!("{}-{size_bytes}-{number}-", filesystem.map_or("raw", Filesystem::name));
+    let listed = fs::read_dir(blanks).map_err(file_error(blanks, "listing"))?;
+    let mut names: Vec<_> = listed.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    let stem = |name: &String| name.strip_suffix(".disk").filter(|stem| stem.starts_with(&kind)).map(str::to_owned);
+    if let Some(name) = names.iter().find_map(stem) {
+        return Ok(FoundBase { path: blanks.join(format!("{name}.disk")), name });
+    }
+    let mut id = [0; 4];
+    labyard_sys::random::fill(&mut id).map_err(file_error(blanks, "naming a blank disk in it"))?;
+    let name = format!("{kind}{:08x}", u32::from_le_bytes(id));
+    let (path, draft) = (blanks.join(format!("{name}.disk")), blanks.join(format!(".{name}")));
+    let made = format(&draft, size_bytes, filesystem).and_then(|()| {
+        let finish = || {
+            File::open(&draft)?.sync_all()?;
+            fs::set_permissions(&draft, PermissionsExt::from_mode(0o400))?;
+            fs::rename(&draft, &path)?;
+            File::open(blanks)?.sync_all()
+        };
+        finish().map_err(file_error(&path, "putting it into the store"))
+    });
+    if let Err(error) = made {
+        // What is half made helps nobody; the reason is what counts.
+        let _ = fs::remove_file(&draft);
+        return Err(error);
+    }
+    Ok(FoundBase { path, name })
+}
+
+/// A disk of zeros, formatted where a file system is asked for.
+fn format(path: &Path, size_bytes: u64, filesystem: Option<Filesystem>) -> Result<(), DiskError> {
     let file = create(path)?;
     file.set_len(size_bytes).map_err(file_error(path, "sizing"))?;
     let Some(filesystem) = filesystem else { return Ok(()) };
@@ -158,36 +142,20 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     #[test]
-    fn a_copy_has_the_data_the_size_and_the_holes() {
+    fn a_blank_disk_is_made_once_for_each_kind_and_number() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (image, disk) = (folder.path().join("image"), folder.path().join("disk"));
-        let file = create(&image).expect("making");
-        file.set_len(64 << 20).expect("sizing");
-        for position in [0, 3 << 20, (64 << 20) - 5] {
-            file.write_all_at(b"data!", position).expect("writing");
-        }
-        copy(&image, &disk, 128 << 20, &AtomicBool::new(false)).expect("copying");
-        let copy = File::open(&disk).expect("opening");
-        let meta = copy.metadata().expect("metadata");
-        assert_eq!(meta.len(), 128 << 20);
-        assert!(meta.blocks() * 512 < 4 << 20, "{} blocks", meta.blocks());
-        for position in [0, 3 << 20, (64 << 20) - 5] {
-            let mut data = [0; 5];
-            copy.read_exact_at(&mut data, position).expect("reading");
-            assert_eq!(&data, b"data!");
-        }
-    }
-
-    #[test]
-    fn a_copy_is_refused_where_it_would_cut_the_image_and_stops_when_told() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let image = folder.path().join("image");
-        create(&image)
-            .and_then(|file| file.write_all_at(&[1; 8192], 0).map_err(file_error(&image, "x")))
-            .expect("making");
-        let copy = |name: &str, size, stop| copy(&image, &folder.path().join(name), size, &AtomicBool::new(stop));
-        assert!(matches!(copy("a", 4096, false), Err(DiskError::Small { .. })));
-        assert!(matches!(copy("b", 8192, true), Err(DiskError::Interrupted)));
+        let make = |filesystem, number| blank(folder.path(), 64 << 20, filesystem, number).expect("a disk");
+        let first = make(Some(Filesystem::Ext4), 0);
+        assert_eq!(make(Some(Filesystem::Ext4), 0), first);
+        assert!(first.name.starts_with("ext4-67108864-0-") && first.name.len() < 64, "{}", first.name);
+        let meta = fs::metadata(&first.path).expect("metadata");
+        assert_eq!((meta.len(), meta.permissions().mode() & 0o777), (64 << 20, 0o400));
+        assert!(meta.blocks() * 512 < 16 << 20, "sparse: {} blocks", meta.blocks());
+        let others = [make(Some(Filesystem::Ext4), 1), make(Some(Filesystem::Ext2), 0), make(None, 0)];
+        assert!(others.iter().all(|other| other.name != first.name));
+        let error = blank(folder.path(), 4096, Some(Filesystem::Ext4), 0).expect_err("too small").to_string();
+        assert!(error.contains("mkfs.ext4"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).expect("listing").count(), 4, "no draft is left");
     }
 
     #[test]

@@ -6,7 +6,8 @@ use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 use labyard_spec::guest::{self, HostEntry, MachineConfig};
 use labyard_spec::manifest::lab::{self, Lab, MTU};
 use labyard_spec::playground::{
-    BootSpec, DriveSpec, Entry, InterfaceSpec, MachineSpec, NetworkSpec, PlaygroundSpec, Slot,
+    BaseSpec, BootSpec, DriveSpec, Entry, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
+    PlaygroundSpec, Slot,
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,17 @@ pub struct Found {
     pub kernel: FoundKernel,
     /// The image of its root.
     pub root: ImageRecord,
+    /// What each of its drives lies on; nothing where it starts as zeros.
+    pub bases: Vec<Option<FoundBase>>,
+}
+
+/// A file that drives lie on and nobody writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundBase {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The name under which layers remember it.
+    pub name: String,
 }
 
 /// Descriptors that the vmm has beside the slots' files: for itself, for each machine, and for each device of it.
@@ -75,9 +87,9 @@ const PER_DEVICE: u64 = 10;
 /// Descriptors beyond that for a machine's streams. A host that does not allow as many has room for fewer streams.
 pub const STREAMS_PER_MACHINE: u64 = 4096 + 64;
 
-/// The file of a drive.
-pub fn disk_path(folder: &Folder, machine: &str, serial: &str) -> PathBuf {
-    folder.machine(machine).join(format!("{serial}.img"))
+/// Data and map of what a machine writes on a drive.
+pub fn layer_paths(folder: &Folder, machine: &str, serial: &str) -> [PathBuf; 2] {
+    ["overlay", "overlay.map"].map(|what| folder.machine(machine).join(format!("{serial}.{what}")))
 }
 
 /// The plan of a lab; `found` has one entry for each machine.
@@ -102,15 +114,24 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             entry: Entry::Auto,
         };
         let mut drives = Vec::new();
-        for drive in &machine.drives {
-            let access = if drive.read_only { FileAccess::Read } else { FileAccess::Write };
-            let file = slot(disk_path(folder, &machine.name, &drive.serial), access);
-            drives.push(DriveSpec { serial: drive.serial.clone(), file, read_only: drive.read_only });
+        for (drive, base) in machine.drives.iter().zip(&found.bases) {
+            let base = base.as_ref().map(|FoundBase { path, name }| BaseSpec {
+                file: slot(path.clone(), FileAccess::Read),
+                name: name.clone(),
+            });
+            let overlay = (!drive.read_only).then(|| {
+                let [data, map] = layer_paths(folder, &machine.name, &drive.serial);
+                let top = LayerSlots { data: slot(data, FileAccess::Write), map: slot(map, FileAccess::Write) };
+                OverlaySpec { frozen: Vec::new(), top, capacity_bytes: drive.size_bytes.value }
+            });
+            drives.push(DriveSpec { serial: drive.serial.clone(), read_only: drive.read_only, base, overlay });
         }
         // Last, so that the manifest's drives keep their letters.
         if let Some(modules) = &found.kernel.modules {
             let file = slot(modules.clone(), FileAccess::Read);
-            drives.push(DriveSpec { serial: guest::MODULES_SERIAL.to_owned(), file, read_only: true });
+            let base = Some(BaseSpec { file, name: found.kernel.record.id.clone() });
+            let serial = guest::MODULES_SERIAL.to_owned();
+            drives.push(DriveSpec { serial, read_only: true, base, overlay: None });
         }
         let interfaces: Vec<_> = machine
             .interfaces

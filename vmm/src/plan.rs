@@ -81,6 +81,16 @@ pub enum PlanError {
         /// Which.
         slot: Slot,
     },
+    /// A drive that is none.
+    #[error("machine {machine}: drive {serial} {why}")]
+    Drive {
+        /// Whose.
+        machine: String,
+        /// Which.
+        serial: String,
+        /// Why not.
+        why: &'static str,
+    },
     /// One file for two writers.
     #[error("machine {machine}: drive {serial} shares its file {slot:?} with another writer")]
     SharedDrive {
@@ -125,6 +135,14 @@ pub fn check(spec: &PlaygroundSpec, passed: &HashSet<Slot>, max_vcpus: u32) -> R
                 return Err(PlanError::SameMac { network: interface.network.clone(), mac: interface.mac });
             }
         }
+        for drive in &machine.drives {
+            let why = match (&drive.base, &drive.overlay) {
+                (None, None) => "has nothing behind it",
+                (_, Some(_)) if drive.read_only => "is read only and has an overlay to write to",
+                _ => continue,
+            };
+            return Err(PlanError::Drive { machine: name(), serial: drive.serial.clone(), why });
+        }
         for (what, slot) in descriptors(machine) {
             if !passed.contains(&slot) {
                 return Err(PlanError::Descriptor { machine: name(), what, slot });
@@ -143,14 +161,15 @@ pub fn device_count(machine: &MachineSpec) -> usize {
 fn check_writers(spec: &PlaygroundSpec) -> Result<(), PlanError> {
     let mut users: HashMap<Slot, bool> = HashMap::new();
     for machine in &spec.machines {
-        for DriveSpec { serial, file, read_only } in &machine.drives {
-            let writes = !read_only;
-            let clash = users.get(file).is_some_and(|other_writes| *other_writes || writes);
+        for (DriveSpec { serial, .. }, (slot, writes)) in
+            machine.drives.iter().flat_map(|drive| drive.files().map(move |file| (drive, file)))
+        {
+            let clash = users.get(&slot).is_some_and(|other_writes| *other_writes || writes);
             if clash {
                 let (machine, serial) = (machine.name.clone(), serial.clone());
-                return Err(PlanError::SharedDrive { machine, serial, slot: *file });
+                return Err(PlanError::SharedDrive { machine, serial, slot });
             }
-            users.insert(*file, writes);
+            users.insert(slot, writes);
         }
     }
     Ok(())
@@ -159,7 +178,7 @@ fn check_writers(spec: &PlaygroundSpec) -> Result<(), PlanError> {
 fn descriptors(machine: &MachineSpec) -> impl Iterator<Item = (&'static str, Slot)> {
     let boot = [("kernel", machine.boot.kernel), ("console log", machine.console_log)];
     let initrd = machine.boot.initrd.iter().map(|slot| ("initramfs", *slot));
-    let drives = machine.drives.iter().map(|drive| ("drive", drive.file));
+    let drives = machine.drives.iter().flat_map(|drive| drive.files().map(|(slot, _)| ("drive", slot)));
     boot.into_iter().chain(initrd).chain(drives)
 }
 
@@ -167,7 +186,7 @@ fn descriptors(machine: &MachineSpec) -> impl Iterator<Item = (&'static str, Slo
 mod tests {
     use super::*;
     use labyard_spec::net::Ipv4Subnet;
-    use labyard_spec::playground::{BootSpec, Entry, InterfaceSpec, NetworkSpec};
+    use labyard_spec::playground::{BaseSpec, BootSpec, Entry, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec};
 
     fn spec() -> PlaygroundSpec {
         let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
@@ -177,7 +196,16 @@ mod tests {
             cpu_count: 1,
             memory_mib: 128,
             boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1)], extra_cmdline: String::new(), entry: Entry::Auto },
-            drives: vec![DriveSpec { serial: "d00".into(), file: Slot(10 + number), read_only: false }],
+            drives: vec![DriveSpec {
+                serial: "d00".into(),
+                read_only: false,
+                base: Some(BaseSpec { file: Slot(3), name: "image".into() }),
+                overlay: Some(OverlaySpec {
+                    frozen: Vec::new(),
+                    top: LayerSlots { data: Slot(10 + 2 * number), map: Slot(11 + 2 * number) },
+                    capacity_bytes: 1 << 20,
+                }),
+            }],
             interfaces: vec![InterfaceSpec { network: "local".into(), mac: Mac::derived("local", name, 0), mtu: 1500 }],
             cid: 3 + number,
             console_log: Slot(2),
@@ -190,6 +218,10 @@ mod tests {
             networks: vec![network],
             machines: vec![machine("web", 0), machine("db", 1)],
         }
+    }
+
+    fn overlay(spec: &mut PlaygroundSpec, machine: usize) -> &mut OverlaySpec {
+        spec.machines[machine].drives[0].overlay.as_mut().expect("an overlay")
     }
 
     fn passed() -> HashSet<Slot> {
@@ -218,7 +250,18 @@ mod tests {
             (|spec| spec.machines[0].interfaces[0].network = "lan".into(), "network lan does not exist"),
             (|spec| spec.machines[0].interfaces[0].mac = spec.machines[1].interfaces[0].mac, "is there twice"),
             (|spec| spec.machines[0].boot.kernel = Slot(99), "descriptor Slot(99) for its kernel was not passed"),
-            (|spec| spec.machines[1].drives[0].file = Slot(10), "machine db: drive d00 shares its file"),
+            (|spec| overlay(spec, 1).top.data = Slot(10), "machine db: drive d00 shares its file Slot(10)"),
+            (|spec| overlay(spec, 1).top.map = Slot(3), "machine db: drive d00 shares its file Slot(3)"),
+            (|spec| overlay(spec, 1).top.map = Slot(77), "descriptor Slot(77) for its drive was not passed"),
+            (|spec| spec.machines[1].drives[0].overlay = None, "machine db: drive d00 shares its file Slot(3)"),
+            (|spec| spec.machines[1].drives[0].read_only = true, "drive d00 is read only and has an overlay"),
+            (
+                |spec| {
+                    let drive = &mut spec.machines[1].drives[0];
+                    (drive.base, drive.overlay) = (None, None);
+                },
+                "drive d00 has nothing behind it",
+            ),
             (
                 |spec| {
                     let drive = spec.machines[0].drives[0].clone();
@@ -239,7 +282,8 @@ mod tests {
     fn readers_may_share_a_file() {
         let mut spec = spec();
         for machine in &mut spec.machines {
-            machine.drives[0] = DriveSpec { serial: "modules".into(), file: Slot(5), read_only: true };
+            let base = Some(BaseSpec { file: Slot(5), name: "modules".into() });
+            machine.drives[0] = DriveSpec { serial: "modules".into(), read_only: true, base, overlay: None };
         }
         assert_eq!(check(&spec, &passed(), 8), Ok(()));
     }

@@ -11,6 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use labyard_devices::backend::block::BlockBackend;
+use labyard_devices::backend::overlay::{Base, Chain, HostDisk, LayerFiles, Overlay};
 use labyard_devices::backend::raw::RawFile;
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
@@ -25,7 +27,7 @@ use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
 use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
-use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{DriveSpec, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot};
 
 use crate::arch::x86_64::cpuid::{self, Processors, Template};
 use crate::boot::{self, Images};
@@ -160,9 +162,9 @@ impl Playground {
 
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for drive in &spec.drives {
-            let backend = RawFile::new(own(drive.file)?, drive.read_only)
-                .map_err(|error| format!("drive {}: {}", drive.serial, runtime::chain(&error)))?;
-            devices.push(Box::new(Block::new(&drive.serial, Box::new(backend))));
+            let backend = self.drive(&spec.name, drive, &own);
+            let backend = backend.map_err(|error| format!("drive {}: {error}", drive.serial))?;
+            devices.push(Box::new(Block::new(&drive.serial, backend)));
         }
         let mut links = Vec::new();
         for (position, interface) in spec.interfaces.iter().enumerate() {
@@ -227,6 +229,37 @@ impl Playground {
         }
         let tsc_deadline = self.hypervisor.has_tsc_deadline();
         Ok(Processors { count: spec.cpu_count, template, nested: spec.nested, tsc_deadline })
+    }
+
+    /// What stores the bytes of a drive.
+    fn drive(
+        self: &Arc<Self>,
+        machine: &str,
+        spec: &DriveSpec,
+        own: &impl Fn(Slot) -> Result<File, String>,
+    ) -> Result<Box<dyn BlockBackend>, String> {
+        let Some(OverlaySpec { frozen, top, capacity_bytes }) = &spec.overlay else {
+            let base = spec.base.as_ref().ok_or("nothing is behind it")?;
+            let raw = RawFile::new(own(base.file)?, spec.read_only).map_err(|error| runtime::chain(&error))?;
+            return Ok(Box::new(raw));
+        };
+        let layer = |layer: &LayerSlots| Ok::<_, String>(LayerFiles { data: own(layer.data)?, map: own(layer.map)? });
+        let base =
+            spec.base.as_ref().map(|base| Ok::<_, String>(Base { file: own(base.file)?, name: base.name.clone() }));
+        let chain = Chain {
+            base: base.transpose()?,
+            frozen: frozen.iter().map(layer).collect::<Result<_, _>>()?,
+            top: layer(top)?,
+            live: false,
+            capacity_bytes: *capacity_bytes,
+        };
+        let mut overlay = Overlay::new(chain).map_err(|error| runtime::chain(&error))?;
+        let (this, machine, drive) = (Arc::clone(self), machine.to_owned(), spec.serial.clone());
+        overlay.tell(Box::new(move |disk| {
+            let what = Happening::HostDisk { drive: drive.clone(), full: disk == HostDisk::Full };
+            this.event(&machine, what, None);
+        }));
+        Ok(Box::new(overlay))
     }
 
     /// What is the state of everything?

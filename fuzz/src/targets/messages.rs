@@ -7,7 +7,9 @@ use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
 use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
-use labyard_spec::playground::{BootSpec, DriveSpec, Entry, MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{
+    BaseSpec, BootSpec, DriveSpec, Entry, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
+};
 use labyard_spec::source::Source;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,7 +56,16 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         extra_cmdline: "quiet".into(),
         entry: Entry::Linux64,
     };
-    let drives = vec![DriveSpec { serial: "d00".into(), file: Slot(3), read_only: false }];
+    let drives = vec![DriveSpec {
+        serial: "d00".into(),
+        read_only: false,
+        base: Some(BaseSpec { file: Slot(3), name: "image".into() }),
+        overlay: Some(OverlaySpec {
+            frozen: Vec::new(),
+            top: LayerSlots { data: Slot(5), map: Slot(6) },
+            capacity_bytes: 1 << 30,
+        }),
+    }];
     let machine = MachineSpec {
         cpu_count: 2,
         drives,

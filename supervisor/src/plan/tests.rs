@@ -37,6 +37,7 @@ fn found() -> Found {
             entries: 0,
             writer: 1,
         },
+        bases: vec![Some(FoundBase { path: "/i/disk.ext4".into(), name: "k".into() })],
     }
 }
 
@@ -51,7 +52,7 @@ fn every_slot_has_one_file_and_every_file_one_slot() {
     for machine in &plan.spec.machines {
         slots.push(machine.boot.kernel.0);
         slots.extend(machine.boot.initrd.iter().map(|slot| slot.0));
-        slots.extend(machine.drives.iter().map(|drive| drive.file.0));
+        slots.extend(machine.drives.iter().flat_map(|drive| drive.files().map(|(slot, _)| slot.0)));
         slots.push(machine.console_log.0);
     }
     slots.sort_unstable();
@@ -69,7 +70,7 @@ fn only_a_machine_s_own_files_can_be_written() {
     let mut written: Vec<_> =
         plan.files.iter().filter(|file| file.access != FileAccess::Read).map(|file| &file.path).collect();
     written.dedup();
-    assert_eq!(written.len(), 4, "a disk and a log for each machine: {written:?}");
+    assert_eq!(written.len(), 6, "data, a map and a log for each machine: {written:?}");
 }
 
 #[test]

@@ -149,6 +149,7 @@ impl Shared {
             };
             let happening = match event.what.clone() {
                 Happening::Ended(state) => Happening::Ended(bounded_state(state)),
+                Happening::HostDisk { drive, full } => Happening::HostDisk { drive: bounded(&drive), full },
                 other => other,
             };
             inner.journal.write(
@@ -160,7 +161,7 @@ impl Shared {
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");
                 }
                 Happening::Ended(state) => inner.machine_ended(position, state),
-                Happening::Rebooted | Happening::GuestConnected { .. } => {}
+                Happening::Rebooted | Happening::GuestConnected { .. } | Happening::HostDisk { .. } => {}
             }
         });
     }

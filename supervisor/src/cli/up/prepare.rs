@@ -14,7 +14,7 @@ use labyard_supervisor::home::{Folder, Home, make_folder, names};
 use labyard_supervisor::host::Programs;
 use labyard_supervisor::jailed::check_descriptors;
 use labyard_supervisor::journal::{Journal, What};
-use labyard_supervisor::plan::{self, Found, FoundKernel, Plan};
+use labyard_supervisor::plan::{self, Found, FoundBase, FoundKernel, Plan};
 use labyard_supervisor::record::{self, Condition, ConditionName, Machine, State, Who, now_ms};
 use labyard_supervisor::words::printable;
 
@@ -34,7 +34,7 @@ pub(super) struct Preparation<'a> {
 }
 
 /// One file to make.
-type Work = Box<dyn FnOnce(&Cancel) -> Result<(), DiskError> + Send>;
+type Work = Box<dyn FnOnce() -> Result<(), DiskError> + Send>;
 /// Images by source and size.
 type Images = BTreeMap<(String, u64), (ImageRecord, PathBuf)>;
 
@@ -113,6 +113,7 @@ impl Preparation<'_> {
         self.reached(state, ConditionName::ImagesReady, &format!("images in the store: {}", images.len()))?;
 
         let kernels = self.boot_files(&builder, kernels).await?;
+        let mut bases = self.bases(&images).await?.into_iter();
         let mut found = Vec::new();
         for ((machine, asked), kernel) in self.manifest.lab.machines.iter().enumerate().zip(kernels) {
             let root = asked.drives.iter().enumerate().find(|(_, drive)| drive.mount.as_deref() == Some("/"));
@@ -120,13 +121,13 @@ impl Preparation<'_> {
             let Some((root, _)) = root else {
                 return Err(anyhow::anyhow!("machines[{machine}]: the image of its root is missing").into());
             };
-            found.push(Found { kernel, root: root.clone() });
+            found.push(Found { kernel, root: root.clone(), bases: bases.next().unwrap_or_default() });
         }
         let plan = plan::plan(&self.manifest.lab, &found, &self.folder);
         check_descriptors(&plan)?;
 
         let since = Instant::now();
-        self.disks(&found, &images).await?;
+        self.disks(&found).await?;
         let made = self.manifest.lab.machines.iter().map(|machine| machine.drives.len()).sum::<usize>();
         let message = format!("disks made: {made}, in {}", seconds(since.elapsed()));
         self.reached(state, ConditionName::DisksReady, &message)?;
@@ -207,25 +208,47 @@ impl Preparation<'_> {
         Ok(found)
     }
 
-    /// Every drive and archive of every machine, on a thread that looks at the flag.
-    async fn disks(&self, found: &[Found], images: &Images) -> Result<(), Failure> {
+    /// What every drive of every machine lies on; blank disks are made here where the store lacks them.
+    async fn bases(&self, images: &Images) -> Result<Vec<Vec<Option<FoundBase>>>, Failure> {
+        let blanks = self.home.path.join("blanks");
+        make_folder(&blanks)?;
+        let mut all = Vec::new();
+        for machine in &self.manifest.lab.machines {
+            let mut bases = Vec::new();
+            let mut numbers: BTreeMap<_, usize> = BTreeMap::new();
+            for drive in &machine.drives {
+                if let Some((record, path)) = self.image_key(drive).and_then(|key| images.get(&key)) {
+                    bases.push(Some(FoundBase { path: path.clone(), name: record.key.clone() }));
+                    continue;
+                }
+                let (bytes, filesystem) = (drive.size_bytes.value, drive.filesystem);
+                if filesystem.is_none() && !drive.read_only {
+                    bases.push(None);
+                    continue;
+                }
+                let count = numbers.entry((bytes, filesystem)).or_default();
+                let (blanks, number) = (blanks.clone(), *count);
+                *count += 1;
+                let made = tokio::task::spawn_blocking(move || disks::blank(&blanks, bytes, filesystem, number));
+                bases.push(Some(made.await??));
+            }
+            all.push(bases);
+        }
+        Ok(all)
+    }
+
+    /// Files for every drive and archive of every machine, on a thread that looks at the flag.
+    async fn disks(&self, found: &[Found]) -> Result<(), Failure> {
         let lab = &self.manifest.lab;
         let mut work: Vec<Work> = Vec::new();
         for (machine, found) in lab.machines.iter().zip(found) {
             make_folder(&self.folder.machine(&machine.name))?;
             let archive = self.folder.machine(&machine.name).join(names::MACHINE_ARCHIVE);
             let config = plan::machine_config(lab, machine, found);
-            work.push(Box::new(move |_| disks::machine_archive(&archive, &config)));
-            for drive in &machine.drives {
-                let path = plan::disk_path(&self.folder, &machine.name, &drive.serial);
-                let (bytes, filesystem) = (drive.size_bytes.value, drive.filesystem);
-                match self.image_key(drive).and_then(|key| images.get(&key)) {
-                    Some((_, image)) => {
-                        let image = image.clone();
-                        work.push(Box::new(move |cancel| disks::copy(&image, &path, bytes, cancel.flag())));
-                    }
-                    None => work.push(Box::new(move |_| disks::blank(&path, bytes, filesystem))),
-                }
+            work.push(Box::new(move || disks::machine_archive(&archive, &config)));
+            for drive in machine.drives.iter().filter(|drive| !drive.read_only) {
+                let paths = plan::layer_paths(&self.folder, &machine.name, &drive.serial);
+                work.push(Box::new(move || disks::layer(&paths)));
             }
         }
         let cancel = self.cancel.clone();
@@ -234,7 +257,7 @@ impl Preparation<'_> {
                 if cancel.flag().load(std::sync::atomic::Ordering::SeqCst) {
                     return Err(DiskError::Interrupted);
                 }
-                one(&cancel)?;
+                one()?;
             }
             Ok(())
         };
