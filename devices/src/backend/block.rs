@@ -8,6 +8,8 @@ use std::os::fd::RawFd;
 
 use labyard_sys::iov::GuestSlices;
 
+use crate::Memory;
+
 /// Names a request until it completes; chosen by the device.
 pub type Tag = u16;
 
@@ -62,8 +64,14 @@ pub trait BlockBackend: Send {
     fn capacity_bytes(&self) -> u64;
     /// Writes are refused.
     fn read_only(&self) -> bool;
+    /// From now on requests are of this memory; a backend that goes on when `submit` has returned keeps it alive.
+    fn attach(&mut self, _memory: &Memory) {}
+    /// No request is in flight, and none will come before the next `attach`: the memory may go.
+    fn detach(&mut self) {}
     /// Starts a request.
     fn submit(&mut self, tag: Tag, operation: Operation<'_>);
+    /// No more requests come for now: what `submit` may have kept back to start together is started.
+    fn kick(&mut self) {}
     /// The next request that has ended.
     fn collect(&mut self) -> Option<Completion>;
     /// Can be read when `collect` has news; `None` for a backend that completes within `submit`.

@@ -11,6 +11,8 @@ use std::os::fd::{AsFd, RawFd};
 use labyard_sys::iov::{self, GuestSlices};
 use labyard_sys::space;
 
+use crate::Memory;
+
 /// Names a step until it completes; chosen by the backend.
 pub type IoTag = u64;
 
@@ -51,7 +53,7 @@ pub enum Io<'mem> {
         /// In bytes.
         len: u64,
     },
-    /// Makes the range zeros without giving its space back (fallocate(2), FALLOC_FL_ZERO_RANGE).
+    /// Makes the range zeros without giving its space back (fallocate(2), FALLOC_FL_ZERO_RANGE, else by writing them).
     Zero {
         /// In which file.
         file: FileIndex,
@@ -64,8 +66,15 @@ pub enum Io<'mem> {
 
 /// Carries out steps.
 pub trait Engine: Send {
+    /// From now on most steps are of this memory; an engine that goes on when `submit` has returned keeps it alive. Steps of
+    /// other memory, a backend's own buffers, end within `submit`.
+    fn attach(&mut self, _memory: &Memory) {}
+    /// No step is in flight, and none of that memory will come before the next `attach`: it may go.
+    fn detach(&mut self) {}
     /// Starts a step.
     fn submit(&mut self, tag: IoTag, io: Io<'_>);
+    /// No more steps come for now: what `submit` may have kept back to start together is started.
+    fn kick(&mut self) {}
     /// The next step that has ended.
     fn collect(&mut self) -> Option<(IoTag, io::Result<()>)>;
     /// Can be read when `collect` has news; `None` for an engine that completes within `submit`.

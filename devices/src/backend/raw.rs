@@ -9,6 +9,7 @@ use std::os::fd::RawFd;
 
 use super::block::{BlockBackend, Completion, Operation, Tag};
 use super::engine::{Engine, FileIndex, Io, SyncEngine};
+use crate::Memory;
 
 /// Bytes of a sector (VIRTIO 1.2, §5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -70,6 +71,18 @@ impl<E: Engine> BlockBackend for RawFile<E> {
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn attach(&mut self, memory: &Memory) {
+        self.engine.attach(memory);
+    }
+
+    fn detach(&mut self) {
+        self.engine.detach();
+    }
+
+    fn kick(&mut self) {
+        self.engine.kick();
     }
 
     fn submit(&mut self, tag: Tag, operation: Operation<'_>) {
