@@ -79,6 +79,22 @@ pub struct DriveSpec {
     pub file: Slot,
     /// The guest may not write.
     pub read_only: bool,
+    /// How bytes reach the file.
+    #[serde(default)]
+    pub engine: Engine,
+}
+
+/// How a drive's bytes reach its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// io_uring where the host has and allows it, else system calls.
+    #[default]
+    Auto,
+    /// System calls of the machine's device thread.
+    Sync,
+    /// io_uring, or the drive is refused.
+    Uring,
 }
 
 /// One network interface.

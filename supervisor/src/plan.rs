@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 use labyard_spec::guest::{self, HostEntry, MachineConfig};
 use labyard_spec::manifest::lab::{self, Lab, MTU};
-use labyard_spec::playground::{BootSpec, DriveSpec, InterfaceSpec, MachineSpec, NetworkSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{
+    BootSpec, DriveSpec, Engine, InterfaceSpec, MachineSpec, NetworkSpec, PlaygroundSpec, Slot,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, names};
@@ -99,12 +101,22 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
         for drive in &machine.drives {
             let access = if drive.read_only { FileAccess::Read } else { FileAccess::Write };
             let file = slot(disk_path(folder, &machine.name, &drive.serial), access);
-            drives.push(DriveSpec { serial: drive.serial.clone(), file, read_only: drive.read_only });
+            drives.push(DriveSpec {
+                serial: drive.serial.clone(),
+                file,
+                read_only: drive.read_only,
+                engine: Engine::Auto,
+            });
         }
         // Last, so that the manifest's drives keep their letters.
         if let Some(modules) = &found.kernel.modules {
             let file = slot(modules.clone(), FileAccess::Read);
-            drives.push(DriveSpec { serial: guest::MODULES_SERIAL.to_owned(), file, read_only: true });
+            drives.push(DriveSpec {
+                serial: guest::MODULES_SERIAL.to_owned(),
+                file,
+                read_only: true,
+                engine: Engine::Auto,
+            });
         }
         let interfaces: Vec<_> = machine
             .interfaces

@@ -11,4 +11,5 @@ pub mod pidfd;
 pub mod random;
 pub mod space;
 pub mod spawn;
+pub mod uring;
 pub mod wait;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use labyard_spec::control::{Happening, MachineState};
-use labyard_spec::playground::{BootSpec, DriveSpec, MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{BootSpec, DriveSpec, Engine, MachineSpec, PlaygroundSpec, Slot};
 use labyard_vmm::kvm::Hypervisor;
 use labyard_vmm::playground::Playground;
 use labyard_vmm::vcpu;
@@ -35,7 +35,12 @@ fn main() -> Result<()> {
     };
     let mut drives = Vec::new();
     for (number, disk) in disks.iter().enumerate() {
-        drives.push(DriveSpec { serial: format!("d{number:02}"), file: pass(disk, true)?, read_only: false });
+        drives.push(DriveSpec {
+            serial: format!("d{number:02}"),
+            file: pass(disk, true)?,
+            read_only: false,
+            engine: Engine::Auto,
+        });
     }
     let machine = MachineSpec {
         name: "example".into(),

@@ -132,7 +132,7 @@ pub fn device_count(machine: &MachineSpec) -> usize {
 fn check_writers(spec: &PlaygroundSpec) -> Result<(), PlanError> {
     let mut users: HashMap<Slot, bool> = HashMap::new();
     for machine in &spec.machines {
-        for DriveSpec { serial, file, read_only } in &machine.drives {
+        for DriveSpec { serial, file, read_only, .. } in &machine.drives {
             let writes = !read_only;
             let clash = users.get(file).is_some_and(|other_writes| *other_writes || writes);
             if clash {
@@ -156,7 +156,7 @@ fn descriptors(machine: &MachineSpec) -> impl Iterator<Item = (&'static str, Slo
 mod tests {
     use super::*;
     use labyard_spec::net::Ipv4Subnet;
-    use labyard_spec::playground::{BootSpec, InterfaceSpec, NetworkSpec};
+    use labyard_spec::playground::{BootSpec, Engine, InterfaceSpec, NetworkSpec};
 
     fn spec() -> PlaygroundSpec {
         let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
@@ -166,7 +166,12 @@ mod tests {
             cpu_count: 1,
             memory_mib: 128,
             boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1)], extra_cmdline: String::new() },
-            drives: vec![DriveSpec { serial: "d00".into(), file: Slot(10 + number), read_only: false }],
+            drives: vec![DriveSpec {
+                serial: "d00".into(),
+                file: Slot(10 + number),
+                read_only: false,
+                engine: Engine::Auto,
+            }],
             interfaces: vec![InterfaceSpec { network: "local".into(), mac: Mac::derived("local", name, 0), mtu: 1500 }],
             cid: 3 + number,
             console_log: Slot(2),
@@ -221,7 +226,8 @@ mod tests {
     fn readers_may_share_a_file() {
         let mut spec = spec();
         for machine in &mut spec.machines {
-            machine.drives[0] = DriveSpec { serial: "modules".into(), file: Slot(5), read_only: true };
+            machine.drives[0] =
+                DriveSpec { serial: "modules".into(), file: Slot(5), read_only: true, engine: Engine::Auto };
         }
         assert_eq!(check(&spec, &passed(), 8), Ok(()));
     }

@@ -11,7 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use labyard_devices::backend::raw::RawFile;
+use labyard_devices::backend::engine::{self, Choice};
+use labyard_devices::backend::raw::{self, RawFile};
 use labyard_devices::fault::Faults;
 use labyard_devices::switch::{Plug, PortSpec, Switch};
 use labyard_devices::virtio::block::Block;
@@ -22,7 +23,7 @@ use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
 use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
-use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{Engine as DriveEngine, MachineSpec, PlaygroundSpec, Slot};
 
 use crate::boot::{self, Images};
 use crate::console::ConsoleHub;
@@ -145,8 +146,17 @@ impl Playground {
 
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
         for drive in &spec.drives {
-            let backend = RawFile::new(own(drive.file)?, drive.read_only)
-                .map_err(|error| format!("drive {}: {}", drive.serial, runtime::chain(&error)))?;
+            let failed = |error: &dyn std::error::Error| format!("drive {}: {}", drive.serial, runtime::chain(error));
+            let file = own(drive.file)?;
+            let capacity_bytes = raw::capacity(&file).map_err(|error| failed(&error))?;
+            let choice = match drive.engine {
+                DriveEngine::Auto => Choice::Auto,
+                DriveEngine::Sync => Choice::Sync,
+                DriveEngine::Uring => Choice::Uring,
+            };
+            let (engine, told) = engine::choose(choice, vec![file]).map_err(|error| failed(&error))?;
+            log::info!("machine {}: drive {}: {told}", spec.name, drive.serial);
+            let backend = RawFile::over(engine, capacity_bytes, drive.read_only);
             devices.push(Box::new(Block::new(&drive.serial, Box::new(backend))));
         }
         for (position, interface) in spec.interfaces.iter().enumerate() {

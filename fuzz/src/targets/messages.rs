@@ -7,7 +7,7 @@ use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
 use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
-use labyard_spec::playground::{BootSpec, DriveSpec, MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{BootSpec, DriveSpec, Engine, MachineSpec, PlaygroundSpec, Slot};
 use labyard_spec::source::Source;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,7 +53,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         cpu_count: 2,
         memory_mib: 512,
         boot: BootSpec { kernel: Slot(0), initrd: vec![Slot(1), Slot(2)], extra_cmdline: "quiet".into() },
-        drives: vec![DriveSpec { serial: "d00".into(), file: Slot(3), read_only: false }],
+        drives: vec![DriveSpec { serial: "d00".into(), file: Slot(3), read_only: false, engine: Engine::Auto }],
         interfaces: Vec::new(),
         cid: 3,
         console_log: Slot(4),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::backend::block::{Completion, Operation, Tag};
+use crate::backend::engine::{self, Choice, Engine};
 use crate::backend::raw::RawFile;
 use crate::testing::{Buffer, GuestDriver, readable, writable};
 use std::fs::File;
@@ -121,6 +122,49 @@ fn written_sectors_are_in_the_file_and_read_back() {
     guest.kick(0);
     assert_eq!((guest.used(0), status(&guest)), (vec![(head, 1025)], 0));
     assert_eq!([guest.bytes(0x4000, 512), guest.bytes(0x5000, 512)].concat(), data);
+}
+
+#[test]
+fn a_batch_is_served_by_every_engine() {
+    for choice in [Choice::Sync, Choice::Uring] {
+        let file = tempfile::tempfile().expect("file");
+        file.set_len(DRIVE_BYTES).expect("size");
+        let (engine, _) = engine::choose(choice, vec![file.try_clone().expect("clone")]).expect("an engine");
+        let source = engine.source();
+        let backend = RawFile::over(engine, DRIVE_BYTES, false);
+        let mut guest = GuestDriver::attach(Box::new(Block::new("d00", Box::new(backend))));
+        // 64 writes of a sector each from one kick, then a reset, then 64 reads.
+        for (kind, data) in [(1u32, readable as fn(u64, u32) -> Buffer), (0, writable)] {
+            let mut heads = Vec::new();
+            for n in 0..64u64 {
+                let at = 0x10000 + n * 0x1000;
+                let mut bytes = [0; 16];
+                bytes[0] = kind as u8;
+                bytes[8] = n as u8;
+                guest.put(at, &bytes);
+                guest.put(at + 0x400, &[if kind == 1 { n as u8 } else { 0xee }; 513]);
+                heads.push(guest.offer(0, &[readable(at, 16), data(at + 0x400, 512), writable(at + 0x600, 1)]));
+            }
+            guest.kick(0);
+            let mut used = Vec::new();
+            while used.len() < 64 {
+                used.extend(guest.used(0).into_iter().map(|(head, _)| head));
+                if used.len() < 64 {
+                    crate::worker::wait_readable(source.expect("what is not done at once has a source"));
+                    guest.run();
+                }
+            }
+            used.sort_unstable();
+            heads.sort_unstable();
+            assert_eq!(used, heads);
+            for n in 0..64u64 {
+                let at = 0x10000 + n * 0x1000;
+                assert_eq!(guest.bytes(at + 0x400, 513), [vec![n as u8; 512], vec![0]].concat(), "{choice:?} {n}");
+            }
+            guest.write(0x70, 0);
+            guest.set_up(!crate::virtio::feature::EVENT_IDX);
+        }
+    }
 }
 
 #[test]
