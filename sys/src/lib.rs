@@ -11,5 +11,6 @@ pub mod pidfd;
 pub mod random;
 pub mod space;
 pub mod spawn;
+pub mod timer;
 pub mod uring;
 pub mod wait;

@@ -14,6 +14,7 @@ use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues}
 use crate::backend::block::BlockBackend;
 use crate::backend::raw::SECTOR_BYTES;
 use crate::fault::Faults;
+use crate::limiter::Limiter;
 use crate::worker::{Activation, Worker};
 use counters::Counters;
 
@@ -55,6 +56,7 @@ pub struct Block {
     faults: Faults,
     counters: Arc<Counters>,
     config: ConfigSpace,
+    limiter: Option<Limiter>,
 }
 
 impl Block {
@@ -70,7 +72,14 @@ impl Block {
             backend,
             faults: Faults::new(&format!("block {serial}")),
             counters: Arc::default(),
+            limiter: None,
         }
+    }
+
+    /// The same drive, whose reads, writes and flushes pass these limits.
+    #[must_use]
+    pub fn limited_by(self, limiter: Limiter) -> Self {
+        Self { limiter: Some(limiter), ..self }
     }
 
     /// What the drive has done so far, for reading while it works.

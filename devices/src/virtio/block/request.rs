@@ -80,6 +80,16 @@ pub enum Kind {
     Serial,
 }
 
+impl Kind {
+    /// Bytes that a limit counts: those that travel, and zeros that may have to.
+    pub fn moved_bytes(&self) -> u64 {
+        match *self {
+            Self::Read { len, .. } | Self::Write { len, .. } | Self::WriteZeroes { len, unmap: false, .. } => len,
+            Self::Flush | Self::Serial | Self::Discard { .. } | Self::WriteZeroes { .. } => 0,
+        }
+    }
+}
+
 /// A request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {

@@ -2,6 +2,7 @@ use super::*;
 use crate::backend::block::{Completion, Operation, Tag};
 use crate::backend::engine::{self, Choice, Engine};
 use crate::backend::raw::RawFile;
+use crate::limiter::{Bucket, Limits, Rate};
 use crate::testing::{Buffer, GuestDriver, readable, writable};
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
@@ -285,6 +286,38 @@ fn requests_are_in_flight_together_and_end_in_any_order() {
     assert_eq!(guest.faults(), 0);
     let told = counters.snapshot();
     assert_eq!((told[0], told[1]), (("reads", 3), ("read_bytes", 3 * 512)));
+}
+
+#[test]
+fn a_limited_drive_holds_requests_back_until_the_limit_lets_them_through() {
+    let file = tempfile::tempfile().expect("file");
+    file.set_len(DRIVE_BYTES).expect("size");
+    let bucket = Bucket::new(Limits { bytes: Some(Rate { per_second: 1, burst: 512 }), ..Limits::default() });
+    let block = Block::new("d00", Box::new(RawFile::new(file, false).expect("whole sectors")));
+    let counters = block.counters();
+    let mut guest =
+        GuestDriver::attach(Box::new(block.limited_by(Limiter::new(vec![bucket.clone()]).expect("a timer"))));
+    header(&guest, 0, 0);
+    let heads = [0; 4].map(|_| guest.offer(0, &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)]));
+    guest.kick(0);
+    assert_eq!(guest.used(0).len(), 2, "the burst, and one over it");
+    // While the third waits, what its header says by now is of no matter.
+    guest.put(HEADER, &[77; 16]);
+    guest.kick(0);
+    assert_eq!(guest.used(0), []);
+    // A reset gives the request that waits back to the ring.
+    let state = guest.transport().save().expect("the device is there");
+    let text = serde_json::to_string(&state).expect("state");
+    assert!(text.contains(r#""next_avail":2"#), "{text}");
+    header(&guest, 0, 0);
+    guest.run();
+    assert_eq!(guest.used(0), []);
+    bucket.change(Limits::default());
+    guest.run();
+    assert_eq!(guest.used(0), [(heads[2], 513), (heads[3], 513)]);
+    let throttled = counters.snapshot().into_iter().find(|(name, _)| *name == "throttled");
+    assert!(throttled.is_some_and(|(_, count)| count >= 1), "{throttled:?}");
+    assert_eq!(guest.faults(), 0);
 }
 
 #[test]

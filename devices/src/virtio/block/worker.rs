@@ -15,6 +15,8 @@ use crate::worker::{ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
 
 /// Token of the backend's completions.
 const COMPLETIONS: Token = 1;
+/// Token of the limits: a request that was held back may go.
+const ADMISSION: Token = 2;
 
 /// What is left to do when a request ends.
 #[derive(Debug, Clone, Copy)]
@@ -59,6 +61,8 @@ pub(super) struct BlockWorker {
     chain: Chain,
     slices: SliceList,
     flight: Flight,
+    /// The request of `chain`, which no limit has let through yet; while it waits no other is taken.
+    held: Option<Request>,
 }
 
 impl BlockWorker {
@@ -66,22 +70,29 @@ impl BlockWorker {
         let size = queue.ring.size();
         block.backend.attach(&mem);
         let (chain, flight) = (Chain::with_capacity(size), Flight::new(size));
-        Self { block, queue, mem, irq, chain, slices: SliceList::new(), flight }
+        Self { block, queue, mem, irq, chain, slices: SliceList::new(), flight, held: None }
     }
 
     fn serve(&mut self) -> Result<(), RingFault> {
         loop {
-            while !self.flight.free.is_empty() && self.queue.ring.pop(&self.mem, &mut self.chain, &self.block.faults)? {
+            if let Some(request) = self.held.take() {
+                self.pass(request)?;
+            }
+            while self.can_take() && self.queue.ring.pop(&self.mem, &mut self.chain, &self.block.faults)? {
                 self.take()?;
             }
             self.block.backend.kick();
             self.finish()?;
-            // A full flight looks again when something has landed.
-            if self.flight.free.is_empty() || !self.queue.ring.enable_kicks(&self.mem)? {
+            // A full flight looks again when something has landed, a held request when its time has come.
+            if !self.can_take() || !self.queue.ring.enable_kicks(&self.mem)? {
                 break;
             }
         }
         self.queue.ring.signal_if_needed(&self.mem, &*self.irq)
+    }
+
+    fn can_take(&self) -> bool {
+        self.held.is_none() && !self.flight.free.is_empty()
     }
 
     /// Looks at the chain that was popped, and hands its request on or answers it at once.
@@ -90,7 +101,13 @@ impl BlockWorker {
         let drive = Drive { capacity_bytes: backend.capacity_bytes(), read_only: backend.read_only() };
         match Request::parse(&self.chain, &self.mem, drive) {
             Ok(Request { kind: Kind::Serial, status_at }) => self.tell_serial(status_at),
-            Ok(request) => self.submit(request),
+            Ok(request) => {
+                self.pass(request)?;
+                if self.held.is_some() {
+                    self.block.counters.throttled.add(1);
+                }
+                Ok(())
+            }
             Err(fault) => {
                 self.block.faults.note(&fault);
                 let head = self.chain.head();
@@ -100,6 +117,15 @@ impl BlockWorker {
                 }
             }
         }
+    }
+
+    /// Submits the request, or holds it back until its limits let it through.
+    fn pass(&mut self, request: Request) -> Result<(), RingFault> {
+        if self.block.limiter.as_mut().is_none_or(|limiter| limiter.admit(request.kind.moved_bytes())) {
+            return self.submit(request);
+        }
+        self.held = Some(request);
+        Ok(())
     }
 
     fn submit(&mut self, request: Request) -> Result<(), RingFault> {
@@ -196,17 +222,27 @@ fn operation<'a>(kind: Kind, chain: &Chain, mem: &'a Memory, slices: &'a mut Sli
 impl Worker for BlockWorker {
     fn sources(&self) -> Vec<Source> {
         let completions = self.block.backend.source().map(|fd| Source { fd, token: COMPLETIONS });
-        std::iter::once(self.queue.source()).chain(completions).collect()
+        let admission = self.block.limiter.as_ref().map(|limiter| Source { fd: limiter.source(), token: ADMISSION });
+        std::iter::once(self.queue.source()).chain(completions).chain(admission).collect()
     }
 
     fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
-        if token != COMPLETIONS {
-            self.queue.take_kick();
+        match (token, &self.block.limiter) {
+            (COMPLETIONS, _) => {}
+            (ADMISSION, Some(limiter)) => limiter.woken(),
+            _ => self.queue.take_kick(),
         }
         self.serve().map_err(|source| WorkerFault::Ring { queue: 0, source })
     }
 
     fn deactivate(mut self: Box<Self>) -> Rest {
+        if self.held.take().is_some() {
+            // It was the last one that was taken.
+            self.queue.ring.put_back();
+        }
+        if let Some(limiter) = &mut self.block.limiter {
+            limiter.forget();
+        }
         while !self.flight.is_empty() {
             if let Some(fd) = self.block.backend.source() {
                 crate::worker::wait_readable(fd);
