@@ -65,6 +65,7 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
             Request::Connect { machine, port } => {
                 (Reply::Failed(format!("machine `{machine}`: nobody listens on port {port}")), None)
             }
+            Request::Change { .. } => (Reply::Failed("the fake has nothing that changes".into()), None),
             Request::Console { .. } => {
                 let (mut here, there) = UnixStream::pair().expect("a pair");
                 thread::spawn(move || {

@@ -114,6 +114,9 @@ impl Control {
             Request::Status => Ok((Reply::Status(self.playground.status()), None)),
             Request::Connect { machine, port } => self.playground.connect(&machine, port).map(done),
             Request::Console { machine } => self.playground.console(&machine).map(done),
+            Request::Change { machine, change } => {
+                self.playground.change(machine.as_deref(), change).map(|()| (Reply::Done, None))
+            }
             Request::Kill { machine } => self.playground.kill(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Descriptors { .. } | Request::Create(_) | Request::Events { .. } => {
                 Err("this request is not answered here".into())

@@ -11,6 +11,7 @@
 
 pub mod arch;
 pub mod boot;
+pub mod change;
 pub mod console;
 pub mod control;
 pub mod kvm;

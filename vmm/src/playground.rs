@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use labyard_devices::backend::engine::{self, Choice};
 use labyard_devices::backend::raw::{self, RawFile};
 use labyard_devices::fault::Faults;
+use labyard_devices::limiter::{Bucket, Limits};
 use labyard_devices::switch::{Plug, PortSpec, Switch};
 use labyard_devices::virtio::block::Block;
 use labyard_devices::virtio::console::Console;
@@ -21,11 +22,12 @@ use labyard_devices::virtio::device::VirtioDevice;
 use labyard_devices::virtio::net::Net;
 use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
-use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
+use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
 use labyard_spec::playground::{Engine as DriveEngine, MachineSpec, PlaygroundSpec, Slot};
 
 use crate::boot::{self, Images};
+use crate::change::{self, Knobs};
 use crate::console::ConsoleHub;
 use crate::kvm::Hypervisor;
 use crate::machine::{self, Parts, Witness};
@@ -60,6 +62,7 @@ struct Handle {
     signals: Sender<Signal>,
     hub: Arc<Hub>,
     console: Arc<ConsoleHub>,
+    knobs: Knobs,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -73,6 +76,8 @@ pub struct Playground {
     last_words: Mutex<File>,
     /// By machine name; filled once, by `create`.
     handles: Mutex<HashMap<String, Handle>>,
+    /// What limits all drives together.
+    limit: Bucket,
 }
 
 impl Playground {
@@ -85,6 +90,7 @@ impl Playground {
             changed: Condvar::new(),
             last_words: Mutex::new(last_words),
             handles: Mutex::default(),
+            limit: Bucket::new(Limits::default()),
         })
     }
 
@@ -115,7 +121,7 @@ impl Playground {
                 faults: parts.faults(),
             })
             .collect();
-        for (index, (parts, hub)) in built.into_iter().enumerate() {
+        for (index, (parts, hub, knobs)) in built.into_iter().enumerate() {
             let (sender, signals) = mpsc::channel();
             let (name, console) = (parts.name.clone(), Arc::clone(&parts.console));
             let witness: Arc<dyn Witness> =
@@ -124,7 +130,7 @@ impl Playground {
             let thread = runtime::spawn(&name, move || machine::run(parts, &hypervisor, &signals, &own, &witness));
             match thread {
                 Ok(thread) => {
-                    handles.insert(name, Handle { signals: sender, hub, console, thread: Some(thread) });
+                    handles.insert(name, Handle { signals: sender, hub, console, knobs, thread: Some(thread) });
                 }
                 Err(error) => {
                     self.end(index, &name, MachineState::Failed(format!("starting its thread: {error}")));
@@ -139,25 +145,26 @@ impl Playground {
         spec: &MachineSpec,
         files: &HashMap<Slot, Arc<File>>,
         plugs: &mut HashMap<(String, usize), Plug>,
-    ) -> Result<(Parts, Arc<Hub>), String> {
+    ) -> Result<(Parts, Arc<Hub>, Knobs), String> {
         let file = |slot: Slot| files.get(&slot).cloned().ok_or_else(|| format!("descriptor {slot:?} was not passed"));
         let own = |slot: Slot| file(slot)?.try_clone().map_err(|error| format!("descriptor {slot:?}: {error}"));
         let said = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
 
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut knobs = Knobs::new(&self.limit);
         for drive in &spec.drives {
             let failed = |error: &dyn std::error::Error| format!("drive {}: {}", drive.serial, runtime::chain(error));
-            let file = own(drive.file)?;
-            let capacity_bytes = raw::capacity(&file).map_err(|error| failed(&error))?;
+            let capacity_bytes = raw::capacity(&*file(drive.file)?).map_err(|error| failed(&error))?;
             let choice = match drive.engine {
                 DriveEngine::Auto => Choice::Auto,
                 DriveEngine::Sync => Choice::Sync,
                 DriveEngine::Uring => Choice::Uring,
             };
-            let (engine, told) = engine::choose(choice, vec![file]).map_err(|error| failed(&error))?;
+            let (engine, told) = engine::choose(choice, vec![own(drive.file)?]).map_err(|error| failed(&error))?;
             log::info!("machine {}: drive {}: {told}", spec.name, drive.serial);
-            let backend = RawFile::over(engine, capacity_bytes, drive.read_only);
-            devices.push(Box::new(Block::new(&drive.serial, Box::new(backend))));
+            let backend = RawFile::over(engine, capacity_bytes, drive.read_only).growing_with(file(drive.file)?);
+            let block = Block::new(&drive.serial, Box::new(backend));
+            devices.push(Box::new(knobs.add(&drive.serial, block).map_err(|error| failed(&error))?));
         }
         for (position, interface) in spec.interfaces.iter().enumerate() {
             let plug = plugs.remove(&(spec.name.clone(), position));
@@ -186,7 +193,7 @@ impl Playground {
             console,
             hello,
         };
-        Ok((parts, hub))
+        Ok((parts, hub, knobs))
     }
 
     /// What is the state of everything?
@@ -223,6 +230,21 @@ impl Playground {
     pub fn console(&self, machine: &str) -> Result<UnixStream, String> {
         let console = self.handle(machine, |handle| Arc::clone(&handle.console))?;
         console.attach(machine).map_err(|error| format!("machine {machine}: its console: {error}"))
+    }
+
+    /// Changes a machine, or the playground, while it runs.
+    pub fn change(&self, machine: Option<&str>, change: Change) -> Result<(), String> {
+        let failed = |machine: &str, error: String| format!("machine {machine}: {error}");
+        match (machine, change) {
+            (Some(name), change) => {
+                self.handle(name, |handle| handle.knobs.change(&change))?.map_err(|error| failed(name, error))
+            }
+            (None, Change::PlaygroundLimit { limits }) => {
+                self.limit.change(change::checked(&limits)?);
+                Ok(())
+            }
+            (None, change) => Err(format!("which machine? {change:?} is of one machine, and none was named")),
+        }
     }
 
     /// Cuts the power of one machine, or of all. Waits until they have ended.

@@ -4,7 +4,9 @@ use std::fmt::Debug;
 use std::str::FromStr;
 
 use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
-use labyard_spec::control::{Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
+use labyard_spec::control::{
+    Change, Event, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request, Status,
+};
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
 use labyard_spec::playground::{BootSpec, DriveSpec, Engine, MachineSpec, PlaygroundSpec, Slot};
@@ -59,6 +61,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         console_log: Slot(4),
     };
     let spec = PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: vec![machine] };
+    let limits = Limits { bytes: Some(RateLimit { per_second: 1 << 20, burst: 0 }), operations: None };
     let requests = [
         Request::Descriptors { first: Slot(0), count: 5 },
         Request::Create(Box::new(spec)),
@@ -66,6 +69,12 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         Request::Events { after: 7 },
         Request::Connect { machine: "web".into(), port: 1024 },
         Request::Kill { machine: None },
+        Request::Change { machine: Some("web".into()), change: Change::DriveLimit { serial: "d00".into(), limits } },
+        Request::Change {
+            machine: Some("web".into()),
+            change: Change::DriveResize { serial: "d00".into(), bytes: 5 << 30 },
+        },
+        Request::Change { machine: None, change: Change::PlaygroundLimit { limits } },
     ];
     let status = MachineStatus {
         name: "web".into(),

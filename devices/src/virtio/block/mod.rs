@@ -7,7 +7,7 @@
 //! The drive has a write-back cache, always: a write that was answered may be lost until a flush is answered.
 //! VIRTIO_BLK_F_CONFIG_WCE, by which a driver could ask for write-through, is not offered.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
@@ -17,8 +17,10 @@ use crate::fault::Faults;
 use crate::limiter::Limiter;
 use crate::worker::{Activation, Worker};
 use counters::Counters;
+use handle::Handle;
 
 pub mod counters;
+pub mod handle;
 pub mod request;
 #[cfg(test)]
 mod tests;
@@ -54,8 +56,7 @@ pub struct Block {
     serial: [u8; SERIAL_BYTES],
     backend: Box<dyn BlockBackend>,
     faults: Faults,
-    counters: Arc<Counters>,
-    config: ConfigSpace,
+    handle: Handle,
     limiter: Option<Limiter>,
 }
 
@@ -66,14 +67,14 @@ impl Block {
         for (to, from) in bytes.iter_mut().zip(serial.bytes()) {
             *to = from;
         }
-        Self {
-            serial: bytes,
-            config: ConfigSpace::new(config(backend.capacity_bytes())),
-            backend,
-            faults: Faults::new(&format!("block {serial}")),
+        let shared = handle::Shared {
             counters: Arc::default(),
-            limiter: None,
-        }
+            config: ConfigSpace::new(config(backend.capacity_bytes())),
+            growth: backend.growth(),
+            driver: Mutex::default(),
+        };
+        let (faults, handle) = (Faults::new(&format!("block {serial}")), Handle(Arc::new(shared)));
+        Self { serial: bytes, backend, faults, handle, limiter: None }
     }
 
     /// The same drive, whose reads, writes and flushes pass these limits.
@@ -82,9 +83,14 @@ impl Block {
         Self { limiter: Some(limiter), ..self }
     }
 
+    /// A handle of the drive, for its whole life.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
     /// What the drive has done so far, for reading while it works.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+        Arc::clone(&self.handle.0.counters)
     }
 }
 
@@ -126,7 +132,7 @@ impl VirtioDevice for Block {
             device_type: DeviceType::Block,
             features: F_SEG_MAX | F_BLK_SIZE | F_FLUSH | F_TOPOLOGY | changing,
             queue_sizes: vec![QUEUE_SIZE],
-            config: self.config.clone(),
+            config: self.handle.0.config.clone(),
         }
     }
 

@@ -321,6 +321,56 @@ fn a_limited_drive_holds_requests_back_until_the_limit_lets_them_through() {
 }
 
 #[test]
+fn a_drive_grows_with_its_file_and_its_driver_hears_of_it() {
+    let file = tempfile::tempfile().expect("file");
+    file.set_len(DRIVE_BYTES).expect("size");
+    let backend = RawFile::new(file.try_clone().expect("clone"), false).expect("whole sectors");
+    let block = Block::new("d00", Box::new(backend.growing_with(Arc::new(file.try_clone().expect("clone")))));
+    let handle = block.handle();
+    let mut guest = GuestDriver::attach(Box::new(block));
+    let (generation, edges) = (guest.read(0xfc), guest.interrupts());
+    for (bytes, why) in [
+        (DRIVE_BYTES / 2, "cannot shrink while its machine runs"),
+        (DRIVE_BYTES + 100, "not a whole number of sectors"),
+        (DRIVE_BYTES * 2, "grow the file first"),
+    ] {
+        let error = handle.resize(bytes).expect_err(why).to_string();
+        assert!(error.contains(why) && error.contains(&bytes.to_string()), "{error}");
+    }
+    assert_eq!((guest.read(0xfc), guest.interrupts()), (generation, edges), "nothing has changed");
+
+    file.set_len(DRIVE_BYTES * 2).expect("size");
+    header(&guest, 0, DRIVE_BYTES / 512);
+    let read = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+    guest.offer(0, &read);
+    guest.kick(0);
+    assert_eq!(status(&guest), 1, "the file alone changes nothing");
+    let edges = guest.interrupts();
+    handle.resize(DRIVE_BYTES * 2).expect("there is room");
+    assert_eq!(guest.config(0, 8), (DRIVE_BYTES * 2 / 512).to_le_bytes());
+    assert_ne!(guest.read(0xfc), generation);
+    assert_eq!((guest.interrupts(), guest.read(0x60) & 2), (edges + 1, 2), "a configuration change");
+    guest.offer(0, &read);
+    guest.kick(0);
+    assert_eq!(status(&guest), 0);
+
+    // At rest nobody is there to be told.
+    guest.write(0x70, 0);
+    file.set_len(DRIVE_BYTES * 3).expect("size");
+    let edges = guest.interrupts();
+    handle.resize(DRIVE_BYTES * 3).expect("there is room");
+    assert_eq!((guest.interrupts(), guest.config(0, 8)), (edges, (DRIVE_BYTES * 3 / 512).to_le_bytes().to_vec()));
+    let fixed = RawFile::new(file, false).expect("whole sectors");
+    assert!(Block::new("d01", Box::new(fixed)).handle().resize(DRIVE_BYTES * 3).is_err(), "a drive of fixed size");
+}
+
+#[test]
+fn a_request_is_handed_on_in_a_few_words_however_many_segments_it_has() {
+    assert!(size_of::<Operation<'_>>() <= 112, "{} bytes", size_of::<Operation<'_>>());
+    assert!(size_of::<engine::Io<'_>>() <= 112, "{} bytes", size_of::<engine::Io<'_>>());
+}
+
+#[test]
 fn a_reset_waits_for_what_is_in_flight() {
     let ends = EventFd::new(EFD_NONBLOCK | 1).expect("an eventfd");
     let slow = Slow(Arc::new((Mutex::default(), ends)));

@@ -69,6 +69,7 @@ impl BlockWorker {
     pub(super) fn new(mut block: Block, queue: ActiveQueue, mem: Memory, irq: Arc<dyn Interrupt>) -> Self {
         let size = queue.ring.size();
         block.backend.attach(&mem);
+        block.handle.set_driver(Some(Arc::clone(&irq)));
         let (chain, flight) = (Chain::with_capacity(size), Flight::new(size));
         Self { block, queue, mem, irq, chain, slices: SliceList::new(), flight, held: None }
     }
@@ -104,7 +105,7 @@ impl BlockWorker {
             Ok(request) => {
                 self.pass(request)?;
                 if self.held.is_some() {
-                    self.block.counters.throttled.add(1);
+                    self.block.handle.counters().throttled.add(1);
                 }
                 Ok(())
             }
@@ -157,7 +158,7 @@ impl BlockWorker {
             let (status, written) = match completion.result {
                 Ok(()) => (request::S_OK, self.count(request.kind).saturating_add(1)),
                 Err(error) => {
-                    let count = self.block.counters.errors.add(1);
+                    let count = self.block.handle.counters().errors.add(1);
                     // A guest can ask for the same error for ever: the 1st, 2nd, 4th, … is logged.
                     if count.is_power_of_two() {
                         log::error!("{}: error {count}: {error}", self.block.faults.device());
@@ -172,7 +173,7 @@ impl BlockWorker {
 
     /// Counts a request that went well; how many bytes of data the guest has got by it.
     fn count(&self, kind: Kind) -> u32 {
-        let counters = &self.block.counters;
+        let counters = self.block.handle.counters();
         match kind {
             Kind::Read { len, .. } => {
                 counters.reads.add(1);
@@ -253,6 +254,7 @@ impl Worker for BlockWorker {
             }
         }
         self.block.backend.detach();
+        self.block.handle.set_driver(None);
         let _ = self.queue.ring.signal_if_needed(&self.mem, &*self.irq); // a ring that cannot be read needs no signal
         Rest { device: Box::new(self.block), queues: vec![self.queue] }
     }
