@@ -8,6 +8,7 @@
 //! - [`worker`], [`host`]: devices at work, and the threads that run them.
 //! - [`virtio`]: the devices, their transport, and [`REGISTRY`].
 //! - [`backend`]: what is behind a drive.
+//! - [`limiter`]: bytes and operations per second.
 //! - [`switch`]: an L2 network between the NICs of one process.
 //! - [`legacy`]: serial port, I/O APIC, power registers and button, pvpanic.
 //! - [`counters`]: what devices count.
@@ -25,6 +26,7 @@ pub mod fault;
 pub mod host;
 pub mod irq;
 pub mod legacy;
+pub mod limiter;
 pub mod switch;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

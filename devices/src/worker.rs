@@ -117,7 +117,13 @@ pub fn wait_readable(fd: RawFd) {
     use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
     let waited = Epoll::new().and_then(|epoll| {
         epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, 0))?;
-        epoll.wait(-1, &mut [EpollEvent::default()])
+        loop {
+            // io_uring interrupts its own thread to complete a request.
+            match epoll.wait(-1, &mut [EpollEvent::default()]) {
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                other => return other,
+            }
+        }
     });
     if let Err(error) = waited {
         log::error!("waiting for a backend: {error}");

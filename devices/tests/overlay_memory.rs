@@ -33,11 +33,7 @@ fn an_untouched_drive_of_thirty_gib_is_below_sixteen_kib_and_one_at_work_allocat
 
     let memory = Memory::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
     drive.attach(&memory);
-    let slices = |len: usize| {
-        let mut list = GuestSlices::new();
-        assert!(list.push(memory.get_slice(GuestAddress(0), len).expect("memory")));
-        list
-    };
+    let slices = |len: usize| GuestSlices::one(memory.get_slice(GuestAddress(0), len).expect("memory"));
     let mut round = |at: u64| {
         let offset = at * 65536 % (100 << 20);
         for tag in 0..8u16 {

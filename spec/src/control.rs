@@ -50,11 +50,11 @@ pub enum Request {
         /// Machine name.
         machine: String,
     },
-    /// Changes a running machine.
+    /// Changes a machine, or the playground where `machine` is missing, while it runs.
     Change {
         /// Machine name.
-        machine: String,
-        /// What of it.
+        machine: Option<String>,
+        /// What is to be another way.
         change: Change,
     },
     /// Presses the power button of one machine: its guest is told through ACPI, and may power off.
@@ -92,6 +92,53 @@ pub enum Change {
         /// Whether the cable is in.
         up: bool,
     },
+    /// Limits of one drive of the machine.
+    DriveLimit {
+        /// Its serial.
+        serial: String,
+        /// From now on.
+        limits: Limits,
+    },
+    /// Limits of all drives of the machine together.
+    MachineLimit {
+        /// From now on.
+        limits: Limits,
+    },
+    /// Limits of all drives of the playground together; no machine is named.
+    PlaygroundLimit {
+        /// From now on.
+        limits: Limits,
+    },
+    /// A drive of the machine sees more of its file, which was made larger before. It cannot shrink.
+    DriveResize {
+        /// Its serial.
+        serial: String,
+        /// Bytes of the drive, whole sectors.
+        bytes: u64,
+    },
+}
+
+/// Limits of what moves; what is missing is not limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Limits {
+    /// Of bytes.
+    #[serde(default)]
+    pub bytes: Option<RateLimit>,
+    /// Of operations.
+    #[serde(default)]
+    pub operations: Option<RateLimit>,
+}
+
+/// A rate with a burst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RateLimit {
+    /// Units in a second, at least 1.
+    pub per_second: u64,
+    /// Units that may go at once after a rest.
+    #[serde(default)]
+    pub burst: u64,
 }
 
 /// From the vmm: one for each request.

@@ -128,6 +128,9 @@ pub struct DriveSpec {
     pub base: Option<BaseSpec>,
     /// Where writes go, so that the base stays as it is; none for a drive that is read only.
     pub overlay: Option<OverlaySpec>,
+    /// How bytes reach the files.
+    #[serde(default)]
+    pub engine: Engine,
 }
 
 /// A plain file below all layers.
@@ -173,6 +176,19 @@ impl DriveSpec {
         });
         base.chain(layers.flat_map(|(layer, written)| [(layer.data, written), (layer.map, written)]))
     }
+}
+
+/// How a drive's bytes reach its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// io_uring where the host has and allows it, else system calls.
+    #[default]
+    Auto,
+    /// System calls of the machine's device thread.
+    Sync,
+    /// io_uring, or the drive is refused.
+    Uring,
 }
 
 /// One network interface.

@@ -6,7 +6,7 @@ use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 use labyard_spec::guest::{self, HostEntry, MachineConfig};
 use labyard_spec::manifest::lab::{self, Lab, MTU};
 use labyard_spec::playground::{
-    BaseSpec, BootSpec, DriveSpec, Entry, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
+    BaseSpec, BootSpec, DriveSpec, Engine, Entry, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
     PlaygroundSpec, Slot,
 };
 use serde::{Deserialize, Serialize};
@@ -124,14 +124,20 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
                 let top = LayerSlots { data: slot(data, FileAccess::Write), map: slot(map, FileAccess::Write) };
                 OverlaySpec { frozen: Vec::new(), top, capacity_bytes: drive.size_bytes.value }
             });
-            drives.push(DriveSpec { serial: drive.serial.clone(), read_only: drive.read_only, base, overlay });
+            drives.push(DriveSpec {
+                serial: drive.serial.clone(),
+                read_only: drive.read_only,
+                base,
+                overlay,
+                engine: Engine::Auto,
+            });
         }
         // Last, so that the manifest's drives keep their letters.
         if let Some(modules) = &found.kernel.modules {
             let file = slot(modules.clone(), FileAccess::Read);
             let base = Some(BaseSpec { file, name: found.kernel.record.id.clone() });
             let serial = guest::MODULES_SERIAL.to_owned();
-            drives.push(DriveSpec { serial, read_only: true, base, overlay: None });
+            drives.push(DriveSpec { serial, read_only: true, base, overlay: None, engine: Engine::Auto });
         }
         let interfaces: Vec<_> = machine
             .interfaces

@@ -1,7 +1,8 @@
 //! Vectored file input and output straight from and into guest memory.
 //!
-//! A [`GuestSlices`] is a list of ranges of mapped guest memory, held by value so that a request needs no allocation.
-//! The guest may change those bytes at any moment: only the kernel touches them here, and no reference to them is formed.
+//! A [`GuestSlices`] is a list of ranges of mapped guest memory: most often a view of a [`SliceList`], which its owner fills
+//! anew for each request, so that a request costs its own ranges and no allocation. A view is cut and passed on for nothing.
+//! The guest may change those bytes at any moment: the kernel touches them, or a volatile copy, and no reference to them is formed.
 
 use std::io;
 use std::marker::PhantomData;
@@ -14,51 +15,115 @@ use vm_memory::{GuestMemoryMmap, VolatileSlice};
 /// cross one boundary of two memory regions.
 pub const MAX_SLICES: usize = 256;
 
-/// Ranges of guest memory, in order, each kept alive by `'mem`.
-pub struct GuestSlices<'mem> {
-    iovecs: [libc::iovec; MAX_SLICES],
-    first: usize,
-    count: usize,
+/// Ranges that one system call takes of a list that was cut in the middle of a range.
+const CUT_SLICES: usize = 16;
+
+const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+
+/// Storage for the ranges of one request at a time.
+pub struct SliceList(Vec<libc::iovec>);
+
+// SAFETY: the pointers in it are of a request that is over, unless a `Filling` or a `GuestSlices` borrows the list, and then
+// it cannot move to another thread.
+unsafe impl Send for SliceList {}
+
+impl SliceList {
+    /// Room for the longest list; nothing is allocated later.
+    pub fn new() -> Self {
+        Self(Vec::with_capacity(MAX_SLICES))
+    }
+
+    /// Forgets the ranges of the last request and takes those of the next.
+    pub fn fill<'mem>(&'mem mut self) -> Filling<'mem> {
+        self.0.clear();
+        Filling { ranges: &mut self.0, len_bytes: 0, memory: PhantomData }
+    }
+}
+
+impl Default for SliceList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A list that is being filled.
+pub struct Filling<'mem> {
+    ranges: &'mem mut Vec<libc::iovec>,
+    len_bytes: usize,
     memory: PhantomData<&'mem ()>,
 }
 
-impl<'mem> GuestSlices<'mem> {
-    /// An empty list.
-    pub fn new() -> Self {
-        const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Self { iovecs: [EMPTY; MAX_SLICES], first: 0, count: 0, memory: PhantomData }
-    }
-
+impl<'mem> Filling<'mem> {
     /// Appends a range; `false` where the list is full.
     #[must_use]
     pub fn push<B: BitmapSlice>(&mut self, slice: VolatileSlice<'mem, B>) -> bool {
-        match self.iovecs.get_mut(self.first + self.count) {
-            Some(place) => {
-                // The pointer comes from a mapping that 'mem keeps; it is only handed to the kernel.
-                *place = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
-                self.count += 1;
-                true
-            }
-            None => false,
+        push(self.ranges, &mut self.len_bytes, &slice)
+    }
+
+    /// The list.
+    pub fn done(self) -> GuestSlices<'mem> {
+        let Self { ranges, len_bytes, memory } = self;
+        GuestSlices { ranges: Ranges::Of(ranges), first: 0, skip: 0, len_bytes, cut: false, memory }
+    }
+}
+
+/// Ranges of guest memory, in order, each kept alive by `'mem`.
+#[derive(Clone)]
+pub struct GuestSlices<'mem> {
+    ranges: Ranges<'mem>,
+    /// Ranges that are done with.
+    first: usize,
+    /// Bytes of the next one that are done with.
+    skip: usize,
+    len_bytes: usize,
+    /// The last range may be longer than this list.
+    cut: bool,
+    memory: PhantomData<&'mem ()>,
+}
+
+#[derive(Clone)]
+enum Ranges<'mem> {
+    One([libc::iovec; 1]),
+    Own(Vec<libc::iovec>),
+    Of(&'mem [libc::iovec]),
+}
+
+impl<'mem> GuestSlices<'mem> {
+    /// An empty list with storage of its own, for what happens seldom.
+    pub fn new() -> Self {
+        let ranges = Ranges::Own(Vec::new());
+        Self { ranges, first: 0, skip: 0, len_bytes: 0, cut: false, memory: PhantomData }
+    }
+
+    /// A list of one range, which allocates nothing.
+    pub fn one<B: BitmapSlice>(slice: VolatileSlice<'mem, B>) -> Self {
+        // The pointer comes from a mapping that 'mem keeps.
+        let range = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
+        let (ranges, len_bytes) = (Ranges::One([range]), slice.len());
+        Self { ranges, first: 0, skip: 0, len_bytes, cut: false, memory: PhantomData }
+    }
+
+    /// Appends a range; `false` where the list is full, or is a view or a part of another.
+    #[must_use]
+    pub fn push<B: BitmapSlice>(&mut self, slice: VolatileSlice<'mem, B>) -> bool {
+        match &mut self.ranges {
+            Ranges::Own(ranges) if !self.cut => push(ranges, &mut self.len_bytes, &slice),
+            Ranges::One(_) | Ranges::Own(_) | Ranges::Of(_) => false,
         }
     }
 
-    /// `len` bytes from `skip` on, or what there is of them.
+    /// Bytes in all ranges.
+    pub fn len_bytes(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// `len` bytes of the list from `offset`, or as many as there are.
     #[must_use]
-    pub fn part(&self, skip: usize, len: usize) -> Self {
-        let mut part = Self::new();
-        let (mut skip, mut len) = (skip, len);
-        for range in self.rest() {
-            let start = skip.min(range.iov_len);
-            let take = len.min(range.iov_len - start);
-            if take > 0
-                && let Some(place) = part.iovecs.get_mut(part.count)
-            {
-                *place = libc::iovec { iov_base: range.iov_base.wrapping_byte_add(start), iov_len: take };
-                part.count += 1;
-            }
-            skip -= start;
-            len -= take;
+    pub fn part(&self, offset: usize, len: usize) -> Self {
+        let mut part = self.clone();
+        part.advance(offset);
+        if len < part.len_bytes {
+            (part.len_bytes, part.cut) = (len, true);
         }
         part
     }
@@ -88,35 +153,59 @@ impl<'mem> GuestSlices<'mem> {
     }
 
     fn slices(&self) -> impl Iterator<Item = VolatileSlice<'mem>> {
-        self.rest().iter().map(|range| {
+        self.iter().map(|range| {
             // SAFETY: the range is part of a mapping that 'mem keeps alive: only `push` and `HeldSlices::lend` put ranges
             // here, and both know that. The guest may write there meanwhile, which volatile access allows.
             unsafe { VolatileSlice::new(range.iov_base.cast(), range.iov_len) }
         })
     }
 
-    /// Bytes in all ranges.
-    pub fn len_bytes(&self) -> usize {
-        self.rest().iter().map(|range| range.iov_len).sum()
+    /// Each range, cut to what belongs to this list.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = libc::iovec> + '_ {
+        let (mut skip, mut left) = (self.skip, self.len_bytes);
+        self.rest().iter().map_while(move |range| {
+            let len = (range.iov_len - skip).min(left);
+            let cut = libc::iovec { iov_base: range.iov_base.wrapping_byte_add(skip), iov_len: len };
+            left -= len;
+            skip = 0;
+            (len > 0).then_some(cut)
+        })
     }
 
     fn rest(&self) -> &[libc::iovec] {
-        self.iovecs.get(self.first..self.first + self.count).unwrap_or_default()
+        let all = match &self.ranges {
+            Ranges::One(range) => range,
+            Ranges::Own(ranges) => ranges.as_slice(),
+            Ranges::Of(ranges) => ranges,
+        };
+        all.get(self.first..).unwrap_or_default()
+    }
+
+    /// What the next system call takes: the ranges themselves, or a few of them in `room` where they have to be cut.
+    fn next<'a>(&'a self, room: &'a mut [libc::iovec; CUT_SLICES]) -> &'a [libc::iovec] {
+        if self.skip == 0 && !self.cut {
+            return self.rest();
+        }
+        let mut count = 0;
+        for (place, range) in room.iter_mut().zip(self.iter()) {
+            *place = range;
+            count += 1;
+        }
+        room.get(..count).unwrap_or_default()
     }
 
     /// Drops the first `bytes` bytes.
-    fn advance(&mut self, mut bytes: usize) {
-        while bytes > 0 && self.count > 0 {
-            let Some(range) = self.iovecs.get_mut(self.first) else { return };
-            let step = bytes.min(range.iov_len);
-            range.iov_base = range.iov_base.wrapping_byte_add(step);
-            range.iov_len -= step;
-            bytes -= step;
-            if range.iov_len == 0 {
-                self.first += 1;
-                self.count -= 1;
-            }
+    fn advance(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.len_bytes);
+        self.len_bytes -= bytes;
+        let mut skip = self.skip + bytes;
+        while let Some(range) = self.rest().first()
+            && skip >= range.iov_len
+        {
+            skip -= range.iov_len;
+            self.first += 1;
         }
+        self.skip = skip;
     }
 }
 
@@ -126,29 +215,42 @@ impl Default for GuestSlices<'_> {
     }
 }
 
+fn push<B: BitmapSlice>(ranges: &mut Vec<libc::iovec>, len_bytes: &mut usize, slice: &VolatileSlice<'_, B>) -> bool {
+    if slice.is_empty() {
+        return true;
+    }
+    if ranges.len() >= MAX_SLICES {
+        return false;
+    }
+    // The pointer comes from a mapping that the caller's 'mem keeps; it is only handed to the kernel.
+    ranges.push(libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() });
+    *len_bytes += slice.len();
+    true
+}
+
 /// Ranges of one guest's memory that outlive the call they came with: what a request needs that waits or may be tried again.
 pub struct HeldSlices {
     /// Keeps what the ranges point to mapped.
     memory: GuestMemoryMmap<()>,
-    iovecs: [libc::iovec; MAX_SLICES],
-    count: usize,
+    ranges: Vec<libc::iovec>,
+    len_bytes: usize,
 }
 
 // SAFETY: the pointers lead into mappings that `memory` keeps, which any thread may use; nothing here is tied to a thread.
 unsafe impl Send for HeldSlices {}
 
 impl HeldSlices {
-    /// An empty list of ranges of `memory`.
+    /// An empty list of ranges of `memory`, with room for the longest.
     pub fn new(memory: GuestMemoryMmap<()>) -> Self {
-        const EMPTY: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Self { memory, iovecs: [EMPTY; MAX_SLICES], count: 0 }
+        Self { memory, ranges: Vec::with_capacity(MAX_SLICES), len_bytes: 0 }
     }
 
     /// Remembers `slices` in place of what was there; `false`, and nothing remembered, where one is not in this memory.
     #[must_use]
     pub fn hold(&mut self, slices: &GuestSlices<'_>) -> bool {
         use vm_memory::GuestMemoryBackend as _;
-        self.count = 0;
+        self.ranges.clear();
+        self.len_bytes = 0;
         let within = |range: &libc::iovec| {
             let start = range.iov_base as usize;
             self.memory.iter().any(|region| {
@@ -156,34 +258,27 @@ impl HeldSlices {
                 offset.is_some_and(|offset| offset <= region.size() && range.iov_len <= region.size() - offset)
             })
         };
-        let rest = slices.rest();
-        if !rest.iter().all(within) {
+        if !slices.iter().all(|range| within(&range)) {
             return false;
         }
-        for (place, range) in self.iovecs.iter_mut().zip(rest) {
-            *place = *range;
-        }
-        self.count = rest.len();
+        self.ranges.extend(slices.iter());
+        self.len_bytes = slices.len_bytes();
         true
     }
 
-    /// The ranges, for as long as they are held.
+    /// The ranges, for as long as they are held: `hold` saw that each lies in a mapping of `memory`.
     pub fn lend(&self) -> GuestSlices<'_> {
-        let mut lent = GuestSlices::new();
-        // `hold` saw that each lies in a mapping of `memory`, which lives as long as the borrow.
-        for (place, range) in lent.iovecs.iter_mut().zip(self.iovecs.iter().take(self.count)) {
-            *place = *range;
-        }
-        lent.count = self.count;
-        lent
+        let ranges = Ranges::Of(&self.ranges);
+        GuestSlices { ranges, first: 0, skip: 0, len_bytes: self.len_bytes, cut: false, memory: PhantomData }
     }
 }
 
 /// Fills all of `into` from `file` at `offset` (preadv(2)), continuing after short reads.
 pub fn read_exact_at(file: BorrowedFd<'_>, into: &mut GuestSlices<'_>, mut offset: u64) -> io::Result<()> {
-    while into.count > 0 {
+    let mut room = [EMPTY; CUT_SLICES];
+    while into.len_bytes > 0 {
         let at = to_off_t(offset)?;
-        let ranges = into.rest();
+        let ranges = into.next(&mut room);
         // SAFETY: each iovec covers a part of a mapping that 'mem keeps alive past this call. The guest may change those
         // bytes meanwhile; only the kernel writes them here, and no reference to them exists.
         let n = unsafe { libc::preadv(file.as_raw_fd(), ranges.as_ptr(), to_int(ranges.len()), at) };
@@ -201,9 +296,10 @@ pub fn read_exact_at(file: BorrowedFd<'_>, into: &mut GuestSlices<'_>, mut offse
 
 /// Writes all of `from` to `file` at `offset` (pwritev(2)), continuing after short writes.
 pub fn write_all_at(file: BorrowedFd<'_>, from: &mut GuestSlices<'_>, mut offset: u64) -> io::Result<()> {
-    while from.count > 0 {
+    let mut room = [EMPTY; CUT_SLICES];
+    while from.len_bytes > 0 {
         let at = to_off_t(offset)?;
-        let ranges = from.rest();
+        let ranges = from.next(&mut room);
         // SAFETY: as in `read_exact_at`; the kernel only reads these bytes.
         let n = unsafe { libc::pwritev(file.as_raw_fd(), ranges.as_ptr(), to_int(ranges.len()), at) };
         match progress(n)? {
@@ -241,7 +337,7 @@ fn to_int(count: usize) -> libc::c_int {
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
-    use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
+    use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 
     fn slices<'a>(mem: &'a GuestMemoryMmap<()>, ranges: &[(u64, usize)], access: Permissions) -> GuestSlices<'a> {
         let mut list = GuestSlices::new();
@@ -251,6 +347,10 @@ mod tests {
             }
         }
         list
+    }
+
+    fn one(mem: &GuestMemoryMmap<()>, len: usize) -> VolatileSlice<'_> {
+        vm_memory::GuestMemoryBackend::get_slice(mem, GuestAddress(0), len).expect("in memory")
     }
 
     #[test]
@@ -311,11 +411,49 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_a_list_ends_within_its_ranges() {
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x4000)]).expect("memory");
+        let file = tempfile::tempfile().expect("file");
+        let bytes: Vec<u8> = (0..200).collect();
+        mem.write_slice(&bytes, GuestAddress(0)).expect("write");
+        // Twenty ranges of ten bytes, from the last to the first.
+        let ranges: Vec<_> = (0..20).rev().map(|n| (n * 10, 10)).collect();
+        let list = slices(&mem, &ranges, Permissions::Read);
+        let whole: Vec<u8> = bytes.chunks(10).rev().flatten().copied().collect();
+        for (offset, len) in [(0, 200), (0, 7), (5, 190), (13, 4), (10, 20), (199, 1), (0, 0), (200, 5), (190, 500)] {
+            let mut part = list.part(offset, len);
+            let expected = whole.get(offset..whole.len().min(offset + len)).unwrap_or_default();
+            assert_eq!(part.len_bytes(), expected.len(), "{len} at {offset}");
+            let inner = part.part(1, 2);
+            write_all_at(file.as_fd(), &mut part, 0).expect("written");
+            let mut stored = vec![0; expected.len()];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut stored, 0).expect("read");
+            assert_eq!(stored, expected, "{len} at {offset}");
+            assert_eq!(inner.len_bytes(), expected.len().saturating_sub(1).min(2));
+        }
+        assert!(!list.part(0, 5).push(one(&mem, 1)), "a part does not grow");
+    }
+
+    #[test]
+    fn a_list_is_filled_again_and_again() {
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("memory");
+        let mut list = SliceList::new();
+        for count in [1, MAX_SLICES, 3] {
+            let mut filling = list.fill();
+            for _ in 0..count {
+                assert!(filling.push(one(&mem, 8)));
+            }
+            assert!(filling.push(one(&mem, 0)), "nothing always fits");
+            let full = !filling.push(one(&mem, 1));
+            assert_eq!(full, count == MAX_SLICES);
+            assert_eq!(filling.done().len_bytes(), count * 8 + usize::from(!full));
+        }
+    }
+
+    #[test]
     fn a_full_list_takes_no_more() {
         let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x1000)]).expect("memory");
         let mut list = slices(&mem, &[(0, 1); MAX_SLICES], Permissions::Read);
-        let extra =
-            mem.get_slices(GuestAddress(0), 1, Permissions::Read).expect("memory").next().expect("one").expect("ok");
-        assert!(!list.push(extra));
+        assert!(!list.push(one(&mem, 1)));
     }
 }

@@ -14,4 +14,5 @@ pub mod random;
 pub mod space;
 pub mod spawn;
 pub mod timer;
+pub mod uring;
 pub mod wait;

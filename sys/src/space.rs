@@ -1,8 +1,10 @@
 //! Space of a file (fallocate(2)): giving it back, and zeros without writing them. Sizes never change.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
@@ -15,12 +17,30 @@ pub fn punch(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     Ok(fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, len)?)
 }
 
-/// Makes a range zeros and keeps its space.
+/// Makes a range zeros and keeps its space, by writing them where the file system has no other way (tmpfs, for one).
 ///
 /// # Errors
-/// What fallocate(2) says; `Unsupported` on tmpfs, among others.
-pub fn zero(file: impl AsFd, offset: u64, len: u64) -> io::Result<()> {
-    Ok(fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len)?)
+/// What fallocate(2) or pwrite(2) says.
+pub fn zero(file: &File, offset: u64, len: u64) -> io::Result<()> {
+    match fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, offset, len) {
+        Err(Errno::OPNOTSUPP) => write_zeros(file, offset, len),
+        other => Ok(other?),
+    }
+}
+
+/// Makes a range zeros by writing them.
+///
+/// # Errors
+/// What pwrite(2) says.
+pub fn write_zeros(file: &File, mut offset: u64, mut len: u64) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    while len > 0 {
+        let part = ZEROS.get(..usize::try_from(len).unwrap_or(usize::MAX)).unwrap_or(&ZEROS);
+        file.write_all_at(part, offset)?;
+        offset += part.len() as u64;
+        len -= part.len() as u64;
+    }
+    Ok(())
 }
 
 /// The parts of `range` that hold data (lseek(2), SEEK_DATA and SEEK_HOLE), in order. All that is left where the file system
@@ -45,7 +65,7 @@ pub fn data_ranges<F: AsFd>(file: F, range: Range<u64>) -> impl Iterator<Item = 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{FileExt, MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     #[test]
     fn data_is_told_from_holes_within_the_range() {
@@ -71,5 +91,21 @@ mod tests {
         let mut bytes = [1; 3];
         file.read_exact_at(&mut bytes, (8 << 10) - 1).expect("reading");
         assert_eq!(bytes, [7, 0, 0]);
+    }
+
+    #[test]
+    fn zeros_are_written_where_the_file_system_cannot_make_them() {
+        let (disk, memory) =
+            (tempfile::tempfile().expect("a file"), crate::memfd::create("zeros", 0).expect("a memfd"));
+        for file in [disk, memory] {
+            file.write_all_at(&[7; 300 << 10], 0).expect("writing");
+            zero(&file, 100, 200 << 10).expect("zeros");
+            let mut bytes = vec![1; 300 << 10];
+            file.read_exact_at(&mut bytes, 0).expect("reading");
+            let changed = 100..100 + (200 << 10);
+            assert!(bytes.iter().enumerate().all(|(at, byte)| *byte == if changed.contains(&at) { 0 } else { 7 }));
+            let metadata = file.metadata().expect("metadata");
+            assert!(metadata.blocks() * 512 >= 300 << 10, "its space stays: {} blocks", metadata.blocks());
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! A timer that can be waited for beside a descriptor, through one descriptor (timerfd_create(2), epoll(7)).
+//! A timer that is waited on like any descriptor (timerfd_create(2)), alone or beside another one, and that any thread may set.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -9,10 +9,51 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create, timerfd_settime,
 };
 
-/// Readable when its timer has expired, or when a descriptor that it also watches can be read.
+/// The timer; it can be read once its time has come.
+#[derive(Debug)]
+pub struct Timer(OwnedFd);
+
+impl Timer {
+    /// A timer that is not set.
+    ///
+    /// # Errors
+    /// What timerfd_create(2) says.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?))
+    }
+
+    /// Sets it to fire once, `after` from now; whatever it was set to before is forgotten.
+    ///
+    /// # Errors
+    /// What timerfd_settime(2) says.
+    pub fn set(&self, after: Duration) -> io::Result<()> {
+        // A time of zero would switch it off.
+        let after = after.max(Duration::from_nanos(1));
+        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let value = Timespec {
+            tv_sec: i64::try_from(after.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: after.subsec_nanos().into(),
+        };
+        timerfd_settime(&self.0, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: zero, it_value: value })?;
+        Ok(())
+    }
+
+    /// Takes its firing back, so that a level-triggered wait sleeps again; `false` where it has not fired.
+    pub fn take(&self) -> bool {
+        rustix::io::read(&self.0, &mut [0; 8]).is_ok()
+    }
+}
+
+impl AsRawFd for Timer {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Readable when its timer has expired, or when a descriptor that it also watches can be read (epoll(7)).
 #[derive(Debug)]
 pub struct Alarm {
-    timer: OwnedFd,
+    timer: Timer,
     /// Of the timer and the other descriptor, where there is one.
     both: Option<OwnedFd>,
 }
@@ -23,12 +64,12 @@ impl Alarm {
     /// # Errors
     /// What the kernel says; descriptors may be used up.
     pub fn new(other: Option<RawFd>) -> io::Result<Self> {
-        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK)?;
+        let timer = Timer::new()?;
         let Some(other) = other else { return Ok(Self { timer, both: None }) };
         let both = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         // SAFETY: the number is only handed to epoll_ctl(2) within this function, which refuses one that is not open.
         let other = unsafe { BorrowedFd::borrow_raw(other) };
-        for fd in [timer.as_fd(), other] {
+        for fd in [timer.0.as_fd(), other] {
             epoll::add(&both, fd, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
         }
         Ok(Self { timer, both: Some(both) })
@@ -39,25 +80,17 @@ impl Alarm {
     /// # Errors
     /// What timerfd_settime(2) says.
     pub fn set(&self, time: Duration) -> io::Result<()> {
-        let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-        let value = Timespec {
-            tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
-            // A timer of no time at all would be one that is not set.
-            tv_nsec: i64::from(time.subsec_nanos()).max(1),
-        };
-        timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &Itimerspec { it_interval: zero, it_value: value })?;
-        Ok(())
+        self.timer.set(time)
     }
 
     /// Whether the timer has rung since it was set; it is silent from now on.
     pub fn has_rung(&self) -> bool {
-        let mut count = [0; 8];
-        matches!(rustix::io::read(&self.timer, &mut count), Ok(8))
+        self.timer.take()
     }
 
     /// What to wait on.
     pub fn source(&self) -> RawFd {
-        self.both.as_ref().unwrap_or(&self.timer).as_raw_fd()
+        self.both.as_ref().unwrap_or(&self.timer.0).as_raw_fd()
     }
 }
 
@@ -67,7 +100,7 @@ mod tests {
     use std::io::Write;
 
     fn waits(alarm: &Alarm, limit: Duration) -> bool {
-        let source = alarm.both.as_ref().unwrap_or(&alarm.timer);
+        let source = alarm.both.as_ref().unwrap_or(&alarm.timer.0);
         !crate::wait::readable(source.as_fd(), Some(limit)).expect("poll")
     }
 
@@ -86,5 +119,16 @@ mod tests {
         assert!(waits(&alone, Duration::ZERO));
         alone.set(Duration::from_millis(1)).expect("set");
         assert!(!waits(&alone, Duration::from_secs(60)) && alone.has_rung());
+    }
+
+    #[test]
+    fn a_timer_fires_once_and_can_be_set_to_now() {
+        let timer = Timer::new().expect("a timer");
+        assert!(!timer.take());
+        timer.set(Duration::from_secs(3600)).expect("set");
+        timer.set(Duration::ZERO).expect("set");
+        crate::wait::readable(timer.0.as_fd(), None).expect("waiting");
+        assert!(timer.take());
+        assert!(!timer.take());
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use labyard_spec::control::{Happening, MachineState};
-use labyard_spec::playground::{BaseSpec, BootSpec, DriveSpec, Entry, MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{BaseSpec, BootSpec, DriveSpec, Engine, Entry, MachineSpec, PlaygroundSpec, Slot};
 use labyard_vmm::embed::Files;
 use labyard_vmm::kvm::Hypervisor;
 use labyard_vmm::playground::Playground;
@@ -33,7 +33,13 @@ fn main() -> Result<()> {
     let mut drives = Vec::new();
     for (number, disk) in disks.iter().enumerate() {
         let base = Some(BaseSpec { file: pass(disk, true)?, name: disk.clone() });
-        drives.push(DriveSpec { serial: format!("d{number:02}"), read_only: false, base, overlay: None });
+        drives.push(DriveSpec {
+            serial: format!("d{number:02}"),
+            read_only: false,
+            base,
+            overlay: None,
+            engine: Engine::Auto,
+        });
     }
     let log = pass("/dev/null", true)?;
     let machine = MachineSpec { memory_mib: 256, drives, ..MachineSpec::new("example", boot, log) };

@@ -115,7 +115,7 @@ impl Control {
             Request::Connect { machine, port } => self.playground.connect(&machine, port).map(done),
             Request::Console { machine } => self.playground.console(&machine).map(done),
             Request::Change { machine, change } => {
-                self.playground.change(&machine, change).map(|()| (Reply::Done, None))
+                self.playground.change(machine.as_deref(), change).map(|()| (Reply::Done, None))
             }
             Request::PowerButton { machine } => {
                 self.playground.press_power_button(&machine).map(|()| (Reply::Done, None))

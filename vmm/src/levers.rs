@@ -8,6 +8,7 @@ use labyard_devices::virtio::net::Link;
 use labyard_devices::virtio::vsock::Hub;
 use labyard_spec::control::{BalloonStatus, Change};
 
+use crate::change::Knobs;
 use crate::console::ConsoleHub;
 
 /// The handles of one machine. They outlive its resets.
@@ -23,6 +24,8 @@ pub struct Levers {
     pub memory_mib: u64,
     /// Cables of its interfaces, in order.
     pub links: Vec<Link>,
+    /// Its drives and their limits.
+    pub knobs: Arc<Knobs>,
     /// Its power button, and what else ACPI tells its guest.
     pub events: Arc<ged::Events>,
 }
@@ -40,6 +43,10 @@ impl Levers {
                 self.balloon.set_target_pages(pages);
             }
             Change::ConsoleSize { cols, rows } => self.console.input().set_size(cols, rows),
+            Change::DriveLimit { .. }
+            | Change::MachineLimit { .. }
+            | Change::PlaygroundLimit { .. }
+            | Change::DriveResize { .. } => self.knobs.change(&change)?,
             Change::Link { interface, up } => {
                 let link = self.links.get(interface as usize);
                 link.ok_or_else(|| format!("interface {interface}: there is none"))?.set(up);

@@ -13,6 +13,7 @@
 
 pub mod arch;
 pub mod boot;
+pub mod change;
 pub mod console;
 pub mod control;
 pub mod embed;

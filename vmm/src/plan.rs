@@ -186,7 +186,9 @@ fn descriptors(machine: &MachineSpec) -> impl Iterator<Item = (&'static str, Slo
 mod tests {
     use super::*;
     use labyard_spec::net::Ipv4Subnet;
-    use labyard_spec::playground::{BaseSpec, BootSpec, Entry, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec};
+    use labyard_spec::playground::{
+        BaseSpec, BootSpec, Engine, Entry, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec,
+    };
 
     fn spec() -> PlaygroundSpec {
         let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
@@ -205,6 +207,7 @@ mod tests {
                     top: LayerSlots { data: Slot(10 + 2 * number), map: Slot(11 + 2 * number) },
                     capacity_bytes: 1 << 20,
                 }),
+                engine: Engine::Auto,
             }],
             interfaces: vec![InterfaceSpec { network: "local".into(), mac: Mac::derived("local", name, 0), mtu: 1500 }],
             cid: 3 + number,
@@ -283,7 +286,8 @@ mod tests {
         let mut spec = spec();
         for machine in &mut spec.machines {
             let base = Some(BaseSpec { file: Slot(5), name: "modules".into() });
-            machine.drives[0] = DriveSpec { serial: "modules".into(), read_only: true, base, overlay: None };
+            machine.drives[0] =
+                DriveSpec { serial: "modules".into(), read_only: true, base, overlay: None, engine: Engine::Auto };
         }
         assert_eq!(check(&spec, &passed(), 8), Ok(()));
     }

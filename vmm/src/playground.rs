@@ -12,11 +12,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use labyard_devices::backend::block::BlockBackend;
+use labyard_devices::backend::engine::{self, Choice};
 use labyard_devices::backend::overlay::{Base, Chain, HostDisk, LayerFiles, Overlay};
-use labyard_devices::backend::raw::RawFile;
+use labyard_devices::backend::raw::{self, RawFile};
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::legacy::ged;
+use labyard_devices::limiter::{Bucket, Limits};
 use labyard_devices::switch::{Plug, PortSpec, Switch};
 use labyard_devices::virtio::balloon::Balloon;
 use labyard_devices::virtio::block::Block;
@@ -27,10 +29,13 @@ use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
 use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
-use labyard_spec::playground::{DriveSpec, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{
+    DriveSpec, Engine as DriveEngine, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
+};
 
 use crate::arch::x86_64::cpuid::{self, Processors, Template};
 use crate::boot::{self, Images};
+use crate::change::{self, Knobs};
 use crate::console::ConsoleHub;
 use crate::kvm::Hypervisor;
 use crate::levers::Levers;
@@ -82,6 +87,8 @@ pub struct Playground {
     last_words: Mutex<File>,
     /// By machine name; filled once, by `create`.
     handles: Mutex<HashMap<String, Handle>>,
+    /// What limits all drives together.
+    limit: Bucket,
 }
 
 impl Playground {
@@ -98,6 +105,7 @@ impl Playground {
             changed: Condvar::new(),
             last_words: Mutex::new(last_words),
             handles: Mutex::default(),
+            limit: Bucket::new(Limits::default()),
         }))
     }
 
@@ -161,10 +169,12 @@ impl Playground {
         let said = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
 
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
+        let mut knobs = Knobs::new(&self.limit);
         for drive in &spec.drives {
-            let backend = self.drive(&spec.name, drive, &own);
-            let backend = backend.map_err(|error| format!("drive {}: {error}", drive.serial))?;
-            devices.push(Box::new(Block::new(&drive.serial, backend)));
+            let failed = |error: String| format!("drive {}: {error}", drive.serial);
+            let block = Block::new(&drive.serial, self.drive(&spec.name, drive, &own).map_err(failed)?);
+            let block = knobs.add(&drive.serial, block).map_err(|error| failed(error.to_string()))?;
+            devices.push(Box::new(block));
         }
         let mut links = Vec::new();
         for (position, interface) in spec.interfaces.iter().enumerate() {
@@ -201,6 +211,7 @@ impl Playground {
             balloon: lever,
             memory_mib: spec.memory_mib,
             links,
+            knobs: Arc::new(knobs),
             events: Arc::clone(&events),
         };
         let parts = Parts {
@@ -238,9 +249,22 @@ impl Playground {
         spec: &DriveSpec,
         own: &impl Fn(Slot) -> Result<File, String>,
     ) -> Result<Box<dyn BlockBackend>, String> {
+        let choice = match spec.engine {
+            DriveEngine::Auto => Choice::Auto,
+            DriveEngine::Sync => Choice::Sync,
+            DriveEngine::Uring => Choice::Uring,
+        };
+        let make = |files| {
+            let (engine, told) = engine::choose(choice, files)?;
+            log::info!("machine {machine}: drive {}: {told}", spec.serial);
+            Ok::<_, std::io::Error>(engine)
+        };
         let Some(OverlaySpec { frozen, top, capacity_bytes }) = &spec.overlay else {
             let base = spec.base.as_ref().ok_or("nothing is behind it")?;
-            let raw = RawFile::new(own(base.file)?, spec.read_only).map_err(|error| runtime::chain(&error))?;
+            let file = own(base.file)?;
+            let capacity_bytes = raw::capacity(&file).map_err(|error| runtime::chain(&error))?;
+            let engine = make(vec![own(base.file)?]).map_err(|error| error.to_string())?;
+            let raw = RawFile::over(engine, capacity_bytes, spec.read_only).growing_with(Arc::new(file));
             return Ok(Box::new(raw));
         };
         let layer = |layer: &LayerSlots| Ok::<_, String>(LayerFiles { data: own(layer.data)?, map: own(layer.map)? });
@@ -253,7 +277,7 @@ impl Playground {
             live: false,
             capacity_bytes: *capacity_bytes,
         };
-        let mut overlay = Overlay::new(chain).map_err(|error| runtime::chain(&error))?;
+        let mut overlay = Overlay::open(chain, make).map_err(|error| runtime::chain(&error))?;
         let (this, machine, drive) = (Arc::clone(self), machine.to_owned(), spec.serial.clone());
         overlay.tell(Box::new(move |disk| {
             let what = Happening::HostDisk { drive: drive.clone(), full: disk == HostDisk::Full };
@@ -316,10 +340,19 @@ impl Playground {
         console.attach(machine).map_err(|error| format!("machine {machine}: its console: {error}"))
     }
 
-    /// Changes a running machine.
-    pub fn change(&self, machine: &str, change: Change) -> Result<(), String> {
-        let levers = self.handle(machine, |handle| handle.levers.clone())?;
-        levers.change(change).map_err(|error| format!("machine {machine}: {error}"))
+    /// Changes a machine, or the playground, while it runs.
+    pub fn change(&self, machine: Option<&str>, change: Change) -> Result<(), String> {
+        match (machine, change) {
+            (Some(name), change) => {
+                let levers = self.handle(name, |handle| handle.levers.clone())?;
+                levers.change(change).map_err(|error| format!("machine {name}: {error}"))
+            }
+            (None, Change::PlaygroundLimit { limits }) => {
+                self.limit.change(change::checked(&limits)?);
+                Ok(())
+            }
+            (None, change) => Err(format!("which machine? {change:?} is of one machine, and none was named")),
+        }
     }
 
     /// Presses a machine's power button. Whether its guest does something about it shows in its state.

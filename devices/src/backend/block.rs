@@ -58,19 +58,68 @@ pub struct Completion {
     pub result: io::Result<()>,
 }
 
+/// A drive cannot be given another size.
+#[derive(Debug, thiserror::Error)]
+pub enum GrowError {
+    /// Not by this backend.
+    #[error("a drive of this kind keeps its size")]
+    Fixed,
+    /// A guest uses all of it.
+    #[error("{bytes} bytes are less than its {capacity}, and a drive cannot shrink while its machine runs")]
+    Smaller {
+        /// Asked for.
+        bytes: u64,
+        /// Now.
+        capacity: u64,
+    },
+    /// Not whole sectors.
+    #[error("{bytes} bytes is not a whole number of sectors of 512 bytes")]
+    Unaligned {
+        /// Asked for.
+        bytes: u64,
+    },
+    /// The host has to make room first.
+    #[error("{bytes} bytes are more than the {file_bytes} of the file behind it: grow the file first")]
+    BeyondFile {
+        /// Asked for.
+        bytes: u64,
+        /// Of the file.
+        file_bytes: u64,
+    },
+    /// The file.
+    #[error("reading the size of the file behind it")]
+    Stat(#[source] io::Error),
+}
+
+/// Makes a drive larger while its backend is at work; called from any thread, one call at a time.
+pub trait Grow: Send + Sync {
+    /// From now on the drive has `bytes`.
+    ///
+    /// # Errors
+    /// The size is smaller than the drive, or not to be had.
+    fn grow(&self, bytes: u64) -> Result<(), GrowError>;
+}
+
 /// Stores the bytes of one drive.
 pub trait BlockBackend: Send {
     /// Bytes; a whole number of sectors.
     fn capacity_bytes(&self) -> u64;
+    /// What makes the drive larger; `None` where its size is fixed.
+    fn growth(&self) -> Option<Box<dyn Grow>> {
+        None
+    }
     /// Writes are refused.
     fn read_only(&self) -> bool;
+    /// From now on requests are of this memory; a backend that goes on when `submit` has returned keeps it alive.
+    fn attach(&mut self, _memory: &Memory) {}
+    /// No request is in flight, and none will come before the next `attach`: the memory may go.
+    fn detach(&mut self) {}
     /// Starts a request.
     fn submit(&mut self, tag: Tag, operation: Operation<'_>);
+    /// No more requests come for now: what `submit` may have kept back to start together is started.
+    fn kick(&mut self) {}
     /// The next request that has ended.
     fn collect(&mut self) -> Option<Completion>;
-    /// The memory that requests come from until the next call, made while none is under way; for a backend that keeps requests which
-    /// have to wait.
-    fn attach(&mut self, _memory: &Memory) {}
     /// Can be read when `collect` has news; `None` for a backend that completes within `submit`.
     fn source(&self) -> Option<RawFd>;
 }

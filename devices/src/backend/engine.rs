@@ -1,7 +1,7 @@
 //! How a backend's bytes reach its files: one step of input or output at a time, started with a tag and collected later.
 //!
 //! A backend decides what has to be read, written and synced, in which order; an engine carries it out. [`SyncEngine`] does so
-//! within `submit`, by vectored system calls. Completions come in any order: what must wait for something waits in the backend.
+//! within `submit`, by vectored system calls; [`uring::UringEngine`] starts steps together and goes on meanwhile. Completions come in any order: what must wait for something waits in the backend.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,6 +10,13 @@ use std::os::fd::{AsFd, RawFd};
 
 use labyard_sys::iov::{self, GuestSlices};
 use labyard_sys::space;
+
+use crate::Memory;
+
+pub mod uring;
+
+#[cfg(test)]
+mod tests;
 
 /// Names a step until it completes; chosen by the backend.
 pub type IoTag = u64;
@@ -51,7 +58,7 @@ pub enum Io<'mem> {
         /// In bytes.
         len: u64,
     },
-    /// Makes the range zeros without giving its space back (fallocate(2), FALLOC_FL_ZERO_RANGE).
+    /// Makes the range zeros without giving its space back (fallocate(2), FALLOC_FL_ZERO_RANGE, else by writing them).
     Zero {
         /// In which file.
         file: FileIndex,
@@ -64,12 +71,74 @@ pub enum Io<'mem> {
 
 /// Carries out steps.
 pub trait Engine: Send {
+    /// From now on most steps are of this memory; an engine that goes on when `submit` has returned keeps it alive. Steps of
+    /// other memory, a backend's own buffers, end within `submit`.
+    fn attach(&mut self, _memory: &Memory) {}
+    /// No step is in flight, and none of that memory will come before the next `attach`: it may go.
+    fn detach(&mut self) {}
     /// Starts a step.
     fn submit(&mut self, tag: IoTag, io: Io<'_>);
+    /// No more steps come for now: what `submit` may have kept back to start together is started.
+    fn kick(&mut self) {}
     /// The next step that has ended.
     fn collect(&mut self) -> Option<(IoTag, io::Result<()>)>;
     /// Can be read when `collect` has news; `None` for an engine that completes within `submit`.
     fn source(&self) -> Option<RawFd>;
+}
+
+impl<E: Engine + ?Sized> Engine for Box<E> {
+    fn attach(&mut self, memory: &Memory) {
+        (**self).attach(memory);
+    }
+
+    fn detach(&mut self) {
+        (**self).detach();
+    }
+
+    fn submit(&mut self, tag: IoTag, io: Io<'_>) {
+        (**self).submit(tag, io);
+    }
+
+    fn kick(&mut self) {
+        (**self).kick();
+    }
+
+    fn collect(&mut self) -> Option<(IoTag, io::Result<()>)> {
+        (**self).collect()
+    }
+
+    fn source(&self) -> Option<RawFd> {
+        (**self).source()
+    }
+}
+
+/// Which engine is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// io_uring where this host has and allows it, else system calls.
+    #[default]
+    Auto,
+    /// System calls.
+    Sync,
+    /// io_uring or nothing.
+    Uring,
+}
+
+/// An engine over these files, and its name with the reason where there was a choice.
+///
+/// # Errors
+/// io_uring alone was wanted and is not to be had.
+pub fn choose(choice: Choice, files: Vec<File>) -> io::Result<(Box<dyn Engine>, String)> {
+    if choice == Choice::Sync {
+        return Ok((Box::new(SyncEngine::new(files)), "system calls, as asked for".into()));
+    }
+    match (uring::UringEngine::new(files), choice) {
+        (Ok(engine), _) => Ok((Box::new(engine), "io_uring".into())),
+        (Err(refused), Choice::Uring) => Err(refused.why),
+        (Err(uring::Refused { files, why }), _) => {
+            Ok((Box::new(SyncEngine::new(files)), format!("system calls, because io_uring is not to be had: {why}")))
+        }
+    }
 }
 
 /// Steps are system calls of the calling thread.

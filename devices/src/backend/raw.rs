@@ -6,9 +6,12 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::block::{BlockBackend, Completion, Operation, Tag};
+use super::block::{BlockBackend, Completion, Grow, GrowError, Operation, Tag};
 use super::engine::{Engine, FileIndex, Io, SyncEngine};
+use crate::Memory;
 
 /// Bytes of a sector (VIRTIO 1.2, §5.2.4).
 pub const SECTOR_BYTES: u64 = 512;
@@ -30,7 +33,9 @@ pub enum RawError {
 /// A plain file.
 pub struct RawFile<E> {
     engine: E,
-    capacity_bytes: u64,
+    capacity: Arc<AtomicU64>,
+    /// The same file, where the drive may grow with it.
+    grows_with: Option<Arc<File>>,
     read_only: bool,
     /// Answered without the engine.
     refused: VecDeque<Completion>,
@@ -40,7 +45,7 @@ pub struct RawFile<E> {
 const FILE: FileIndex = 0;
 
 impl RawFile<SyncEngine> {
-    /// The drive in `file`, whose size is fixed from now on.
+    /// The drive in `file`, with the size that the file has now.
     pub fn new(file: File, read_only: bool) -> Result<Self, RawError> {
         let capacity_bytes = capacity(&file)?;
         Ok(Self::over(SyncEngine::new(vec![file]), capacity_bytes, read_only))
@@ -59,17 +64,65 @@ pub fn capacity(file: &File) -> Result<u64, RawError> {
 impl<E: Engine> RawFile<E> {
     /// The drive in the first file of `engine`, of which the guest sees `capacity_bytes`.
     pub fn over(engine: E, capacity_bytes: u64, read_only: bool) -> Self {
-        Self { engine, capacity_bytes, read_only, refused: VecDeque::new() }
+        let capacity = Arc::new(AtomicU64::new(capacity_bytes));
+        Self { engine, capacity, grows_with: None, read_only, refused: VecDeque::new() }
+    }
+
+    /// The same drive, which may become as large as `file`, the engine's first, has become.
+    #[must_use]
+    pub fn growing_with(self, file: Arc<File>) -> Self {
+        Self { grows_with: Some(file), ..self }
+    }
+}
+
+/// Lets the guest see more of a file that has grown.
+struct RawGrowth {
+    capacity: Arc<AtomicU64>,
+    file: Arc<File>,
+}
+
+impl Grow for RawGrowth {
+    fn grow(&self, bytes: u64) -> Result<(), GrowError> {
+        let capacity = self.capacity.load(Ordering::SeqCst);
+        if bytes < capacity {
+            return Err(GrowError::Smaller { bytes, capacity });
+        }
+        if bytes & SECTOR_BYTES.wrapping_sub(1) != 0 {
+            return Err(GrowError::Unaligned { bytes });
+        }
+        let file_bytes = self.file.metadata().map_err(GrowError::Stat)?.len();
+        if bytes > file_bytes {
+            return Err(GrowError::BeyondFile { bytes, file_bytes });
+        }
+        self.capacity.store(bytes, Ordering::SeqCst);
+        Ok(())
     }
 }
 
 impl<E: Engine> BlockBackend for RawFile<E> {
     fn capacity_bytes(&self) -> u64 {
-        self.capacity_bytes
+        self.capacity.load(Ordering::SeqCst)
+    }
+
+    fn growth(&self) -> Option<Box<dyn Grow>> {
+        let (capacity, file) = (Arc::clone(&self.capacity), Arc::clone(self.grows_with.as_ref()?));
+        Some(Box::new(RawGrowth { capacity, file }))
     }
 
     fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    fn attach(&mut self, memory: &Memory) {
+        self.engine.attach(memory);
+    }
+
+    fn detach(&mut self) {
+        self.engine.detach();
+    }
+
+    fn kick(&mut self) {
+        self.engine.kick();
     }
 
     fn submit(&mut self, tag: Tag, operation: Operation<'_>) {

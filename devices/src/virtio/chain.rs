@@ -15,7 +15,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileSlice};
 use crate::Memory;
 use crate::fault::Faults;
 use crate::irq::Interrupt;
-use labyard_sys::iov::GuestSlices;
+use labyard_sys::iov::Filling;
 
 /// VIRTQ_DESC_F_NEXT (§2.7.5).
 pub const DESC_F_NEXT: u16 = 1;
@@ -204,12 +204,12 @@ impl Chain {
     }
 
     /// Slices of the driver's bytes, `len` from `offset`; `false` where they do not fit into the list.
-    pub fn readable_slices<'m>(&self, mem: &'m Memory, offset: u64, len: u64, list: &mut GuestSlices<'m>) -> bool {
+    pub fn readable_slices<'m>(&self, mem: &'m Memory, offset: u64, len: u64, list: &mut Filling<'m>) -> bool {
         gather(&self.readable, mem, offset, len, Permissions::Read, list)
     }
 
     /// Slices of the device's room, `len` from `offset`; `false` where they do not fit into the list.
-    pub fn writable_slices<'m>(&self, mem: &'m Memory, offset: u64, len: u64, list: &mut GuestSlices<'m>) -> bool {
+    pub fn writable_slices<'m>(&self, mem: &'m Memory, offset: u64, len: u64, list: &mut Filling<'m>) -> bool {
         gather(&self.writable, mem, offset, len, Permissions::Write, list)
     }
 
@@ -304,7 +304,7 @@ fn gather<'m>(
     offset: u64,
     len: u64,
     access: Permissions,
-    list: &mut GuestSlices<'m>,
+    list: &mut Filling<'m>,
 ) -> bool {
     let mut fits = true;
     each(spans, offset, len, |address, part| {

@@ -4,11 +4,13 @@ use std::fmt::Debug;
 use std::str::FromStr;
 
 use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
-use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, Reply, Request, Status};
+use labyard_spec::control::{
+    Change, Event, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request, Status,
+};
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
 use labyard_spec::playground::{
-    BaseSpec, BootSpec, DriveSpec, Entry, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
+    BaseSpec, BootSpec, DriveSpec, Engine, Entry, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
 };
 use labyard_spec::source::Source;
 use serde::Serialize;
@@ -65,6 +67,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             top: LayerSlots { data: Slot(5), map: Slot(6) },
             capacity_bytes: 1 << 30,
         }),
+        engine: Engine::Auto,
     }];
     let machine = MachineSpec {
         cpu_count: 2,
@@ -73,15 +76,22 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         ..MachineSpec::new("web", boot, Slot(4))
     };
     let spec = PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: vec![machine] };
+    let limits = Limits { bytes: Some(RateLimit { per_second: 1 << 20, burst: 0 }), operations: None };
     let requests = [
         Request::Descriptors { first: Slot(0), count: 5 },
         Request::Create(Box::new(spec)),
         Request::Status,
         Request::Events { after: 7 },
         Request::Connect { machine: "web".into(), port: 1024 },
-        Request::Change { machine: "web".into(), change: Change::Link { interface: 0, up: false } },
+        Request::Change { machine: Some("web".into()), change: Change::Link { interface: 0, up: false } },
         Request::PowerButton { machine: "web".into() },
         Request::Kill { machine: None },
+        Request::Change { machine: Some("web".into()), change: Change::DriveLimit { serial: "d00".into(), limits } },
+        Request::Change {
+            machine: Some("web".into()),
+            change: Change::DriveResize { serial: "d00".into(), bytes: 5 << 30 },
+        },
+        Request::Change { machine: None, change: Change::PlaygroundLimit { limits } },
     ];
     let status = MachineStatus {
         balloon: None,

@@ -151,7 +151,7 @@ async fn console_size(
     Query(Size { cols, rows }): Query<Size>,
 ) -> Result<StatusCode, (StatusCode, String)> {
     let folder = shared.folder.clone();
-    let wish = control::Request::Change { machine, change: control::Change::ConsoleSize { cols, rows } };
+    let wish = control::Request::Change { machine: Some(machine), change: control::Change::ConsoleSize { cols, rows } };
     let tell = move || Control::connect(&folder)?.tell(&wish, &[]);
     let told = tokio::task::spawn_blocking(tell).await.map_err(|panicked| bad_gateway(&panicked))?;
     told.map_err(|error: ControlError| bad_gateway(&error))?;

@@ -28,7 +28,7 @@ fn a_whole_lab_is_stopped_and_its_disks_stay() {
     let (stdout, _) = host.expect(0, &["stop", "lab", "--grace", "1s"]);
     assert_eq!(stdout, "web: powered off\nstubborn: killed\n");
     assert_eq!(host.ps()["standing"], "ended");
-    assert!(host.lab("lab").join("machines/web/d00.img").exists());
+    assert!(host.lab("lab").join("machines/web/d00.overlay").exists());
     let (_, stderr) = host.expect(0, &["stop", "lab"]);
     assert!(stderr.contains("lab `lab` does not run: nothing to do"), "{stderr}");
     host.expect(0, &["stop", "lab/web"]);

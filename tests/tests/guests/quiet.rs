@@ -63,7 +63,7 @@ fn ask(request: &Request) -> Result<Reply> {
 }
 
 fn change(change: Change) -> Result<()> {
-    match ask(&Request::Change { machine: MACHINE.into(), change })? {
+    match ask(&Request::Change { machine: Some(MACHINE.into()), change })? {
         Reply::Done => Ok(()),
         other => bail!("{other:?}"),
     }
@@ -109,7 +109,8 @@ fn freed_memory_comes_back(lab: &Lab) -> Result<()> {
 
 fn balloon_on_request(lab: &Lab) -> Result<()> {
     ensure!(
-        ask(&Request::Change { machine: MACHINE.into(), change: Change::Balloon { target_mib: 512 } })? != Reply::Done
+        ask(&Request::Change { machine: Some(MACHINE.into()), change: Change::Balloon { target_mib: 512 } })?
+            != Reply::Done
     );
     // What a guest has read stays in its memory, and is what it parts with.
     lab.exec(MACHINE, &["dd", "if=/dev/vda", "of=/dev/null", "bs=1M", "count=300", "status=none"])?.expect(0)?;

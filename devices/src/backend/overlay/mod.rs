@@ -184,6 +184,9 @@ impl<E: Engine> Overlay<E> {
         }
         self.layers = opened.layers;
         (self.engine, self.alarm) = made?;
+        if let Some(memory) = self.slots.memory() {
+            self.engine.attach(memory);
+        }
         Ok(())
     }
 
@@ -261,6 +264,8 @@ impl<E: Engine> Overlay<E> {
         while let Some((tag, result)) = self.engine.collect() {
             if flush::owns(tag) { self.flush_step(tag, result) } else { self.request_step(tag, result) }
         }
+        // What these ends have begun.
+        self.engine.kick();
     }
 }
 
@@ -305,6 +310,16 @@ impl<E: Engine> BlockBackend for Overlay<E> {
 
     fn attach(&mut self, memory: &Memory) {
         self.slots.attach(memory);
+        self.engine.attach(memory);
+    }
+
+    fn detach(&mut self) {
+        self.slots.detach();
+        self.engine.detach();
+    }
+
+    fn kick(&mut self) {
+        self.engine.kick();
     }
 
     fn source(&self) -> Option<RawFd> {

@@ -101,6 +101,19 @@ impl Slots {
         }
     }
 
+    /// No requests come from there any more.
+    pub(super) fn detach(&mut self) {
+        self.memory = None;
+        for slot in &mut self.slots {
+            slot.held = None;
+        }
+    }
+
+    /// Where requests come from.
+    pub(super) fn memory(&self) -> Option<&Memory> {
+        self.memory.as_ref()
+    }
+
     /// Whether no request is there.
     pub(super) fn are_free(&self) -> bool {
         self.free.len() == self.slots.len()

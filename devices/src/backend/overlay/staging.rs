@@ -54,12 +54,7 @@ impl Staging {
 
     /// Bytes of a page, for the engine.
     pub(super) fn slices(&self, page: usize, at: usize, len: usize) -> GuestSlices<'_> {
-        let mut list = GuestSlices::new();
-        if let Some(slice) = self.slice(page, at, len) {
-            // The list is empty, so there is room.
-            let _ = list.push(slice);
-        }
-        list
+        self.slice(page, at, len).map_or_else(GuestSlices::new, GuestSlices::one)
     }
 
     /// Stores bytes at the start of a page.

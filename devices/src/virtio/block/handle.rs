@@ -1,0 +1,48 @@
+//! A drive as the host sees it while the guest uses it: its counters, and its size.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::counters::Counters;
+use super::sectors;
+use crate::backend::block::{Grow, GrowError};
+use crate::irq::Interrupt;
+use crate::virtio::config::ConfigSpace;
+
+/// A handle of one drive, for any thread. Clones are of the same drive.
+#[derive(Clone)]
+pub struct Handle(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    pub(super) counters: Arc<Counters>,
+    pub(super) config: ConfigSpace,
+    pub(super) growth: Option<Box<dyn Grow>>,
+    /// How to signal the driver, while there is one. Held while the size changes, so that one change follows the other.
+    pub(super) driver: Mutex<Option<Arc<dyn Interrupt>>>,
+}
+
+impl Handle {
+    /// What the drive has done so far.
+    pub fn counters(&self) -> &Counters {
+        &self.0.counters
+    }
+
+    /// The drive has `bytes` from now on, and its driver hears of it (VIRTIO 1.2, §5.2.5.2).
+    ///
+    /// # Errors
+    /// The size is smaller than the drive's, or not to be had.
+    pub fn resize(&self, bytes: u64) -> Result<(), GrowError> {
+        let driver = self.0.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        self.0.growth.as_ref().ok_or(GrowError::Fixed)?.grow(bytes)?;
+        // `capacity` is the first field, §5.2.4.
+        self.0.config.update(0, &sectors(bytes));
+        if let Some(irq) = &*driver {
+            irq.signal_config();
+        }
+        Ok(())
+    }
+
+    /// Who is told of changes; nobody while the drive is at rest.
+    pub(super) fn set_driver(&self, irq: Option<Arc<dyn Interrupt>>) {
+        *self.0.driver.lock().unwrap_or_else(PoisonError::into_inner) = irq;
+    }
+}
