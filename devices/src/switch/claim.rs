@@ -75,6 +75,13 @@ pub enum Undone {
     Segments(Cut),
 }
 
+impl Undone {
+    /// Whether the frame is one on a wire, too.
+    pub fn is_whole(&self) -> bool {
+        !matches!(self, Self::Segments(_))
+    }
+}
+
 /// How a large segment is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {

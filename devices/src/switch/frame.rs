@@ -55,6 +55,9 @@ impl<'a> Frame<'a> {
         let copied = copied.checked_sub(NET_HEADER_BYTES).and_then(|copied| rest.get_mut(..copied));
         let headers = copied.ok_or(BadClaim::Short)?;
         let (undone, used) = NetHeader::read(net_header).check(headers, len, features)?;
+        // A small frame was copied whole, and goes on as such.
+        let whole = usize::try_from(len).ok().filter(|len| undone.is_whole() && *len <= headers.len());
+        let used = whole.unwrap_or(used);
         let headers = headers.get_mut(..used).ok_or(BadClaim::Short)?;
         if let Undone::Segments(cut) = undone {
             // The driver has put a sum of its own there; whoever gets the frame whole gets ours.

@@ -28,6 +28,8 @@ pub const F_GUEST_USO6: u64 = 1 << 55;
 /// All that a driver may turn on and off while it works (§5.1.6.5.6).
 pub const GUEST_OFFLOADS: u64 = F_GUEST_CSUM | F_GUEST_TSO4 | F_GUEST_TSO6 | F_GUEST_USO4 | F_GUEST_USO6;
 
+/// Where num_buffers lies in the virtio header (§5.1.6).
+const NUM_BUFFERS: usize = 10;
 /// TCP flags in byte 13 of its header (RFC 9293, §3.1).
 const TCP_FLAGS: usize = 13;
 const FIN_PSH: u8 = 0x01 | 0x08;
@@ -36,9 +38,10 @@ const CWR: u8 = 0x80;
 
 /// One frame as a receiver gets it.
 pub struct Shape {
-    headers: [u8; MAX_HEADERS],
+    /// The virtio header, and behind it the frame's.
+    front: [u8; NET_HEADER_BYTES + MAX_HEADERS],
+    /// Bytes of the frame's headers.
     headers_len: usize,
-    net_header: [u8; NET_HEADER_BYTES],
     /// Part of the payload.
     from: u64,
     len: u64,
@@ -68,7 +71,7 @@ impl Shape {
             Undone::Checksum { start, offset } => shape.checksum(start.into(), offset, offloads),
             Undone::Segments(cut) => {
                 shape.leave_checksum(cut.transport, cut.kind.checksum_offset());
-                let [_, gso_type, h0, h1, s0, s1, ..] = &mut shape.net_header;
+                let [_, gso_type, h0, h1, s0, s1, ..] = &mut shape.front;
                 *gso_type = cut.kind.gso_type();
                 [*h0, *h1] = (cut.headers as u16).to_le_bytes(); // at most MAX_HEADERS
                 [*s0, *s1] = cut.size.to_le_bytes();
@@ -85,7 +88,7 @@ impl Shape {
         let last = number.saturating_add(1) >= cut.segments(frame.payload_len());
         let packet_len = shape.headers_len.saturating_sub(cut.network).saturating_add(len as usize);
         let transport_len = shape.headers_len.saturating_sub(cut.transport).saturating_add(len as usize);
-        let headers = shape.headers.get_mut(..shape.headers_len).unwrap_or_default();
+        let headers = shape.headers();
         match cut.kind {
             Kind::Tcp4 | Kind::Udp4 => ipv4(headers, cut, packet_len, number),
             // Payload length: without the fixed header (RFC 8200, §3).
@@ -109,13 +112,14 @@ impl Shape {
 
     /// The headers as they are, a part of the payload, nothing left undone.
     fn plain(frame: &Frame<'_>, from: u64, len: u64) -> Self {
-        let mut headers = [0; MAX_HEADERS];
-        put(&mut headers, 0, frame.headers());
-        let mut net_header = [0; NET_HEADER_BYTES];
-        // num_buffers is 1 also for a driver that merges nothing (§5.1.6.4.1).
-        let [.., count, _] = &mut net_header;
-        *count = 1;
-        Self { headers, headers_len: frame.headers().len(), net_header, from, len, finish: None }
+        let mut front = [0; NET_HEADER_BYTES + MAX_HEADERS];
+        put(&mut front, NET_HEADER_BYTES, frame.headers());
+        Self { front, headers_len: frame.headers().len(), from, len, finish: None }
+    }
+
+    fn headers(&mut self) -> &mut [u8] {
+        let headers = self.front.get_mut(NET_HEADER_BYTES..).unwrap_or_default();
+        headers.get_mut(..self.headers_len).unwrap_or_default()
     }
 
     /// The sum from `start` on, which so far is what the header holds, goes to `start + offset`: by the receiver or by us.
@@ -124,12 +128,12 @@ impl Shape {
             return self.leave_checksum(start, offset);
         }
         let mut sum = Sum::default();
-        sum.add(self.headers.get(start..self.headers_len).unwrap_or_default());
+        sum.add(self.headers().get(start..).unwrap_or_default());
         self.finish = Some((sum, start.saturating_add(offset.into())));
     }
 
     fn leave_checksum(&mut self, start: usize, offset: u16) {
-        let [flags, _, _, _, _, _, s0, s1, o0, o1, _, _] = &mut self.net_header;
+        let [flags, _, _, _, _, _, s0, s1, o0, o1, ..] = &mut self.front;
         *flags = NEEDS_CSUM;
         [*s0, *s1] = (start as u16).to_le_bytes(); // less than MAX_HEADERS
         [*o0, *o1] = offset.to_le_bytes();
@@ -142,21 +146,20 @@ impl Shape {
 
     /// Puts it into `buffers` buffers of the receiver, which have the room. `false` where they had not.
     pub fn write(&mut self, frame: &Frame<'_>, buffers: u16, to: &Chain, mem: &Memory) -> bool {
-        let [.., b0, b1] = &mut self.net_header;
-        [*b0, *b1] = buffers.to_le_bytes();
-        let at = (NET_HEADER_BYTES as u64).saturating_add(self.headers_len as u64);
+        // num_buffers is 1 also for a driver that merges nothing (§5.1.6.4.1).
+        put(&mut self.front, NUM_BUFFERS, &buffers.to_le_bytes());
+        let front_len = NET_HEADER_BYTES.saturating_add(self.headers_len);
+        let at = front_len as u64;
         let copied = match self.finish {
             None => frame.copy_payload(self.from, self.len, to, mem, at),
             Some((mut sum, place)) => {
                 let copied = frame.copy_summed(self.from, self.len, to, mem, at, &mut sum);
-                put(&mut self.headers, place, &sum.finish().to_be_bytes());
+                put(self.headers(), place, &sum.finish().to_be_bytes());
                 copied
             }
         };
-        let headers = self.headers.get(..self.headers_len).unwrap_or_default();
-        copied
-            && to.write_at(mem, 0, &self.net_header) == NET_HEADER_BYTES
-            && to.write_at(mem, NET_HEADER_BYTES as u64, headers) == headers.len()
+        let front = self.front.get(..front_len).unwrap_or_default();
+        copied && to.write_at(mem, 0, front) == front.len()
     }
 }
 

@@ -53,7 +53,7 @@ pub struct Port {
     counters: Counters,
     /// Read without the lock, by senders for their own port.
     link_up: AtomicBool,
-    /// The receive queue and what waits for it. No other lock is taken under it.
+    /// The receive queue and what waits for it. Under it only that of the configuration space is taken, by `set_link`.
     inbox: Mutex<Inbox>,
 }
 
