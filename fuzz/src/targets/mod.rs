@@ -4,6 +4,7 @@ mod device;
 mod image;
 mod ioapic;
 mod messages;
+mod switch;
 mod vsock;
 
 use labyard_devices::REGISTRY;
@@ -38,6 +39,7 @@ pub fn all() -> Vec<Target> {
     targets.extend([
         target("vsock-packets", vsock::run),
         target("ioapic", ioapic::run),
+        target("switch", switch::run),
         target("image-layers", image::run),
         Target { seeds: messages::seeds, ..target("messages", messages::run) },
         target("agent-frames", messages::frames),
