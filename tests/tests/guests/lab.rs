@@ -1,10 +1,13 @@
 //! A lab that runs, and checks on it.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use labyard_spec::control::{Reply, Request};
 use serde_json::Value;
 
 use crate::host::{self, Said};
@@ -83,6 +86,20 @@ impl Lab {
     pub(crate) fn exec_with(&self, machine: &str, argv: &[&str], input: &[u8]) -> Result<Said> {
         let name = format!("{}/{machine}", self.name);
         host::run_with(host::labyard(&[&["exec", "-i", &name, "--"], argv].concat())?, input)
+    }
+
+    /// Asks its vmm over the control socket (docs/formats.md).
+    pub(crate) fn control(&self, request: &Request) -> Result<Reply> {
+        let socket = host::given("LABYARD_HOME")?.join("playgrounds").join(self.name).join("control.sock");
+        let mut stream = UnixStream::connect(&socket).with_context(|| socket.display().to_string())?;
+        let body = serde_json::to_vec(request)?;
+        stream.write_all(&u32::try_from(body.len())?.to_le_bytes())?;
+        stream.write_all(&body)?;
+        let mut len = [0; 4];
+        stream.read_exact(&mut len)?;
+        let mut reply = vec![0; u32::from_le_bytes(len) as usize];
+        stream.read_exact(&mut reply)?;
+        Ok(serde_json::from_slice(&reply)?)
     }
 
     /// What `ps` says of this lab; `None` where it knows none.

@@ -7,6 +7,7 @@ mod host;
 mod killed;
 mod lab;
 mod machines;
+mod net;
 mod quiet;
 mod refused;
 mod two_machines;
