@@ -1,5 +1,5 @@
 //! Kernel, initramfs, command line and start info in guest memory, by the PVH boot protocol
-//! (Xen, docs/misc/pvh.pandoc; `xen/include/public/arch-x86/hvm/start_info.h`) or the 64-bit one of Linux ([`linux64`]).
+//! (Xen, docs/misc/pvh.pandoc; `xen/include/public/arch-x86/hvm/start_info.h`) or the 64-bit one of Linux (`linux64`).
 //!
 //! Files are read at offsets, never by a cursor: machines of one playground share descriptors.
 
