@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 const MACHINES: &str = "    - name: wide
       drives: [{source: 'IMAGE', mount: /, size: 4GiB}]
       network: {interfaces: [{network: local}]}
-      resources: {cpuCount: 4, ramSize: 6GiB}
+      resources: {cpuCount: 4, ramSize: 5GiB}
     - name: small
       drives: [{source: 'IMAGE', mount: /, size: 4GiB}]
       network: {interfaces: [{network: local}]}
@@ -38,7 +38,7 @@ fn machines_have_the_size_that_was_asked_for_and_end_as_they_are_told() -> Resul
         lab.up(&manifest)?;
         lab.check("four processors are one package of four cores", topology);
         lab.check("four busy processors all run", busy);
-        lab.check("6 GiB of memory are there, also beyond the hole", high_memory);
+        lab.check("5 GiB of memory are there, also beyond the hole", high_memory);
         lab.check("the pages that a machine got are those that the host gives", page_size);
         lab.check("the firmware's devices have their drivers", firmware);
         lab.check("counters and the time line of the boot are told", counters);
@@ -122,7 +122,7 @@ fn busy(lab: &Lab) -> Result<()> {
 
 fn high_memory(lab: &Lab) -> Result<()> {
     let total: u64 = said(lab, "wide", "awk '/MemTotal/ {print $2}' /proc/meminfo")?.parse()?;
-    ensure!((5_800_000..=6_291_456).contains(&total), "{total} KiB");
+    ensure!((4_850_000..=5_242_880).contains(&total), "{total} KiB");
     let high = said(lab, "wide", "grep -c '^1[0-9a-f]*-.*: System RAM' /proc/iomem")?;
     ensure!(high == "1", "{high} ranges beyond 4 GiB");
     let small: u64 = said(lab, "small", "awk '/MemTotal/ {print $2}' /proc/meminfo")?.parse()?;
