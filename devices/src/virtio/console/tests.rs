@@ -88,6 +88,27 @@ fn input_is_bounded() {
 }
 
 #[test]
+fn descriptors_that_change_while_they_are_printed_are_of_no_matter() {
+    struct Meddler(Paper, Arc<Mutex<Option<Memory>>>);
+    impl ConsoleOutput for Meddler {
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.write(bytes);
+            let mem = self.1.lock().expect("lock");
+            let mem = mem.as_ref().expect("set before the first kick");
+            vm_memory::Bytes::write_slice(mem, &[0xff; 1024], vm_memory::GuestAddress(0x31_0000)).expect("the table");
+        }
+    }
+    let (paper, mem) = (Paper::default(), Arc::new(Mutex::new(None)));
+    let output = Box::new(Meddler(paper.clone(), Arc::clone(&mem)));
+    let mut guest = GuestDriver::attach(Box::new(Console::new(output, ConsoleInput::new().expect("eventfd"))));
+    *mem.lock().expect("lock") = Some(guest.memory().clone());
+    let head = guest.offer(1, &[readable(0x1000, 5000), readable(0x8000, 10)]);
+    guest.kick(1);
+    assert_eq!((guest.used(1), guest.faults()), (vec![(head, 0)], 0));
+    assert_eq!(paper.0.lock().expect("lock").len(), 5010);
+}
+
+#[test]
 fn a_flood_is_printed_in_turns_and_no_request_is_longer_than_64_kib() {
     let (mut guest, paper, _) = console();
     for _ in 0..QUEUE_SIZE {

@@ -70,6 +70,27 @@ fn a_buffer_comes_back_full() {
 }
 
 #[test]
+fn a_descriptor_that_changes_while_it_is_filled_is_of_no_matter() {
+    use std::sync::{Mutex, OnceLock};
+    struct Meddler(Arc<OnceLock<Mutex<Memory>>>);
+    impl Entropy for Meddler {
+        fn fill(&mut self, into: &mut [u8]) -> io::Result<()> {
+            into.fill(0xcd);
+            let mem = self.0.get().expect("set before the first kick").lock().expect("lock");
+            vm_memory::Bytes::write_slice(&*mem, &[0xff; 1024], vm_memory::GuestAddress(0x30_0000)).expect("the table");
+            Ok(())
+        }
+    }
+    let mem = Arc::new(OnceLock::new());
+    let mut guest = GuestDriver::attach(Box::new(Rng::with_entropy(Box::new(Meddler(Arc::clone(&mem))), DEFAULT_RATE)));
+    assert!(mem.set(Mutex::new(guest.memory().clone())).is_ok());
+    let head = guest.offer(0, &[writable(0x1000, 16)]);
+    guest.kick(0);
+    assert_eq!((guest.used(0), guest.faults()), (vec![(head, 16)], 0));
+    assert_eq!(guest.bytes(0x1000, 17), [[0xcd; 16].as_slice(), &[0]].concat());
+}
+
+#[test]
 fn one_request_yields_at_most_4096_bytes() {
     let mut guest = guest();
     let head = guest.offer(0, &[writable(0x1000, 1 << 20)]);

@@ -13,6 +13,8 @@
 //! (VIRTIO_VSOCK_EVENT_TRANSPORT_RESET).
 
 mod connection;
+#[cfg(test)]
+mod hostile;
 mod hub;
 pub mod packet;
 mod streams;
