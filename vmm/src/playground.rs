@@ -194,7 +194,12 @@ impl Playground {
         devices.push(Box::new(balloon));
         let hub = Hub::new().map_err(said("its vsock"))?;
         let hello = Arc::new(AtomicBool::new(false));
-        let visitors = Visitors { playground: Arc::clone(self), machine: spec.name.clone(), hello: Arc::clone(&hello) };
+        let visitors = Visitors {
+            playground: Arc::clone(self),
+            machine: spec.name.clone(),
+            hello: Arc::clone(&hello),
+            refused: Faults::new(&format!("machine {}", spec.name)),
+        };
         devices.push(Box::new(Vsock::new(spec.cid, Arc::clone(&hub), Box::new(visitors))));
 
         let initrd = spec.boot.initrd.iter().map(|slot| file(*slot)).collect::<Result<_, _>>()?;
@@ -510,15 +515,14 @@ struct Visitors {
     playground: Arc<Playground>,
     machine: String,
     hello: Arc<AtomicBool>,
+    /// Counted, so that a guest that knocks without end does not fill the log.
+    refused: Faults,
 }
 
 impl Incoming for Visitors {
     fn accept(&mut self, port: u32) -> Option<UnixStream> {
         if lock(&self.playground.record).unclaimed >= MAX_UNCLAIMED {
-            log::warn!(
-                "machine {}: {MAX_UNCLAIMED} streams wait for the supervisor, one more is refused",
-                self.machine
-            );
+            self.refused.note(format_args!("{MAX_UNCLAIMED} streams wait for the supervisor, one more is refused"));
             return None;
         }
         let (ours, theirs) = UnixStream::pair().map_err(|error| log::error!("a stream for a guest: {error}")).ok()?;
