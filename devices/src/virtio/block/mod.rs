@@ -1,7 +1,7 @@
 //! virtio-blk (VIRTIO 1.2, §5.2): one queue of reads, writes, flushes, discards and write-zeroes over a [`BlockBackend`].
 //!
 //! A request is parsed once from its header ([`request`]), given to the backend with a tag, and answered when the backend
-//! says so ([`worker`]); as many are in flight as the queue is long. What the guest asks for beyond the drive's end, or in
+//! says so (`worker`); as many are in flight as the queue is long. What the guest asks for beyond the drive's end, or in
 //! anything but whole sectors, is an I/O error to it.
 //!
 //! The drive has a write-back cache, always: a write that was answered may be lost until a flush is answered.
