@@ -1,11 +1,11 @@
 //! The command line: what can be asked, and the answers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use labyard_rootfs_builder::build::{self, Destination, Request};
 use labyard_rootfs_builder::kernel;
-use labyard_rootfs_builder::store::{Store, StoreError};
+use labyard_rootfs_builder::store::{DEFAULT_SERIES, Store, StoreError};
 use labyard_rootfs_builder::watch::Watch;
 use labyard_spec::source::Source;
 use serde_json::json;
@@ -17,6 +17,7 @@ const EXAMPLES: &str = "Examples:
   rootfs-builder build docker-archive:app.tar -o app.ext4
   rootfs-builder build rootfs-tar:bookworm.tar.zst --json
   rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0
+  rootfs-builder kernel build
   rootfs-builder kernel ls
   rootfs-builder initramfs --kernel 6.12 --init ./labyard-init
 
@@ -63,15 +64,30 @@ struct Build {
 #[derive(Debug, Subcommand)]
 enum Kernel {
     /// Put a kernel and its modules into the store
-    #[command(after_help = "Example:
+    #[command(after_help = "Examples:
+  rootfs-builder kernel add \"$(kernel/build)\"
   rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0")]
     Add {
+        /// A folder as kernel/build and kernel/fetch print it: vmlinux or vmlinuz, and modules
+        #[arg(conflicts_with_all = ["image", "modules"], required_unless_present_all = ["image", "modules"])]
+        folder: Option<PathBuf>,
         /// The kernel: a bzImage (vmlinuz) or an ELF image (vmlinux)
-        #[arg(long, value_name = "FILE")]
-        image: PathBuf,
+        #[arg(long, value_name = "FILE", requires = "modules")]
+        image: Option<PathBuf>,
         /// Its /lib/modules/VERSION, with modules.dep
-        #[arg(long, value_name = "FOLDER")]
-        modules: PathBuf,
+        #[arg(long, value_name = "FOLDER", requires = "image")]
+        modules: Option<PathBuf>,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Build a tuned kernel from Debian's kernel source and put it into the store; takes minutes, the second time none
+    #[command(after_help = "Examples:
+  rootfs-builder kernel build
+  rootfs-builder kernel build --series 6.1 --json")]
+    Build {
+        /// Which of Debian's kernels it is built from
+        #[arg(long, default_value = DEFAULT_SERIES, value_parser = kernel::recipe::SERIES)]
+        series: String,
         #[command(flatten)]
         common: Common,
     },
@@ -114,17 +130,23 @@ impl Common {
 pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
     match arguments.command {
         Command::Build(build) => self::build(build, watch),
-        Command::Kernel(Kernel::Add { image, modules, common }) => {
+        Command::Kernel(Kernel::Add { folder, image, modules, common }) => {
             let store = common.open()?;
-            let (record, cached) =
-                kernel::add(&store, &image, &modules, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
-            let path = store.kernel_dir(&record);
-            if common.json {
-                println!("{}", json!({ "id": record.id, "path": path, "cached": cached }));
-            } else {
-                println!("{} {}", record.id, if cached { "was there" } else { "added" });
-            }
-            Ok(())
+            let (image, modules) = match (folder, image, modules) {
+                (Some(folder), ..) => kernel::in_folder(&folder).map_err(kernel_failed)?,
+                (None, Some(image), Some(modules)) => (image, modules),
+                (None, ..) => {
+                    return Err(Failure { text: "give FOLDER, or --image and --modules".into(), is_input: true });
+                }
+            };
+            add_kernel(&store, &image, &modules, common.json, watch)
+        }
+        Command::Kernel(Kernel::Build { series, common }) => {
+            let store = common.open()?;
+            let folder = kernel::recipe::build(&store, &series, watch)
+                .map_err(|error| Failure::new(&error, error.is_input()))?;
+            let (image, modules) = kernel::in_folder(&folder).map_err(kernel_failed)?;
+            add_kernel(&store, &image, &modules, common.json, watch)
         }
         Command::Kernel(Kernel::Ls(common)) => list_kernels(&common),
         Command::Initramfs(Initramfs { kernel, init, common }) => {
@@ -140,6 +162,21 @@ pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
             Ok(())
         }
     }
+}
+
+fn kernel_failed(error: kernel::KernelError) -> Failure {
+    Failure::new(&error, error.is_input())
+}
+
+fn add_kernel(store: &Store, image: &Path, modules: &Path, json: bool, watch: &Watch) -> Result<(), Failure> {
+    let (record, cached) = kernel::add(store, image, modules, watch).map_err(kernel_failed)?;
+    let path = store.kernel_dir(&record);
+    if json {
+        println!("{}", json!({ "id": record.id, "path": path, "cached": cached }));
+    } else {
+        println!("{} {}", record.id, if cached { "was there" } else { "added" });
+    }
+    Ok(())
 }
 
 fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {

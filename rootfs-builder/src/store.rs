@@ -17,6 +17,9 @@ mod tests;
 
 /// The series that is taken where nobody asks for one.
 pub const DEFAULT_SERIES: &str = "6.12";
+/// After a series: a distribution's kernel, or ours.
+const STOCK: &str = "-stock";
+const TUNED: &str = "-tuned";
 /// Longest record in bytes.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
@@ -71,6 +74,18 @@ pub struct KernelRecord {
     pub late_modules: Vec<String>,
     /// A distribution's kernel as it was packaged, not built from our configuration.
     pub stock: bool,
+    /// A machine with less memory does not get as far as its init; 0 where nobody knows.
+    #[serde(default)]
+    pub min_memory_mib: u64,
+}
+
+impl KernelRecord {
+    /// Whether `wanted` means it: its id, its version, its series, or the series with `-stock` or `-tuned`.
+    fn is_meant_by(&self, wanted: &str) -> bool {
+        let origin = if self.stock { STOCK } else { TUNED };
+        let series = wanted.strip_suffix(origin).unwrap_or(wanted);
+        wanted == self.id || wanted == self.version || series == self.series
+    }
 }
 
 /// Why the store could not answer.
@@ -79,6 +94,8 @@ pub struct KernelRecord {
 pub enum StoreError {
     #[error("store {path}: creating it")]
     Create { path: PathBuf, source: io::Error },
+    #[error("store {path}: removing")]
+    Remove { path: PathBuf, source: io::Error },
     #[error("store {path}: reading")]
     Read { path: PathBuf, source: io::Error },
     #[error("store record {path}: {bytes} bytes, more than {MAX_RECORD_BYTES}; remove its folder and build again")]
@@ -87,7 +104,9 @@ pub enum StoreError {
     Record { path: PathBuf, source: serde_json::Error },
     #[error("store record {path}: it calls itself `{found}`; remove its folder and build again")]
     Misplaced { path: PathBuf, found: String },
-    #[error("kernel `{wanted}`: not in the store; there is: {there}; add it with `rootfs-builder kernel add`")]
+    #[error(
+        "kernel `{wanted}`: not in the store; there is: {there}; build or add one with `labyard kernel build` or `labyard kernel add`"
+    )]
     NoKernel { wanted: String, there: String },
 }
 
@@ -135,12 +154,12 @@ impl Store {
         self.image_dir(image).join("disk.ext4")
     }
 
-    /// The kernel meant by `wanted`: an id, a version, or a series (the best of it).
+    /// The kernel meant by `wanted`: an id, a version, or a series (the best of it: ours before a distribution's, newest first),
+    /// which `-stock` or `-tuned` narrows.
     pub fn kernel(&self, wanted: &str) -> Result<KernelRecord, StoreError> {
         let kernels = self.kernels()?;
         let there = kernels.iter().map(|kernel| format!("{} ({})", kernel.series, kernel.id)).collect::<Vec<_>>();
-        let fits = |kernel: &KernelRecord| wanted == kernel.id || wanted == kernel.version || wanted == kernel.series;
-        kernels.into_iter().find(fits).ok_or_else(|| StoreError::NoKernel {
+        kernels.into_iter().find(|kernel| kernel.is_meant_by(wanted)).ok_or_else(|| StoreError::NoKernel {
             wanted: wanted.to_owned(),
             there: if there.is_empty() { "none".to_owned() } else { there.join(", ") },
         })
@@ -175,6 +194,15 @@ impl Store {
     /// The folder of a kernel.
     pub fn kernel_dir(&self, kernel: &KernelRecord) -> PathBuf {
         self.kernels_dir().join(&kernel.id)
+    }
+
+    /// Removes a kernel. Who reads its files meanwhile keeps them; nobody finds it half removed.
+    pub fn remove_kernel(&self, kernel: &KernelRecord) -> Result<(), StoreError> {
+        let path = self.kernel_dir(kernel);
+        // What stays of it under this name is removed by the next builder.
+        let gone = self.kernels_dir().join(format!(".tmp-removed-{}-{}", kernel.id, std::process::id()));
+        let removed = fs::rename(&path, &gone).and_then(|()| fs::remove_dir_all(&gone));
+        removed.map_err(|source| StoreError::Remove { path, source })
     }
 
     /// A kernel's ELF image.

@@ -24,13 +24,23 @@ fn answer(output: &Output) -> Value {
     serde_json::from_str(String::from_utf8_lossy(&output.stdout).lines().last().unwrap()).unwrap()
 }
 
-/// An ELF header and a banner.
+/// An ELF header, one segment that is loaded at 16 MiB and takes 20 MiB, and a banner.
 fn elf() -> Vec<u8> {
+    const LEN: u64 = 100_000;
     let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
     elf.resize(16, 0);
     elf.extend([2, 0, 62, 0]);
+    elf.resize(32, 0);
+    elf.extend(64u64.to_le_bytes());
+    elf.resize(54, 0);
+    elf.extend([56, 0, 1, 0]);
+    elf.resize(64, 0);
+    // Type and flags, offset, two addresses, length in the file and in memory, alignment.
+    for word in [1, 0, 16 << 20, 16 << 20, LEN, 20 << 20, 4096u64] {
+        elf.extend(word.to_le_bytes());
+    }
     elf.extend(format!("Linux version {VERSION} (me) #1\0").as_bytes());
-    elf.resize(100_000, 9);
+    elf.resize(LEN as usize, 9);
     elf
 }
 
@@ -83,6 +93,7 @@ fn a_kernel_is_an_elf_image_a_modules_disk_and_what_mounts_the_root() {
     let store = Store::open(home.path()).unwrap();
     assert!(fs::read(store.vmlinux(&record)).unwrap() == elf());
     assert_eq!((record.version.as_str(), record.series.as_str(), record.stock), (VERSION, "6.12", true));
+    assert_eq!(record.min_memory_mib, 64);
     assert_eq!(record.early_modules, ["virtio.ko.xz", "virtio_blk.ko.xz"]);
     assert_eq!(record.late_modules, ["virtio", "virtio_net", "virtio_rng"]);
     let disk = store.modules_disk(&record);
@@ -105,6 +116,37 @@ fn the_same_kernel_is_the_same_bytes_and_packed_or_not_it_is_one() {
     fs::write(&image, elf()).unwrap();
     let again = answer(&add(one.path(), &image, &modules(one.path(), VERSION)));
     assert_eq!((again["id"].as_str(), &again["cached"]), (Some(record.id.as_str()), &Value::from(true)));
+}
+
+#[test]
+fn a_folder_as_our_scripts_make_it_is_enough() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join("built");
+    let everything = folder.join("lib/modules").join(VERSION);
+    fs::create_dir_all(&everything).unwrap();
+    fs::write(folder.join("vmlinux"), elf()).unwrap();
+    // Everything that mounts the root is built in: no early and no late module.
+    fs::write(everything.join("modules.dep"), "kernel/fs/btrfs/btrfs.ko:\n").unwrap();
+    let builtin = ["virtio_mmio", "virtio_blk", "virtio_net", "vmw_vsock_virtio_transport", "ext4"];
+    fs::write(everything.join("modules.builtin"), builtin.map(|name| format!("kernel/{name}.ko\n")).concat()).unwrap();
+    std::os::unix::fs::symlink(format!("lib/modules/{VERSION}"), folder.join("modules")).unwrap();
+    let path = folder.display().to_string();
+    let id = answer(&run(home.path(), &["kernel", "add", &path, "--json"]))["id"].as_str().unwrap().to_owned();
+    let record = Store::open(home.path()).unwrap().kernel(&id).unwrap();
+    assert!(record.early_modules.is_empty() && record.late_modules.is_empty());
+    let init = home.path().join("init");
+    fs::write(&init, b"\x7fELF").unwrap();
+    answer(&run(home.path(), &["initramfs", "--kernel", &id, "--init", &init.display().to_string(), "--json"]));
+    fs::remove_file(folder.join("vmlinux")).unwrap();
+    for (arguments, code, part) in [
+        (&["kernel", "add", path.as_str()][..], 2, "no vmlinux or vmlinuz"),
+        (&["kernel", "add"], 2, "required"),
+        (&["kernel", "add", &path, "--image", "x"], 2, "cannot be used with"),
+    ] {
+        let output = run(home.path(), arguments);
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(code) && text.contains(part), "{text}");
+    }
 }
 
 #[test]
@@ -133,6 +175,10 @@ fn what_is_no_kernel_is_refused_in_one_line_and_leaves_nothing() {
     fs::write(&text, "no kernel").unwrap();
     let cut = home.path().join("cut");
     fs::write(&cut, &bz_image()[..1060]).unwrap();
+    let short = home.path().join("short");
+    fs::write(&short, &elf()[..elf().len() - 1]).unwrap();
+    let arm = home.path().join("arm");
+    fs::write(&arm, [&elf()[..18], &[183], &elf()[19..]].concat()).unwrap();
     let folder = modules(home.path(), VERSION);
     let other = modules(home.path(), "6.1.0-other");
     let bare = home.path().join("bare").join(VERSION);
@@ -143,6 +189,9 @@ fn what_is_no_kernel_is_refused_in_one_line_and_leaves_nothing() {
     for (image, modules, parts) in [
         (&text, &folder, ["text", "neither an ELF image nor a bzImage"]),
         (&cut, &folder, ["cut", "the file ends before"]),
+        (&short, &folder, ["short", "cut short"]),
+        (&arm, &folder, ["arm", "machine 183"]),
+        (&PathBuf::from("/dev/zero"), &folder, ["/dev/zero", "no kernel is that long"]),
         (&home.path().join("missing"), &folder, ["missing", "reading"]),
         (&good, &other, ["6.1.0-other", VERSION]),
         (&good, &bare, ["modules.dep", "depmod"]),

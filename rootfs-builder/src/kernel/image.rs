@@ -1,12 +1,20 @@
 //! A kernel's ELF image, as it is or taken out of a bzImage (Linux, Documentation/arch/x86/boot.rst).
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::path::Path;
+
+use lzma_rust2::XzReader;
+
+use super::elf;
 
 /// "HdrS" at 0x202, and the boot protocol that has a payload (2.08).
 const HEADER_MAGIC: &[u8] = b"HdrS";
 const PAYLOAD_PROTOCOL: u16 = 0x0208;
-/// Longest kernel; Debian's have 60 MB.
+/// Longest kernel, packed or not; Debian's have 60 MB.
 const MAX_ELF_BYTES: u64 = 512 << 20;
+/// Most memory for unpacking xz: the kernel's own scripts ask for a dictionary of 32 MiB (Linux, scripts/xz_wrap.sh).
+const XZ_MEMORY_KIB: u32 = 256 << 10;
 
 /// What a file is not.
 #[derive(Debug, thiserror::Error)]
@@ -18,27 +26,41 @@ pub enum ImageError {
     Protocol(u16),
     #[error("bzImage with a payload of {len} bytes at {start}, the file ends before")]
     Truncated { start: usize, len: usize },
-    #[error("bzImage compressed with {0}; zstd, gzip and lz4 can be unpacked, and a vmlinux can be given")]
+    #[error("bzImage compressed with {0}; gzip, xz, lz4 and zstd can be unpacked, and a vmlinux can be given")]
     Compression(&'static str),
     #[error("bzImage: unpacking its payload")]
     Unpack(#[source] io::Error),
-    #[error("bzImage: its payload has more than {MAX_ELF_BYTES} bytes")]
+    #[error("more than {MAX_ELF_BYTES} bytes, packed or unpacked: no kernel is that long")]
     Large,
-    #[error("the ELF image is not for x86-64")]
-    Machine,
+    #[error("the ELF image is for machine {0}, not for x86-64 (62, 64 bits)")]
+    Machine(u16),
+    #[error("the ELF image has type {0}, a kernel is a program (2)")]
+    Kind(u16),
+    #[error("the ELF image is cut short: its headers speak of more than its {len} bytes")]
+    Cut { len: usize },
+    #[error("the ELF image has no segments to load")]
+    NoSegments,
+    #[error("the ELF image has a segment that ends above 1 GiB of memory")]
+    High,
     #[error("the ELF image does not say `Linux version …`, so it is no Linux kernel")]
     NoVersion,
 }
 
-/// The ELF image of a kernel file.
-pub fn elf_of(file: Vec<u8>) -> Result<Vec<u8>, ImageError> {
+/// Reads a kernel file, but no more than a kernel can have: what is named may be a device without an end.
+pub fn read(path: &Path) -> io::Result<Result<Vec<u8>, ImageError>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(MAX_ELF_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(if bytes.len() as u64 > MAX_ELF_BYTES { Err(ImageError::Large) } else { Ok(bytes) })
+}
+
+/// The ELF image of a kernel file, and where it ends in memory.
+pub fn elf_of(file: Vec<u8>) -> Result<(Vec<u8>, u64), ImageError> {
     let elf = if file.starts_with(b"\x7fELF") { file } else { unpack(&file)? };
-    // ELF-64, little-endian, EM_X86_64.
-    let header = (elf.get(4..6), elf.get(18..20));
-    if !elf.starts_with(b"\x7fELF") || header != (Some(&[2, 1]), Some(&[62, 0])) {
-        return Err(ImageError::Machine);
+    if !elf.starts_with(b"\x7fELF") {
+        return Err(ImageError::Unknown);
     }
-    Ok(elf)
+    let end = elf::end_of(&elf)?;
+    Ok((elf, end))
 }
 
 fn unpack(file: &[u8]) -> Result<Vec<u8>, ImageError> {
@@ -68,7 +90,8 @@ fn unpack(file: &[u8]) -> Result<Vec<u8>, ImageError> {
             read_all(reader.single_frame())
         }
         [0x1f, 0x8b, ..] => read_all(flate2::read::GzDecoder::new(payload)),
-        [0xfd, 0x37, 0x7a, 0x58, 0x5a, ..] => Err(ImageError::Compression("xz")),
+        // With the x86 filter, so that calls pack better.
+        [0xfd, 0x37, 0x7a, 0x58, 0x5a, ..] => read_all(XzReader::new_mem_limit(stream, false, XZ_MEMORY_KIB)),
         [0x02, 0x21, 0x4c, 0x18, ..] => lz4(stream.get(4..).unwrap_or_default()),
         [0x89, 0x4c, 0x5a, 0x4f, ..] => Err(ImageError::Compression("lzo")),
         [0x5d, 0x00, 0x00, ..] => Err(ImageError::Compression("lzma")),
@@ -117,67 +140,4 @@ pub fn version_of(elf: &[u8]) -> Result<String, ImageError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn elf() -> Vec<u8> {
-        let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
-        elf.resize(18, 0);
-        elf.extend_from_slice(&[62, 0]);
-        elf.extend_from_slice(b"\0\0Linux version %s (%s)\0Linux version 6.12.3-test (me) #1\0");
-        elf
-    }
-
-    fn bz_image(payload: &[u8]) -> Vec<u8> {
-        let mut file = vec![0; 0x400];
-        file[0x1f1] = 1;
-        file[0x202..0x206].copy_from_slice(HEADER_MAGIC);
-        file[0x206..0x208].copy_from_slice(&0x020fu16.to_le_bytes());
-        file[0x248..0x24c].copy_from_slice(&16u32.to_le_bytes());
-        file[0x24c..0x250].copy_from_slice(&(payload.len() as u32).to_le_bytes());
-        file.extend_from_slice(&[0; 16]);
-        file.extend_from_slice(payload);
-        file
-    }
-
-    #[test]
-    fn the_elf_image_comes_out_as_it_went_in() {
-        let size = (elf().len() as u32).to_le_bytes();
-        let zstd = [zstd::encode_all(&elf()[..], 3).expect("packed"), size.to_vec()].concat();
-        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
-        gzip.write_all(&elf()).expect("packed");
-        let gzip = [gzip.finish().expect("packed"), size.to_vec()].concat();
-        let block = lz4_flex::block::compress(&elf());
-        let lz4 = [&[0x02, 0x21, 0x4c, 0x18], &(block.len() as u32).to_le_bytes()[..], &block, &size].concat();
-        for file in [elf(), bz_image(&zstd), bz_image(&gzip), bz_image(&lz4)] {
-            assert_eq!(elf_of(file).expect("a kernel"), elf());
-        }
-        assert_eq!(version_of(&elf()).expect("a version"), "6.12.3-test");
-    }
-
-    #[test]
-    fn what_is_no_kernel_is_refused_by_what_it_lacks() {
-        let mut short = bz_image(b"\x28\xb5\x2f\xfd");
-        short.truncate(0x410);
-        let mut old = bz_image(b"x");
-        old[0x206] = 0;
-        let mut arm = elf();
-        arm[18] = 183;
-        let cases: Vec<(Vec<u8>, &str)> = vec![
-            (Vec::new(), "neither an ELF image nor a bzImage"),
-            (b"#!/bin/sh".to_vec(), "neither an ELF image nor a bzImage"),
-            (short, "the file ends before"),
-            (old, "boot protocol 0x0200"),
-            (bz_image(&[0xfd, 0x37, 0x7a, 0x58, 0x5a, 0]), "compressed with xz"),
-            (bz_image(b"\x28\xb5\x2f\xfdnot zstd really"), "unpacking its payload"),
-            (bz_image(b"????"), "something unknown"),
-            (arm, "not for x86-64"),
-        ];
-        for (file, expected) in cases {
-            let error = elf_of(file).expect_err(expected).to_string();
-            assert!(error.contains(expected), "{error}");
-        }
-        assert!(version_of(b"\x7fELF and nothing else").is_err());
-    }
-}
+mod tests;

@@ -3,9 +3,11 @@
 //! The image and the modules are a person's own files: they are checked for what they are, not for malice. A kernel's folder
 //! appears under its name by one rename.
 
+mod elf;
 pub mod image;
 pub mod initramfs;
 pub mod modules;
+pub mod recipe;
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Write};
@@ -40,6 +42,10 @@ pub enum KernelError {
     Read { path: PathBuf, source: io::Error },
     #[error("kernel {path}")]
     Image { path: PathBuf, source: image::ImageError },
+    #[error(
+        "kernel folder {path}: it has no vmlinux or vmlinuz beside a folder modules; give --image and --modules instead"
+    )]
+    Folder { path: PathBuf },
     #[error("modules")]
     Modules(#[from] modules::ModulesError),
     #[error("modules {path}: they are of `{found}`, the kernel is `{version}`; give the folder lib/modules/{version}")]
@@ -63,10 +69,23 @@ impl KernelError {
     pub fn is_input(&self) -> bool {
         match self {
             Self::Read { source, .. } => source.kind() == io::ErrorKind::NotFound,
-            Self::Image { .. } | Self::Modules(_) | Self::Mismatch { .. } | Self::Missing { .. } => true,
+            Self::Image { .. }
+            | Self::Folder { .. }
+            | Self::Modules(_)
+            | Self::Mismatch { .. }
+            | Self::Missing { .. } => true,
             Self::Disk(error) => error.is_input(),
             Self::Write { .. } | Self::Store(_) | Self::Workdir(_) | Self::Interrupted(_) => false,
         }
+    }
+}
+
+/// The image and the modules in a folder as `kernel/build` and `kernel/fetch` make it.
+pub fn in_folder(folder: &Path) -> Result<(PathBuf, PathBuf), KernelError> {
+    let image = ["vmlinux", "vmlinuz"].map(|name| folder.join(name)).into_iter().find(|path| path.exists());
+    match (image, folder.join("modules")) {
+        (Some(image), modules) if modules.is_dir() => Ok((image, modules)),
+        _ => Err(KernelError::Folder { path: folder.to_owned() }),
     }
 }
 
@@ -75,9 +94,9 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
     let kernels = store.kernels_dir();
     workdir::remove_stale(&kernels).map_err(write_failed(&kernels))?;
     watch.at("reading the kernel", 0, 0)?;
-    let bytes = fs::read(image).map_err(|source| KernelError::Read { path: image.to_owned(), source })?;
     let failed = |source| KernelError::Image { path: image.to_owned(), source };
-    let elf = image::elf_of(bytes).map_err(failed)?;
+    let read = image::read(image).map_err(|source| KernelError::Read { path: image.to_owned(), source })?;
+    let (elf, end) = read.and_then(image::elf_of).map_err(failed)?;
     let version = image::version_of(&elf).map_err(failed)?;
     let index = modules::Index::read(modules)?;
     if let Some(found) = index.version.as_deref().filter(|found| *found != version) {
@@ -99,6 +118,7 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
         early_modules: copy_early(&index, &work.path().join("early"))?,
         late_modules: index.load_order(LATE).iter().map(|path| modules::name_of(path)).collect(),
         stock: !version.contains(OURS),
+        min_memory_mib: elf::min_memory_mib(end),
         version,
     };
     write(&work.path().join("vmlinux"), &elf)?;

@@ -11,6 +11,7 @@ fn kernel(id: &str, version: &str, series: &str, stock: bool) -> KernelRecord {
         early_modules: vec!["virtio_blk.ko.xz".into()],
         late_modules: vec!["virtio_net".into()],
         stock,
+        min_memory_mib: 64,
     }
 }
 
@@ -51,6 +52,10 @@ fn a_series_means_its_newest_and_ours_before_the_distributions() {
     assert_eq!(store.kernel("6.9.1").unwrap().id, "6.9.1-a");
     put(&store, &kernel("6.12.9-d", "6.12.9", "6.12", false));
     assert_eq!(store.kernel("6.12").unwrap().id, "6.12.9-d");
+    assert_eq!(store.kernel("6.12-tuned").unwrap().id, "6.12.9-d");
+    assert_eq!(store.kernel("6.12-stock").unwrap().id, "6.12.10-c");
+    assert_eq!(store.default_kernel().unwrap().id, "6.12.9-d");
+    assert!(store.kernel("6.9-tuned").is_err() && store.kernel("6.12-other").is_err());
     assert_eq!(store.kernels().unwrap()[0].id, "6.18.0-e");
 }
 
@@ -88,4 +93,28 @@ fn a_record_that_is_broken_too_long_or_elsewhere_is_named() {
         let error = store.kernels().unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("kernel.json"), "{error}");
     }
+}
+
+#[test]
+fn a_removed_kernel_is_gone_and_the_others_stay() {
+    let (_home, store) = store();
+    let (one, other) = (kernel("6.12.9-b", "6.12.9", "6.12", true), kernel("6.12.9-d", "6.12.9", "6.12", false));
+    put(&store, &one);
+    put(&store, &other);
+    store.remove_kernel(&one).unwrap();
+    assert_eq!(store.kernels().unwrap(), [other]);
+    assert_eq!(fs::read_dir(store.kernels_dir()).unwrap().count(), 1);
+    let error = store.remove_kernel(&one).unwrap_err().to_string();
+    assert!(error.contains("6.12.9-b"), "{error}");
+}
+
+#[test]
+fn a_record_of_before_the_least_memory_was_known_is_read() {
+    let (_home, store) = store();
+    let record = kernel("6.12.9-b", "6.12.9", "6.12", true);
+    put(&store, &record);
+    let mut old = serde_json::to_value(&record).unwrap();
+    old.as_object_mut().unwrap().remove("min_memory_mib");
+    fs::write(store.kernel_dir(&record).join("kernel.json"), old.to_string()).unwrap();
+    assert_eq!(store.kernel("6.12").unwrap().min_memory_mib, 0);
 }
