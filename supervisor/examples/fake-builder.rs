@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use labyard_rootfs_builder::store::ImageRecord;
+use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,8 +19,45 @@ fn main() {
             fs::write(&path, b"initramfs").expect("writing");
             println!("{}", serde_json::json!({ "path": path }));
         }
+        Some("kernel") => kernel(&home, arguments.get(1..3).expect("a verb and its first argument")),
         other => panic!("{other:?}"),
     }
+}
+
+/// `add FOLDER` and `build --series 6.1`; the latter never ends for 6.12.
+fn kernel(home: &Path, arguments: &[String]) {
+    let id = match arguments {
+        [verb, folder] if verb == "add" && folder.ends_with("bad") => {
+            eprintln!("reading the kernel\nerror: kernel {folder}: it is neither an ELF image nor a bzImage");
+            std::process::exit(2);
+        }
+        [verb, _] if verb == "add" => "6.12.2-added",
+        [verb, _] if verb == "build" => {
+            eprintln!("objects compiled: 1");
+            if std::env::args().any(|argument| argument == "6.12") {
+                loop {
+                    std::thread::park();
+                }
+            }
+            "6.1.3-labyard-built"
+        }
+        other => panic!("{other:?}"),
+    };
+    let path = home.join("kernels").join(id);
+    let cached = path.exists();
+    fs::create_dir_all(&path).expect("a folder");
+    let record = KernelRecord {
+        id: id.into(),
+        version: id.rsplit_once('-').expect("a digest").0.into(),
+        series: id.split('.').take(2).collect::<Vec<_>>().join("."),
+        digest: "sha256:0".into(),
+        early_modules: vec![],
+        late_modules: vec![],
+        stock: !id.contains("labyard"),
+        min_memory_mib: 64,
+    };
+    fs::write(path.join("kernel.json"), serde_json::to_vec(&record).expect("plain data")).expect("writing");
+    println!("{}", serde_json::json!({ "id": id, "path": path, "cached": cached }));
 }
 
 fn build(home: &Path, source: &str, size: &str) {

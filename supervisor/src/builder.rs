@@ -2,13 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
 
 use labyard_sys::spawn;
-use serde::Deserialize;
+use rustix::process::{Pid, Signal, kill_process};
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
 /// Longest line of progress that is passed on, and most output that is kept.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
+
+/// How long it may take to remove what is half done once it is told to end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why it did not do as told.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +40,17 @@ pub struct Built {
     /// Its disk.
     pub path: PathBuf,
     /// It had been built before.
+    pub cached: bool,
+}
+
+/// What `kernel add --json` and `kernel build --json` answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AddedKernel {
+    /// The kernel's id.
+    pub id: String,
+    /// Its folder in the store.
+    pub path: PathBuf,
+    /// It was there before.
     pub cached: bool,
 }
 
@@ -85,6 +101,19 @@ impl Builder {
         Ok(answer.path)
     }
 
+    /// Adds a kernel, or builds one first: `arguments` are those of `rootfs-builder kernel`.
+    ///
+    /// # Errors
+    /// What it says itself, or that `cancelled` came first.
+    pub async fn kernel(
+        &self,
+        arguments: &[&str],
+        progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<AddedKernel, BuilderError> {
+        self.ask(&[&["kernel"], arguments].concat(), progress, cancelled).await
+    }
+
     async fn ask<T: for<'de> Deserialize<'de>>(
         &self,
         arguments: &[&str],
@@ -121,16 +150,29 @@ impl Builder {
             let status = child.wait().await.map_err(BuilderError::Read)?;
             Ok::<_, BuilderError>((status, answer))
         };
-        let (status, answer) = tokio::select! {
-            heard = listen => heard?,
-            () = cancelled => return Err(BuilderError::Interrupted),
+        let heard = tokio::select! {
+            heard = listen => heard,
+            () = cancelled => Err(BuilderError::Interrupted),
         };
+        if heard.is_err() {
+            end(&mut child).await;
+        }
+        let (status, answer) = heard?;
         if !status.success() {
             return Err(refusal(status, &last_words));
         }
         let answer = String::from_utf8_lossy(&answer);
         let line = answer.trim_end().lines().next_back().unwrap_or_default();
         serde_json::from_str(line).map_err(|source| BuilderError::Answer { line: line.to_owned(), source })
+    }
+}
+
+/// Asks it to end, so that it removes what is half done; one that does not listen is killed when it is dropped.
+async fn end(child: &mut tokio::process::Child) {
+    if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
+        // Not reaped yet, so the number is its own. One that has just ended needs no signal.
+        let _ = kill_process(pid, Signal::TERM);
+        let _ = tokio::time::timeout(PATIENCE, child.wait()).await;
     }
 }
 

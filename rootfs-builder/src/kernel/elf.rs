@@ -25,7 +25,7 @@ const SEGMENT_HEADER_LEN: u16 = 56;
 /// No kernel can be higher: the initramfs and what the kernel makes at once must fit below 4 GiB, too.
 const MAX_END: u64 = 1 << 30;
 /// Beside the kernel itself: the initramfs twice (as it came and unpacked), page descriptors, and programs that mount the root.
-/// Found by trying: with 8 MiB less, Debian's and our own kernel run out of memory before init is done.
+/// On the safe side: what lies below 16 MiB, and the kernel's own start-up code once it has run, are free for them, too.
 const ROOM_MIB: u64 = 24;
 
 /// Where the kernel ends in memory; fails where the image is not a whole x86-64 program.

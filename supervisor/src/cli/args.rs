@@ -84,8 +84,12 @@ Examples:
   labyard down --all --grace 5s")]
     Down(Down),
     /// Guest kernels in the store
-    #[command(after_help = "Example:\n  labyard kernel ls")]
-    Kernel(Store),
+    #[command(after_help = "\
+Examples:
+  labyard kernel ls
+  labyard kernel build
+  labyard kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0")]
+    Kernel(Kernel),
     /// Built images in the store
     #[command(after_help = "Example:\n  labyard image ls --json")]
     Image(Store),
@@ -212,6 +216,76 @@ pub(crate) struct Store {
 pub(crate) enum StoreVerb {
     /// List them
     Ls(Json),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Kernel {
+    #[command(subcommand)]
+    pub(crate) verb: KernelVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KernelVerb {
+    /// List them, best first
+    #[command(after_help = "\
+Examples:
+  labyard kernel ls
+  labyard kernel ls --json | jq -r .default
+
+A manifest names a kernel by ID, by VERSION, or by SERIES: that is the newest tuned one, else the newest of a distribution.
+SERIES-tuned and SERIES-stock take only one or the other.")]
+    Ls(Json),
+    /// Put a kernel and its modules into the store
+    #[command(after_help = "\
+Examples:
+  labyard kernel add \"$(kernel/fetch --series 6.1)\"
+  labyard kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0")]
+    Add(KernelAdd),
+    /// Build a tuned kernel from Debian's kernel source and put it into the store; takes minutes, the second time none
+    #[command(after_help = "\
+Examples:
+  labyard kernel build
+  labyard kernel build --series 6.1 --json | jq -r .id")]
+    Build(KernelBuild),
+    /// Remove kernels that no lab uses from the store
+    #[command(after_help = "Example:\n  labyard kernel rm 6.12.117-labyard-0123456789ab")]
+    Rm(KernelRm),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KernelAdd {
+    /// A folder as kernel/build and kernel/fetch print it: vmlinux or vmlinuz, and modules
+    #[arg(conflicts_with_all = ["image", "modules"], required_unless_present_all = ["image", "modules"])]
+    pub(crate) folder: Option<PathBuf>,
+    /// The kernel: a bzImage (vmlinuz) or an ELF image (vmlinux)
+    #[arg(long, value_name = "FILE", requires = "modules")]
+    pub(crate) image: Option<PathBuf>,
+    /// Its /lib/modules/VERSION, with modules.dep
+    #[arg(long, value_name = "FOLDER", requires = "image")]
+    pub(crate) modules: Option<PathBuf>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KernelBuild {
+    /// Which of Debian's kernels it is built from
+    #[arg(long, default_value = "6.12", value_parser = ["6.12", "6.1"])]
+    pub(crate) series: String,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KernelRm {
+    /// Ids as `labyard kernel ls` shows them
+    #[arg(required = true, value_name = "ID")]
+    pub(crate) ids: Vec<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// `90s`, `10m`, `1h`, or seconds.

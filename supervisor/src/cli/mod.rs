@@ -4,6 +4,7 @@ mod args;
 mod console;
 mod down;
 mod exec;
+mod kernel;
 mod logs;
 mod naming;
 mod output;
@@ -18,12 +19,13 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use labyard_spec::manifest::Fault;
+use labyard_supervisor::builder::BuilderError;
 use labyard_supervisor::client::ClientError;
 use labyard_supervisor::home::{Home, HomeError};
 use labyard_supervisor::host::HostError;
 use labyard_supervisor::jailed::StartError;
 
-use args::{Command, StoreVerb, Verb};
+use args::{Command, KernelVerb, StoreVerb, Verb};
 
 /// Exit codes.
 pub(crate) mod code {
@@ -78,6 +80,7 @@ fn code_of(error: &anyhow::Error) -> u8 {
                 Some(HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. })
             )
             || matches!(cause.downcast_ref(), Some(StartError::Descriptors { .. }))
+            || matches!(cause.downcast_ref(), Some(BuilderError::Refused { input: true, .. }))
     });
     if input { code::INPUT } else { code::FAILED }
 }
@@ -112,8 +115,11 @@ fn run(command: Command) -> Outcome {
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
         Verb::Down(down) => down::down(&home, &down),
-        Verb::Kernel(store) => match store.verb {
-            StoreVerb::Ls(json) => store::kernels(&home, json.json),
+        Verb::Kernel(kernel) => match kernel.verb {
+            KernelVerb::Ls(json) => kernel::ls(&home, json.json),
+            KernelVerb::Add(add) => kernel::add(&home, &add),
+            KernelVerb::Build(build) => kernel::build(&home, &build),
+            KernelVerb::Rm(rm) => kernel::rm(&home, &rm),
         },
         Verb::Image(store) => match store.verb {
             StoreVerb::Ls(json) => store::images(&home, json.json),

@@ -19,6 +19,7 @@ fn found() -> Found {
                 early_modules: vec!["virtio_blk.ko".into()],
                 late_modules: vec!["vsock".into()],
                 stock: false,
+                min_memory_mib: 64,
             },
             vmlinux: "/k/vmlinux".into(),
             initramfs: "/k/initramfs.cpio".into(),

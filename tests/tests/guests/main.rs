@@ -4,6 +4,7 @@
 //! a name, prints how long it took, and fails the test at the end, so that one failure does not hide the others.
 
 mod host;
+mod kernels;
 mod killed;
 mod lab;
 mod machines;

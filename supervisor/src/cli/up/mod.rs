@@ -45,7 +45,7 @@ impl Progress {
 
 /// Set once the person wants no more of it.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Cancel {
+pub(in crate::cli) struct Cancel {
     flag: Arc<AtomicBool>,
     bell: Arc<tokio::sync::Notify>,
 }
@@ -62,7 +62,7 @@ impl Cancel {
     }
 
     /// Waits for it.
-    pub(super) async fn wait(&self) {
+    pub(in crate::cli) async fn wait(&self) {
         loop {
             let rings = self.bell.notified();
             tokio::pin!(rings);
@@ -76,12 +76,12 @@ impl Cancel {
     }
 
     /// The failure that it is.
-    pub(super) fn failure() -> Failure {
+    pub(in crate::cli) fn failure() -> Failure {
         Failure { code: code::INTERRUPTED, error: anyhow::anyhow!("interrupted") }
     }
 
     /// Sets it on the signals that end a command.
-    fn on_signals(&self) -> std::io::Result<()> {
+    pub(in crate::cli) fn on_signals(&self) -> std::io::Result<()> {
         for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
             let (cancel, mut signal) = (self.clone(), signal(kind)?);
             tokio::spawn(async move {

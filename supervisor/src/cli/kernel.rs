@@ -1,0 +1,139 @@
+//! Guest kernels: what is in the store, adding, building, removing.
+
+use std::path::Path;
+use std::time::Instant;
+
+use labyard_rootfs_builder::store::{KernelRecord, Store};
+use labyard_supervisor::builder::{AddedKernel, Builder, BuilderError};
+use labyard_supervisor::home::{Home, names};
+use labyard_supervisor::host::Programs;
+use labyard_supervisor::plan::Plan;
+use labyard_supervisor::record::{Standing, State};
+use labyard_supervisor::words::printable;
+use serde_json::json;
+
+use super::args::{KernelAdd, KernelBuild, KernelRm};
+use super::up::Cancel;
+use super::{Failure, Outcome, event_loop, output};
+
+pub(crate) fn ls(home: &Home, json: bool) -> Outcome {
+    let store = Store::open(&home.path)?;
+    let kernels = store.kernels()?;
+    let default = store.default_kernel().ok().map(|kernel| kernel.id);
+    if json {
+        output::document(&json!({ "kernels": kernels, "default": default }))?;
+        return Ok(0);
+    }
+    let rows: Vec<_> = kernels
+        .into_iter()
+        .map(|kernel| {
+            let mark = if Some(&kernel.id) == default.as_ref() { "*" } else { "" };
+            let origin = if kernel.stock { "stock" } else { "tuned" };
+            let memory = match kernel.min_memory_mib {
+                0 => "?".to_owned(),
+                mib => format!("{mib} MiB"),
+            };
+            vec![kernel.series, kernel.version, origin.to_owned(), memory, kernel.id, mark.to_owned()]
+        })
+        .collect();
+    output::table(&["SERIES", "VERSION", "FROM", "MEMORY", "ID", "DEFAULT"], &rows);
+    Ok(0)
+}
+
+pub(crate) fn add(home: &Home, add: &KernelAdd) -> Outcome {
+    let text = |path: &Path| std::path::absolute(path).map(|path| path.to_string_lossy().into_owned());
+    let mut arguments = vec!["add".to_owned()];
+    if let Some(folder) = &add.folder {
+        arguments.push(text(folder)?);
+    }
+    for (option, path) in [("--image", &add.image), ("--modules", &add.modules)] {
+        if let Some(path) = path {
+            arguments.extend([option.to_owned(), text(path)?]);
+        }
+    }
+    tell(&ask(home, &arguments)?, add.json)
+}
+
+pub(crate) fn build(home: &Home, build: &KernelBuild) -> Outcome {
+    tell(&ask(home, &["build".to_owned(), "--series".to_owned(), build.series.clone()])?, build.json)
+}
+
+/// Has `rootfs-builder` do it, and passes its progress on to standard error.
+fn ask(home: &Home, arguments: &[String]) -> Result<AddedKernel, Failure> {
+    let builder = Builder { program: Programs::locate()?.find("rootfs-builder")?, home: home.path.clone() };
+    let since = Instant::now();
+    let told = |line: &str| {
+        // Its last words are repeated as ours.
+        if !line.starts_with("error: ") {
+            output::complain(&format!("[{:7.2} s] {}", since.elapsed().as_secs_f64(), printable(line)));
+        }
+    };
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    event_loop()?.block_on(async {
+        let cancel = Cancel::default();
+        cancel.on_signals()?;
+        builder.kernel(&arguments, told, cancel.wait()).await.map_err(|error| match error {
+            BuilderError::Interrupted => Cancel::failure(),
+            other => other.into(),
+        })
+    })
+}
+
+fn tell(kernel: &AddedKernel, json: bool) -> Outcome {
+    if json {
+        output::document(kernel)?;
+    } else {
+        output::line(&format!("{} {}", kernel.id, if kernel.cached { "was there" } else { "added" }));
+    }
+    Ok(0)
+}
+
+pub(crate) fn rm(home: &Home, rm: &KernelRm) -> Outcome {
+    let store = Store::open(&home.path)?;
+    let mut kernels = Vec::new();
+    // All are looked at before one goes.
+    for id in &rm.ids {
+        let there =
+            || store.kernels().map(|all| all.into_iter().map(|kernel| kernel.id).collect::<Vec<_>>().join(", "));
+        let Some(kernel) = store.kernel_by_id(id)? else {
+            return Err(Failure::input(format!("kernel `{id}`: not in the store; there is: {}", there()?)));
+        };
+        if let Some(user) = user_of(home, &store, &kernel)? {
+            return Err(Failure::input(format!("kernel {id}: {user}")));
+        }
+        kernels.push(kernel);
+    }
+    kernels.dedup_by(|a, b| a.id == b.id);
+    for kernel in &kernels {
+        store.remove_kernel(kernel)?;
+        if !rm.json {
+            output::line(&format!("{}: gone", kernel.id));
+        }
+    }
+    if rm.json {
+        let ids: Vec<_> = kernels.iter().map(|kernel| &kernel.id).collect();
+        output::document(&json!({ "removed": ids }))?;
+    }
+    Ok(0)
+}
+
+/// Which lab has the kernel, in words with the way out.
+fn user_of(home: &Home, store: &Store, kernel: &KernelRecord) -> Result<Option<String>, Failure> {
+    let own = store.kernel_dir(kernel);
+    for folder in home.folders()? {
+        let name = &folder.name;
+        let Some(plan) = folder.read(names::PLAN)? else {
+            let preparing = State::read(&folder)?.is_some_and(|state| state.standing() == Standing::Preparing);
+            if preparing {
+                return Ok(Some(format!("lab `{name}` is being prepared and may want it; try again when it is up")));
+            }
+            continue;
+        };
+        let plan: Plan = serde_json::from_slice(&plan)
+            .map_err(|error| anyhow::Error::new(error).context(format!("lab `{name}`: its plan")))?;
+        if plan.files.iter().any(|file| file.path.starts_with(&own)) {
+            return Ok(Some(format!("lab `{name}` uses it; end that first with `labyard down {name}`")));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,73 @@
+//! Each kernel that a lab can have, in one lab: ready, `exec`, modules, and all that containers take for granted.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host::{self, Traces};
+use crate::lab::{self, Lab};
+
+/// The machines by their kernels; the tuned 6.1 is for long runs only.
+const KERNELS: &[(&str, &str)] = &[("tuned", "6.12-tuned"), ("stock", "6.12-stock"), ("old", "6.1-stock")];
+const SOAK_ONLY: (&str, &str) = ("old-tuned", "6.1-tuned");
+
+fn machines(kernels: &[(&str, &str)]) -> String {
+    let machine = |(name, kernel): &(&str, &str)| {
+        format!(
+            "    - name: {name}\n      kernel: {{source: '{kernel}'}}\n      drives: [{{source: 'IMAGE', mount: /, size: 4GiB}}]
+      network: {{interfaces: [{{network: local}}]}}\n      resources: {{ramSize: 256MiB}}\n"
+        )
+    };
+    kernels.iter().map(machine).collect()
+}
+
+#[test]
+fn every_kernel_comes_up_and_has_what_a_lab_needs() -> Result<()> {
+    let before = Traces::now()?;
+    let folder = tempfile::tempdir()?;
+    let mut kernels = KERNELS.to_vec();
+    if std::env::var_os("LABYARD_SOAK").is_some() {
+        kernels.push(SOAK_ONLY);
+    }
+    let manifest = lab::manifest(folder.path(), "kernels", &machines(&kernels))?;
+    {
+        let mut lab = Lab::new("kernels");
+        lab.up(&manifest)?;
+        for (machine, kernel) in &kernels {
+            lab.check(&format!("{machine}: it is the kernel that was asked for"), |lab| {
+                is_the_kernel(lab, machine, kernel)
+            });
+            lab.check(&format!("{machine}: every feature"), |lab| has_features(lab, machine));
+        }
+        lab.check("a kernel in use cannot be removed", |_| is_in_use());
+        lab.verdict()?;
+    }
+    drop(folder);
+    before.wait_until_back()
+}
+
+fn is_the_kernel(lab: &Lab, machine: &str, kernel: &str) -> Result<()> {
+    let release = lab.exec(machine, &["uname", "-r"])?.expect(0)?.text();
+    let (series, origin) = kernel.split_once('-').context("a series and an origin")?;
+    ensure!(release.starts_with(&format!("{series}.")), "{release}");
+    ensure!(release.contains("labyard") == (origin == "tuned"), "{release}");
+    Ok(())
+}
+
+fn has_features(lab: &Lab, machine: &str) -> Result<()> {
+    let said = lab.exec_with(machine, &["sh", "-s"], include_bytes!("features.sh"))?;
+    let text = said.text();
+    let missing: Vec<_> = text.lines().filter(|line| line.starts_with("MISSING")).collect();
+    ensure!(missing.is_empty() && said.code == 0, "{}\n{}", missing.join("\n"), said.stderr);
+    let tried = text.lines().filter(|line| line.starts_with("ok ")).count();
+    ensure!(tried > 60, "only {tried} were tried\n{text}");
+    Ok(())
+}
+
+fn is_in_use() -> Result<()> {
+    let document: serde_json::Value =
+        serde_json::from_slice(&host::run(&["kernel", "ls", "--json"])?.expect(0)?.stdout)?;
+    let id = document["default"].as_str().context("a default")?;
+    ensure!(id.contains("labyard"), "the default is not the tuned kernel but {id}");
+    let said = host::run(&["kernel", "rm", id])?.expect(2)?;
+    ensure!(said.stderr.contains("lab `kernels` uses it"), "{}", said.stderr);
+    Ok(())
+}
