@@ -166,7 +166,7 @@ fn without_offloads(lab: &Lab) -> Result<()> {
 fn cable(lab: &Lab) -> Result<()> {
     let pull = |up: bool| {
         let change = Change::Link { interface: 0, up };
-        let reply = lab.control(&Request::Change { machine: "c".into(), change })?;
+        let reply = lab.control(&Request::Change { machine: Some("c".into()), change })?;
         ensure!(reply == Reply::Done, "{reply:?}");
         let carrier = format!("{}\n", u8::from(up));
         let look = || Ok((shell(lab, "c", "cat /sys/class/net/eth0/carrier")? == carrier).then_some(()));
@@ -182,7 +182,7 @@ fn cable(lab: &Lab) -> Result<()> {
     pull(true)?;
     lab.exec("a", &["ping", "-c", "2", "-W", "20", "172.16.0.12"])?.expect(0)?;
     let none = Change::Link { interface: 7, up: true };
-    let reply = lab.control(&Request::Change { machine: "c".into(), change: none })?;
+    let reply = lab.control(&Request::Change { machine: Some("c".into()), change: none })?;
     ensure!(matches!(&reply, Reply::Failed(why) if why.contains("interface 7")), "{reply:?}");
     Ok(())
 }
