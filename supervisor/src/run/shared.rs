@@ -38,6 +38,9 @@ pub(super) struct Shared {
 pub(super) struct Inner {
     pub(super) state: State,
     pub(super) journal: Journal,
+    /// Lines of the change under way. They are written behind the state: whoever waits for a line and then asks for the state must
+    /// find it there, and a supervisor that is killed in between hears of the event again, since its line is not there.
+    lines: Vec<(Option<String>, What)>,
     /// Somebody asked for the end.
     stopping: bool,
     /// Streams to the readiness port that are open, of all machines.
@@ -46,7 +49,7 @@ pub(super) struct Inner {
 
 impl Shared {
     pub(super) fn new(folder: Folder, state: State, journal: Journal) -> Self {
-        let inner = Inner { state, journal, stopping: false, hellos: 0 };
+        let inner = Inner { state, journal, lines: Vec::new(), stopping: false, hellos: 0 };
         Self { folder, inner: Mutex::new(inner), bell: tokio::sync::watch::Sender::new(Phase::Starting) }
     }
 
@@ -62,6 +65,9 @@ impl Shared {
         // A full disk must not end a playground; what `ps` shows is then older than it should be.
         if let Err(error) = inner.state.write(&self.folder) {
             eprintln!("{}", chain(&error));
+        }
+        for (machine, what) in std::mem::take(&mut inner.lines) {
+            inner.journal.write(machine.as_deref(), what);
         }
         drop(inner);
         self.bell.send_modify(|_| {});
@@ -144,7 +150,7 @@ impl Shared {
         self.change(|inner| {
             let Some(position) = inner.state.machines.iter().position(|machine| machine.name == event.machine) else {
                 let text = format!("the vmm speaks of a machine `{}` that nobody asked for", bounded(&event.machine));
-                inner.journal.write(None, What::Note(text));
+                inner.say(None, What::Note(text));
                 return;
             };
             let happening = match event.what.clone() {
@@ -152,10 +158,8 @@ impl Shared {
                 Happening::HostDisk { drive, full } => Happening::HostDisk { drive: bounded(&drive), full },
                 other => other,
             };
-            inner.journal.write(
-                Some(&event.machine),
-                What::Vmm { number: event.number, at_us: event.at_us, happening: happening.clone() },
-            );
+            let what = What::Vmm { number: event.number, at_us: event.at_us, happening: happening.clone() };
+            inner.say(Some(&event.machine), what);
             match happening {
                 Happening::Started => {
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");
@@ -177,6 +181,10 @@ impl Shared {
 }
 
 impl Inner {
+    fn say(&mut self, machine: Option<&str>, what: What) {
+        self.lines.push((machine.map(str::to_owned), what));
+    }
+
     fn machine_ended(&mut self, position: usize, state: MachineState) {
         if let Some(machine) = self.state.machines.get_mut(position)
             && machine.ended.is_none()
@@ -199,7 +207,7 @@ impl Inner {
         }
         let message = bounded(message);
         conditions.push(Condition { name, at_ms: now_ms(), message: message.clone() });
-        self.journal.write(machine, What::Condition { name, message });
+        self.say(machine, What::Condition { name, message });
         if machine.is_some() && name == ConditionName::AgentReachable {
             self.reached(machine, ConditionName::Ready, "the machine can be used");
             let ready = |machine: &Machine| machine.has(ConditionName::Ready);
