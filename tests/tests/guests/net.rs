@@ -112,8 +112,8 @@ fn same_bytes_both_ways(lab: &Lab, how: &str) -> Result<()> {
             let listener = scope.spawn(move || shell(lab, to, "nc -l -p 9000 | sha256sum"));
             // Tried again until somebody listens.
             let send = format!(
-                "head -c {mebibytes}M /dev/urandom > /tmp/blob; sha256sum < /tmp/blob; \
-                 until nc -N {to} 9000 < /tmp/blob 2>/dev/null; do sleep 0.2; done; rm /tmp/blob"
+                "head -c {mebibytes}M /dev/urandom > /root/blob; sha256sum < /root/blob; \
+                 until nc -N {to} 9000 < /root/blob 2>/dev/null; do sleep 0.2; done; rm /root/blob"
             );
             let sent = shell(lab, from, &send)?;
             let got = listener.join().ok().context("the listener's thread")??;
@@ -125,7 +125,7 @@ fn same_bytes_both_ways(lab: &Lab, how: &str) -> Result<()> {
     let seconds = soak("60", "3");
     for (direction, extra) in [("a to b", ""), ("b to a", "-R")] {
         let run =
-            format!("until iperf3 -c b -t {seconds} -J {extra} > /tmp/report; do sleep 0.2; done; cat /tmp/report");
+            format!("until iperf3 -c b -t {seconds} -J {extra} > /root/report; do sleep 0.2; done; cat /root/report");
         let report: Value = serde_json::from_str(&shell(lab, "a", &run)?)?;
         let received = report["end"]["sum_received"]["bits_per_second"].as_f64().context("bits_per_second")?;
         eprintln!("          {direction}, {how}: {:.0} Mbit/s", received / 1e6);
