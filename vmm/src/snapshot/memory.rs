@@ -131,8 +131,8 @@ mod tests {
     #[test]
     fn memory_of_another_size_is_refused() {
         let file = tempfile::tempfile().expect("a file");
-        save(&memory(1 << 20), &file).expect("saving");
-        let error = restore(&memory(2 << 20), &file).expect_err("half of it");
-        assert!(error.to_string().contains("1048576 bytes, the machine 2097152"), "{error}");
+        save(&memory(2 << 20), &file).expect("saving");
+        let error = restore(&memory(4 << 20), &file).expect_err("half of it");
+        assert!(error.to_string().contains("2097152 bytes, the machine 4194304"), "{error}");
     }
 }
