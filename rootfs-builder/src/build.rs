@@ -40,6 +40,17 @@ pub struct Request {
     pub size_bytes: u64,
     /// Where it goes.
     pub destination: Destination,
+    /// The state directory whose blobs a registry's image shares.
+    pub home: PathBuf,
+    /// Registries are spoken to without TLS.
+    pub plain_http: bool,
+}
+
+impl Request {
+    fn open(&self, temporary: &Path, watch: &Watch) -> Result<Image, SourceError> {
+        let places = source::Places { temporary, home: &self.home, plain_http: self.plain_http };
+        source::open(&self.source, places, watch)
+    }
 }
 
 /// What there is now.
@@ -95,7 +106,7 @@ pub fn build(request: &Request, watch: &Watch) -> Result<Built, BuildError> {
 fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, BuildError> {
     let images = store.images_dir();
     workdir::remove_stale(&images).map_err(|source| BuildError::Write { path: images.clone(), source })?;
-    let image = source::open(&request.source, &images, watch)?;
+    let image = request.open(&images, watch)?;
     let found = |key: &str| -> Result<Option<Built>, BuildError> {
         Ok(store.image(key)?.map(|record| Built { path: store.disk(&record), record, cached: true }))
     };
@@ -131,7 +142,7 @@ fn to_file(request: &Request, path: &Path, watch: &Watch) -> Result<Built, Build
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let image = source::open(&request.source, folder, watch)?;
+    let image = request.open(folder, watch)?;
     let mut merged = merge(image, request, folder, watch)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = Unfinished(folder.join(format!(".{name}.{}", std::process::id())));

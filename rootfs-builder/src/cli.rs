@@ -13,7 +13,8 @@ use serde_json::json;
 use crate::Failure;
 
 const EXAMPLES: &str = "Examples:
-  rootfs-builder build oci-layout:./debian:latest --size 8GiB
+  rootfs-builder build oci://registry.example/team/app:1.2 --size 8GiB
+  rootfs-builder build oci-layout:./debian:latest
   rootfs-builder build docker-archive:app.tar -o app.ext4
   rootfs-builder build rootfs-tar:bookworm.tar.zst --json
   rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0
@@ -21,8 +22,7 @@ const EXAMPLES: &str = "Examples:
   rootfs-builder kernel ls
   rootfs-builder initramfs --kernel 6.12 --init ./labyard-init
 
-A registry's image is fetched by skopeo:
-  skopeo copy docker://REGISTRY/NAME:TAG oci:FOLDER:TAG";
+A registry's image is fetched with the logins of docker, podman or skopeo, and from where registries.conf says.";
 
 /// Makes disks for virtual machines from OCI images: without root, without mounting, the same bytes every time.
 #[derive(Debug, Parser)]
@@ -36,6 +36,7 @@ pub(crate) struct Arguments {
 enum Command {
     /// Build an image's ext4 disk, or find it in the store
     #[command(after_help = "Examples:
+  rootfs-builder build oci://registry.example/team/app:1.2
   rootfs-builder build oci-layout:./debian:latest --size 8GiB
   rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4")]
     Build(Build),
@@ -49,7 +50,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct Build {
     /// Where the image is
-    #[arg(help = "oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH")]
+    #[arg(help = "oci://REGISTRY/REPO:TAG[@DIGEST], oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH")]
     source: Source,
     /// Length of the disk; the file is sparse
     #[arg(long, default_value = "4GiB", value_parser = size)]
@@ -57,6 +58,9 @@ struct Build {
     /// Write the disk to FILE instead of the store
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Speak to registries without TLS; those on this machine need no asking
+    #[arg(long)]
+    plain_http: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -118,12 +122,15 @@ struct Common {
 }
 
 impl Common {
-    fn open(&self) -> Result<Store, Failure> {
-        let home = self.store.clone().or_else(default_home).ok_or_else(|| Failure {
+    fn home(&self) -> Result<PathBuf, Failure> {
+        self.store.clone().or_else(default_home).ok_or_else(|| Failure {
             text: "no state directory: neither --store nor $LABYARD_HOME, $XDG_DATA_HOME or $HOME is set".to_owned(),
             is_input: true,
-        })?;
-        Store::open(home).map_err(store_failed)
+        })
+    }
+
+    fn open(&self) -> Result<Store, Failure> {
+        Store::open(self.home()?).map_err(store_failed)
     }
 }
 
@@ -180,12 +187,13 @@ fn add_kernel(store: &Store, image: &Path, modules: &Path, json: bool, watch: &W
 }
 
 fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {
-    let Build { source, size, output, common } = arguments;
+    let Build { source, size, output, plain_http, common } = arguments;
+    let home = common.home()?;
     let destination = match output {
         Some(path) => Destination::File(path),
         None => Destination::Store(common.open()?),
     };
-    let request = Request { source, size_bytes: size, destination };
+    let request = Request { source, size_bytes: size, destination, home, plain_http };
     let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
     let record = &built.record;
     if common.json {

@@ -2,7 +2,8 @@
 //!
 //! - [`store`]: the content store: where images and kernels lie, and the records beside them. All that the supervisor links
 //!   (feature `store`).
-//! - [`source`]: OCI layouts, archives of `docker save`, plain tars become lists of layers.
+//! - [`registry`]: images of registries, fetched into the store's blobs.
+//! - [`source`]: registries, OCI layouts, archives of `docker save`, plain tars become lists of layers.
 //! - [`layer`]: a layer is read, checked, taken apart.
 //! - [`merge`]: layers become one [`tree`].
 //! - [`ext4`]: a tree becomes a disk.
@@ -24,6 +25,8 @@ pub mod kernel;
 pub mod layer;
 #[cfg(feature = "build")]
 pub mod merge;
+#[cfg(feature = "build")]
+pub mod registry;
 #[cfg(feature = "build")]
 pub mod report;
 #[cfg(feature = "build")]

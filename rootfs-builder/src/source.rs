@@ -5,24 +5,28 @@
 mod config;
 mod docker;
 mod layout;
+pub(crate) mod manifest;
 mod rootfs;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
 use labyard_spec::source::Source;
 
 use crate::digest::Digest;
 use crate::layer::Layer;
+use crate::registry::blobs::Blobs;
+use crate::registry::settings::Settings;
+use crate::registry::{self, RegistryError};
 use crate::watch::{Interrupted, Watch};
 
 /// The machines that we build for, in the words of an image (Go's GOARCH).
-const ARCHITECTURE: &str = "amd64";
+pub(crate) const ARCHITECTURE: &str = "amd64";
 /// Most layers of an image.
-const MAX_LAYERS: usize = 512;
+pub(crate) const MAX_LAYERS: usize = 512;
 /// Longest document (index, manifest, configuration) in bytes.
-const MAX_DOCUMENT: u64 = 8 << 20;
+pub(crate) const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// An image whose layers have not been read yet.
 #[derive(Debug)]
@@ -41,12 +45,10 @@ pub struct Image {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum SourceError {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
     #[error(
-        "source `{source_text}`: registries are not yet supported; use `skopeo copy docker://{reference} oci:FOLDER:TAG` and build oci-layout:FOLDER:TAG"
-    )]
-    Registry { source_text: String, reference: String },
-    #[error(
-        "source `{name}`: no such name in the catalogue; use oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH"
+        "source `{name}`: no such name in the catalogue; use oci://REGISTRY/REPO:TAG, oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH"
     )]
     Alias { name: String },
     #[error("{path}: not an OCI image layout: {problem}")]
@@ -77,21 +79,38 @@ impl SourceError {
                 source.kind(),
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
             ),
+            Self::Registry(error) => error.is_input(),
             Self::Temporary { .. } | Self::Interrupted(_) => false,
             _ => true,
         }
     }
 }
 
-/// Opens the source. An archive that is compressed as a whole is unpacked to a file without a name in `temporary`.
-pub fn open(source: &Source, temporary: &std::path::Path, watch: &Watch) -> Result<Image, SourceError> {
+/// Where what a source needs is kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// Files without names.
+    pub temporary: &'a Path,
+    /// The state directory, whose blobs a registry's image shares.
+    pub home: &'a Path,
+    /// Registries are spoken to without TLS.
+    pub plain_http: bool,
+}
+
+/// Opens the source. A registry's image is fetched; an archive that is compressed as a whole is unpacked.
+pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image, SourceError> {
     match source {
         Source::Registry(reference) => {
-            Err(SourceError::Registry { source_text: source.to_string(), reference: reference.clone() })
+            let reference = registry::reference(reference)?;
+            let settings = Settings::load(places.plain_http)?;
+            let blobs = Blobs::open(places.home)
+                .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
+            let fetched = registry::fetch::image(&reference, &settings, &blobs, watch)?;
+            layout::image(places.home, &fetched.manifest)
         }
         Source::Alias(name) => Err(SourceError::Alias { name: name.clone() }),
         Source::OciLayout { path, tag } => layout::open(path, tag.as_deref()),
-        Source::DockerArchive(path) => docker::open(path, temporary, watch),
+        Source::DockerArchive(path) => docker::open(path, places.temporary, watch),
         Source::RootfsTar(path) => rootfs::open(path),
     }
 }

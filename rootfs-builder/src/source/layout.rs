@@ -1,76 +1,21 @@
-//! An OCI image layout: a folder with `oci-layout`, `index.json` and `blobs/` (OCI image-spec, image-layout.md, image-index.md,
-//! manifest.md). Docker's media types mean the same and are taken too.
+//! An OCI image layout: a folder with `oci-layout`, `index.json` and `blobs/` (OCI image-spec, image-layout.md). The store's
+//! own blobs lie the same way.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::manifest::{Descriptor, INDEXES, Index, LAYERS, MANIFESTS, MAX_NESTED, Manifest, choose};
 use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, config, parse};
 use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::section::Section;
 
-/// Most indexes inside one another.
-const MAX_NESTED: u32 = 4;
-/// The annotation that holds a tag.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
-const INDEXES: [&str; 2] =
-    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
-const MANIFESTS: [&str; 2] =
-    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
-/// What a layer's media type starts with; the compression is told from the bytes.
-const LAYERS: [&str; 3] = [
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-];
-
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct LayoutFile {
     image_layout_version: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct Index {
-    manifests: Vec<Descriptor>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Manifest {
-    config: Descriptor,
-    layers: Vec<Descriptor>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    platform: Option<Platform>,
-    #[serde(default)]
-    annotations: Option<std::collections::BTreeMap<String, String>>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Platform {
-    architecture: String,
-    os: String,
-}
-
-impl Descriptor {
-    fn tag(&self) -> Option<&str> {
-        self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
-    }
-
-    /// A platform that is not said may be ours; the configuration will tell.
-    fn may_be_ours(&self) -> bool {
-        self.platform.as_ref().is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
-    }
 }
 
 /// A layout folder.
@@ -88,6 +33,11 @@ pub(super) fn open(path: &Path, tag: Option<&str>) -> Result<Image, SourceError>
     let index: Index = parse("index.json", &layout.file("index.json")?)?;
     let chosen = layout.tagged(&index, tag)?;
     layout.image(chosen, 0)
+}
+
+/// The image of a manifest whose blobs lie below `path` as in a layout.
+pub(crate) fn image(path: &Path, manifest: &Descriptor) -> Result<Image, SourceError> {
+    Layout { path: path.to_owned() }.image(manifest, 0)
 }
 
 impl Layout {
@@ -133,12 +83,10 @@ impl Layout {
         let what = format!("manifest {digest}");
         if INDEXES.contains(&kind) {
             let index: Index = parse(&what, &text)?;
-            let ours: Vec<&Descriptor> = index.manifests.iter().filter(|one| one.may_be_ours()).collect();
             if depth == MAX_NESTED {
                 return Err(SourceError::Document { what, problem: format!("more than {MAX_NESTED} indexes nested") });
             }
-            // Several may fit (variants): the first, as image-index.md says for clients.
-            let first = ours.first().ok_or_else(|| {
+            let first = choose(&index).ok_or_else(|| {
                 self.no_choice(format!(
                     "no image for linux/{ARCHITECTURE} among the {} of index {digest}",
                     index.manifests.len()

@@ -61,6 +61,12 @@ impl Layout {
         self.layers.push(blob);
     }
 
+    /// Digests of the layers as they are stored.
+    #[allow(dead_code, reason = "for the registry tests")]
+    pub(crate) fn layer_digests(&self) -> Vec<String> {
+        self.layers.iter().map(|layer| layer["digest"].as_str().unwrap().to_owned()).collect()
+    }
+
     /// The last layer's diff id becomes one of other bytes.
     pub(crate) fn swap_diff_id(&mut self) {
         *self.diff_ids.last_mut().unwrap() = digest(b"other bytes");

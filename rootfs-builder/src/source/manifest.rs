@@ -1,0 +1,79 @@
+//! The documents between a tag and its layers (OCI image-spec, image-index.md, manifest.md). Docker's media types mean the same
+//! and are taken too.
+
+use serde::Deserialize;
+
+use super::ARCHITECTURE;
+use crate::digest::Digest;
+
+/// Most indexes inside one another.
+pub(crate) const MAX_NESTED: u32 = 4;
+/// The annotation that holds a tag.
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+/// Media types of an index.
+pub(crate) const INDEXES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+/// Media types of a manifest.
+pub(crate) const MANIFESTS: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+/// What a layer's media type starts with; the compression is told from the bytes.
+pub(crate) const LAYERS: [&str; 3] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.diff.tar",
+];
+/// Of these, the ones whose bytes a registry need not have (layer.md, "Non-Distributable Layers"; Docker's foreign layers).
+pub(crate) const FOREIGN: [&str; 2] =
+    ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Index {
+    pub(crate) manifests: Vec<Descriptor>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Manifest {
+    pub(crate) config: Descriptor,
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+/// A blob as a document names it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default)]
+    pub(crate) media_type: String,
+    pub(crate) digest: String,
+    pub(crate) size: u64,
+    #[serde(default)]
+    platform: Option<Platform>,
+    #[serde(default)]
+    annotations: Option<std::collections::BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Platform {
+    architecture: String,
+    os: String,
+}
+
+impl Descriptor {
+    /// Of a document that we hold.
+    pub(crate) fn new(media_type: String, digest: &Digest, size: u64) -> Self {
+        Self { media_type, digest: digest.to_string(), size, platform: None, annotations: None }
+    }
+
+    pub(crate) fn tag(&self) -> Option<&str> {
+        self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
+    }
+
+    /// A platform that is not said may be ours; the configuration will tell.
+    pub(crate) fn may_be_ours(&self) -> bool {
+        self.platform.as_ref().is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
+    }
+}
+
+/// Of an index, the image for our machines. Several may fit (variants): the first, as image-index.md says for clients.
+pub(crate) fn choose(index: &Index) -> Option<&Descriptor> {
+    index.manifests.iter().find(|one| one.may_be_ours())
+}
