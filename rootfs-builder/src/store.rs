@@ -6,7 +6,7 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
@@ -154,6 +154,49 @@ impl Store {
         self.image_dir(image).join("disk.ext4")
     }
 
+    /// Bytes of the host's disk that an image's folder takes.
+    pub fn image_bytes(&self, image: &ImageRecord) -> Result<u64, StoreError> {
+        bytes_below(&self.image_dir(image))
+    }
+
+    /// Removes an image. Who reads its disk meanwhile keeps it; nobody finds it half removed.
+    pub fn remove_image(&self, image: &ImageRecord) -> Result<(), StoreError> {
+        remove(&self.images_dir(), &image.key)
+    }
+
+    /// Where blobs of registries lie.
+    fn blobs_dir(&self) -> PathBuf {
+        self.home.join("blobs/sha256")
+    }
+
+    /// Bytes of the host's disk that blobs of registries take.
+    pub fn blobs_bytes(&self) -> Result<u64, StoreError> {
+        bytes_below(&self.blobs_dir())
+    }
+
+    /// Removes the blobs of registries, and what killed pulls have left of some; they can be fetched again. Tells the bytes. What somebody
+    /// is fetching stays.
+    pub fn remove_blobs(&self) -> Result<u64, StoreError> {
+        let mut freed = 0;
+        for path in files(&self.blobs_dir())? {
+            let failed = |source| StoreError::Remove { path: path.clone(), source };
+            let file = match File::open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(failed)?,
+            };
+            // Whoever fetches it holds it; whoever reads it has it open, with or without a name.
+            match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => continue,
+                Err(error) => return Err(failed(error.into())),
+            }
+            let bytes = file.metadata().map_err(failed)?.blocks() * 512;
+            fs::remove_file(&path).map_err(failed)?;
+            freed += bytes;
+        }
+        Ok(freed)
+    }
+
     /// The kernel meant by `wanted`: an id, a version, or a series (the best of it: ours before a distribution's, newest first),
     /// which `-stock` or `-tuned` narrows.
     pub fn kernel(&self, wanted: &str) -> Result<KernelRecord, StoreError> {
@@ -198,11 +241,7 @@ impl Store {
 
     /// Removes a kernel. Who reads its files meanwhile keeps them; nobody finds it half removed.
     pub fn remove_kernel(&self, kernel: &KernelRecord) -> Result<(), StoreError> {
-        let path = self.kernel_dir(kernel);
-        // What stays of it under this name is removed by the next builder.
-        let gone = self.kernels_dir().join(format!(".tmp-removed-{}-{}", kernel.id, std::process::id()));
-        let removed = fs::rename(&path, &gone).and_then(|()| fs::remove_dir_all(&gone));
-        removed.map_err(|source| StoreError::Remove { path, source })
+        remove(&self.kernels_dir(), &kernel.id)
     }
 
     /// A kernel's ELF image.
@@ -219,6 +258,39 @@ impl Store {
     pub fn early_dir(&self, kernel: &KernelRecord) -> PathBuf {
         self.kernel_dir(kernel).join("early")
     }
+}
+
+/// Takes a folder away from its name first, so that nobody finds half of it.
+fn remove(dir: &Path, name: &str) -> Result<(), StoreError> {
+    let path = dir.join(name);
+    // What stays of it under this name is removed by the next builder.
+    let gone = dir.join(format!(".tmp-removed-{name}-{}", std::process::id()));
+    let removed = fs::rename(&path, &gone).and_then(|()| fs::remove_dir_all(&gone));
+    removed.map_err(|source| StoreError::Remove { path, source })
+}
+
+/// The files directly in `dir`; none where it is missing.
+fn files(dir: &Path) -> Result<Vec<PathBuf>, StoreError> {
+    let failed = |source| StoreError::Read { path: dir.to_owned(), source };
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+        Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path()).map_err(failed)).collect(),
+    }
+}
+
+/// Bytes that the files directly in `dir` take on the host's disk.
+fn bytes_below(dir: &Path) -> Result<u64, StoreError> {
+    let mut bytes = 0;
+    for path in files(dir)? {
+        match fs::symlink_metadata(&path) {
+            Ok(file) => bytes += file.blocks() * 512,
+            // Somebody has removed it, or given it another name.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(StoreError::Read { path, source }),
+        }
+    }
+    Ok(bytes)
 }
 
 /// Names of complete folders in `dir`, sorted; what starts with a dot is somebody's work in progress.

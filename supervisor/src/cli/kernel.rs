@@ -3,18 +3,16 @@
 use std::path::Path;
 use std::time::Instant;
 
-use labyard_rootfs_builder::store::{KernelRecord, Store};
+use labyard_rootfs_builder::store::Store;
 use labyard_supervisor::builder::{AddedKernel, Builder, BuilderError};
-use labyard_supervisor::home::{Home, names};
+use labyard_supervisor::home::Home;
 use labyard_supervisor::host::Programs;
-use labyard_supervisor::plan::Plan;
-use labyard_supervisor::record::{Standing, State};
 use labyard_supervisor::words::printable;
 use serde_json::json;
 
 use super::args::{KernelAdd, KernelBuild, KernelRm};
 use super::up::Cancel;
-use super::{Failure, Outcome, event_loop, output};
+use super::{Failure, Outcome, event_loop, output, users};
 
 pub(crate) fn ls(home: &Home, json: bool) -> Outcome {
     let store = Store::open(&home.path)?;
@@ -98,8 +96,8 @@ pub(crate) fn rm(home: &Home, rm: &KernelRm) -> Outcome {
         let Some(kernel) = store.kernel_by_id(id)? else {
             return Err(Failure::input(format!("kernel `{id}`: not in the store; there is: {}", there()?)));
         };
-        if let Some(user) = user_of(home, &store, &kernel)? {
-            return Err(Failure::input(format!("kernel {id}: {user}")));
+        if let Some(reason) = users::reason(home, &store.kernel_dir(&kernel))? {
+            return Err(Failure::input(format!("kernel {id}: {reason}")));
         }
         kernels.push(kernel);
     }
@@ -115,25 +113,4 @@ pub(crate) fn rm(home: &Home, rm: &KernelRm) -> Outcome {
         output::document(&json!({ "removed": ids }))?;
     }
     Ok(0)
-}
-
-/// Which lab has the kernel, in words with the way out.
-fn user_of(home: &Home, store: &Store, kernel: &KernelRecord) -> Result<Option<String>, Failure> {
-    let own = store.kernel_dir(kernel);
-    for folder in home.folders()? {
-        let name = &folder.name;
-        let Some(plan) = folder.read(names::PLAN)? else {
-            let preparing = State::read(&folder)?.is_some_and(|state| state.standing() == Standing::Preparing);
-            if preparing {
-                return Ok(Some(format!("lab `{name}` is being prepared and may want it; try again when it is up")));
-            }
-            continue;
-        };
-        let plan: Plan = serde_json::from_slice(&plan)
-            .map_err(|error| anyhow::Error::new(error).context(format!("lab `{name}`: its plan")))?;
-        if plan.files.iter().any(|file| file.path.starts_with(&own)) {
-            return Ok(Some(format!("lab `{name}` uses it; end that first with `labyard down {name}`")));
-        }
-    }
-    Ok(None)
 }

@@ -4,16 +4,17 @@ mod args;
 mod console;
 mod down;
 mod exec;
+mod image;
 mod kernel;
 mod logs;
 mod naming;
 mod output;
 mod ps;
 mod stop;
-mod store;
 mod supervise;
 mod terminal;
 mod up;
+mod users;
 
 use std::process::ExitCode;
 
@@ -25,7 +26,7 @@ use labyard_supervisor::home::{Home, HomeError};
 use labyard_supervisor::host::HostError;
 use labyard_supervisor::jailed::StartError;
 
-use args::{Command, KernelVerb, StoreVerb, Verb};
+use args::{Command, ImageVerb, KernelVerb, Verb};
 
 /// Exit codes.
 pub(crate) mod code {
@@ -121,8 +122,12 @@ fn run(command: Command) -> Outcome {
             KernelVerb::Build(build) => kernel::build(&home, &build),
             KernelVerb::Rm(rm) => kernel::rm(&home, &rm),
         },
-        Verb::Image(store) => match store.verb {
-            StoreVerb::Ls(json) => store::images(&home, json.json),
+        Verb::Image(image) => match image.verb {
+            ImageVerb::Ls(json) => image::ls(&home, json.json),
+            ImageVerb::Inspect { image } => image::inspect(&home, &image),
+            ImageVerb::Pull(pull) => image::pull(&home, &pull),
+            ImageVerb::Rm(rm) => image::rm(&home, &rm),
+            ImageVerb::Prune(prune) => image::prune(&home, &prune),
         },
         Verb::Completion { .. } => Ok(0),
         Verb::Supervise { name } => supervise::supervise(&home, &name),

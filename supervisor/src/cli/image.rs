@@ -1,0 +1,190 @@
+//! Images: what is in the store, fetching and building ahead, removing.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use labyard_rootfs_builder::store::{ImageRecord, Store};
+use labyard_spec::manifest::size;
+use labyard_spec::source::Source;
+use labyard_supervisor::builder::{Builder, BuilderError};
+use labyard_supervisor::home::Home;
+use labyard_supervisor::host::Programs;
+use labyard_supervisor::words::printable;
+use serde_json::{Value, json};
+
+use super::args::{ImagePrune, ImagePull, ImageRm};
+use super::up::Cancel;
+use super::{Failure, Outcome, event_loop, output, users};
+
+/// Digits of a key that tables show, and fewest that name an image.
+const SHORT: usize = 12;
+const SHORTEST: usize = 4;
+
+pub(crate) fn ls(home: &Home, json: bool) -> Outcome {
+    let store = Store::open(&home.path)?;
+    let mut documents = Vec::new();
+    let mut rows = Vec::new();
+    for image in store.images()? {
+        let labs = users::labs(home, &store.image_dir(&image))?;
+        let bytes = store.image_bytes(&image)?;
+        let init = if image.init { "own" } else { "entrypoint" };
+        let used = if labs.is_empty() { "-".to_owned() } else { labs.join(",") };
+        let size = size::show(image.size_bytes);
+        rows.push(vec![short(&image.key), size, mib(bytes), init.to_owned(), used, image.source.clone()]);
+        documents.push(document(&image, bytes, &labs));
+    }
+    if json {
+        output::document(&json!({ "images": documents, "blobs_bytes": store.blobs_bytes()? }))?;
+        return Ok(0);
+    }
+    output::table(&["KEY", "SIZE", "ON DISK", "INIT", "LABS", "SOURCE"], &rows);
+    Ok(0)
+}
+
+/// The record, and what the host knows beside it.
+fn document(image: &ImageRecord, bytes: u64, labs: &[String]) -> Value {
+    let mut value = json!(image);
+    value["disk_bytes"] = json!(bytes);
+    value["labs"] = json!(labs);
+    value
+}
+
+fn short(key: &str) -> String {
+    key.get(..SHORT).unwrap_or(key).to_owned()
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+pub(crate) fn inspect(home: &Home, wanted: &str) -> Outcome {
+    let store = Store::open(&home.path)?;
+    let image = find(&store, wanted)?;
+    let labs = users::labs(home, &store.image_dir(&image))?;
+    let mut value = document(&image, store.image_bytes(&image)?, &labs);
+    value["path"] = json!(store.disk(&image));
+    output::document(&value)?;
+    Ok(0)
+}
+
+/// The one image whose key begins so, or whose source or digest it is.
+fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> {
+    let images = store.images()?;
+    let is_meant = |image: &&ImageRecord| {
+        (wanted.len() >= SHORTEST && image.key.starts_with(wanted)) || image.source == wanted || image.digest == wanted
+    };
+    let found: Vec<&ImageRecord> = images.iter().filter(is_meant).collect();
+    let keys = |images: &mut dyn Iterator<Item = &ImageRecord>| {
+        images.map(|image| format!("{} ({})", short(&image.key), image.source)).collect::<Vec<_>>().join(", ")
+    };
+    match &*found {
+        [one] => Ok((*one).clone()),
+        [] if images.is_empty() => Err(Failure::input(format!("image `{wanted}`: not in the store, which has none"))),
+        [] => {
+            Err(Failure::input(format!("image `{wanted}`: not in the store; there is: {}", keys(&mut images.iter()))))
+        }
+        several => {
+            let there = keys(&mut several.iter().copied());
+            Err(Failure::input(format!(
+                "image `{wanted}`: it may be one of these, name it by more of its key: {there}"
+            )))
+        }
+    }
+}
+
+pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
+    // A path is meant from here, as everywhere on a command line.
+    let source = match pull.source.clone() {
+        Source::OciLayout { path, tag } => Source::OciLayout { path: absolute(&path)?, tag },
+        Source::DockerArchive(path) => Source::DockerArchive(absolute(&path)?),
+        Source::RootfsTar(path) => Source::RootfsTar(absolute(&path)?),
+        other => other,
+    };
+    let builder = Builder { program: Programs::locate()?.find("rootfs-builder")?, home: home.path.clone() };
+    let since = Instant::now();
+    let told = |line: &str| {
+        // Its last words are repeated as ours.
+        if !line.starts_with("error: ") {
+            output::complain(&format!("[{:7.2} s] {}", since.elapsed().as_secs_f64(), printable(line)));
+        }
+    };
+    let built = event_loop()?.block_on(async {
+        let cancel = Cancel::default();
+        cancel.on_signals()?;
+        builder.build(&source.to_string(), pull.size, told, cancel.wait()).await.map_err(|error| match error {
+            BuilderError::Interrupted => Cancel::failure(),
+            other => Failure::from(other),
+        })
+    })?;
+    if pull.json {
+        output::document(&json!({ "key": built.key, "path": built.path, "cached": built.cached }))?;
+    } else {
+        output::line(&format!("{} {}", short(&built.key), if built.cached { "was there" } else { "built" }));
+    }
+    Ok(0)
+}
+
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    Ok(std::path::absolute(path).map_err(anyhow::Error::new)?)
+}
+
+pub(crate) fn rm(home: &Home, rm: &ImageRm) -> Outcome {
+    let store = Store::open(&home.path)?;
+    let mut images: Vec<ImageRecord> = Vec::new();
+    // All are looked at before one goes.
+    for wanted in &rm.images {
+        let image = find(&store, wanted)?;
+        if let Some(reason) = users::reason(home, &store.image_dir(&image))? {
+            return Err(Failure::input(format!("image {}: {reason}", short(&image.key))));
+        }
+        if !images.contains(&image) {
+            images.push(image);
+        }
+    }
+    remove(&store, &images, 0, rm.json)
+}
+
+pub(crate) fn prune(home: &Home, prune: &ImagePrune) -> Outcome {
+    let store = Store::open(&home.path)?;
+    if let Some(name) = users::preparing(home)? {
+        return Err(Failure::input(format!(
+            "lab `{name}` is being prepared and may want any image; try again when it is up"
+        )));
+    }
+    let mut images = Vec::new();
+    for image in store.images()? {
+        if users::labs(home, &store.image_dir(&image))?.is_empty() {
+            images.push(image);
+        }
+    }
+    if prune.dry_run {
+        let mut bytes = store.blobs_bytes()?;
+        for image in &images {
+            bytes += store.image_bytes(image)?;
+        }
+        return tell(&images, bytes, prune.json, "would go");
+    }
+    let blobs = store.remove_blobs()?;
+    remove(&store, &images, blobs, prune.json)
+}
+
+fn remove(store: &Store, images: &[ImageRecord], mut bytes: u64, json: bool) -> Outcome {
+    for image in images {
+        bytes += store.image_bytes(image)?;
+        store.remove_image(image)?;
+    }
+    tell(images, bytes, json, "gone")
+}
+
+fn tell(images: &[ImageRecord], bytes: u64, json: bool, what: &str) -> Outcome {
+    if json {
+        let keys: Vec<_> = images.iter().map(|image| &image.key).collect();
+        output::document(&json!({ "images": keys, "bytes": bytes }))?;
+        return Ok(0);
+    }
+    for image in images {
+        output::line(&format!("{} {}: {what}", short(&image.key), image.source));
+    }
+    output::line(&format!("{}: {what}", mib(bytes)));
+    Ok(0)
+}
