@@ -2,6 +2,7 @@
 //!
 //! Documents are a stranger's: bounded before they are read, and every blob that a digest names is checked against it.
 
+mod archive;
 mod config;
 mod docker;
 mod layout;
@@ -109,7 +110,7 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
             layout::image(places.home, &fetched.manifest)
         }
         Source::Alias(name) => Err(SourceError::Alias { name: name.clone() }),
-        Source::OciLayout { path, tag } => layout::open(path, tag.as_deref()),
+        Source::OciLayout { path, tag } => layout::open(path, tag.as_deref(), places.temporary, watch),
         Source::DockerArchive(path) => docker::open(path, places.temporary, watch),
         Source::RootfsTar(path) => rootfs::open(path),
     }

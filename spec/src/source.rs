@@ -9,9 +9,9 @@ use std::str::FromStr;
 pub enum Source {
     /// `oci://REGISTRY/REPO:TAG[@DIGEST]`; `docker://` is the same.
     Registry(String),
-    /// `oci-layout:PATH[:TAG]`: an OCI image layout folder (image-spec, image-layout.md).
+    /// `oci-layout:PATH[:TAG]`: an OCI image layout (image-spec, image-layout.md).
     OciLayout {
-        /// The folder.
+        /// The folder, or a tar of it.
         path: PathBuf,
         /// `org.opencontainers.image.ref.name` of the manifest; the only one where missing.
         tag: Option<String>,

@@ -1,16 +1,19 @@
-//! An OCI image layout: a folder with `oci-layout`, `index.json` and `blobs/` (OCI image-spec, image-layout.md). The store's
+//! An OCI image layout: a folder, or a tar of one, with `oci-layout`, `index.json` and `blobs/` (OCI image-spec, image-layout.md). The store's
 //! own blobs lie the same way.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::archive::Archive;
 use super::manifest::{Descriptor, INDEXES, Index, LAYERS, MANIFESTS, MAX_NESTED, Manifest, choose};
 use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, config, parse};
 use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::section::Section;
+use crate::watch::Watch;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -18,13 +21,21 @@ struct LayoutFile {
     image_layout_version: String,
 }
 
-/// A layout folder.
+/// A layout: a folder, or the same packed as a tar.
 struct Layout {
     path: PathBuf,
+    /// What `path` has in it, where it is a tar.
+    archive: Option<Archive>,
 }
 
-pub(super) fn open(path: &Path, tag: Option<&str>) -> Result<Image, SourceError> {
-    let layout = Layout { path: path.to_owned() };
+/// The image with the tag; a layout that is packed is listed, and unpacked to a file in `temporary` where it is compressed.
+pub(super) fn open(path: &Path, tag: Option<&str>, temporary: &Path, watch: &Watch) -> Result<Image, SourceError> {
+    let wrong = |problem| SourceError::NotALayout { path: path.to_owned(), problem };
+    let archive = match path.is_file() {
+        true => Some(Archive::open(path, temporary, wrong, watch)?),
+        false => None,
+    };
+    let layout = Layout { path: path.to_owned(), archive };
     let version: LayoutFile = parse("oci-layout", &layout.file("oci-layout")?)
         .map_err(|error| layout.is_none(format!("its file oci-layout is not what it should be ({error})")))?;
     if !version.image_layout_version.starts_with("1.") {
@@ -37,7 +48,7 @@ pub(super) fn open(path: &Path, tag: Option<&str>) -> Result<Image, SourceError>
 
 /// The image of a manifest whose blobs lie below `path` as in a layout.
 pub(crate) fn image(path: &Path, manifest: &Descriptor) -> Result<Image, SourceError> {
-    Layout { path: path.to_owned() }.image(manifest, 0)
+    Layout { path: path.to_owned(), archive: None }.image(manifest, 0)
 }
 
 impl Layout {
@@ -49,12 +60,18 @@ impl Layout {
         SourceError::Choice { path: self.path.clone(), problem }
     }
 
+    fn section(&self, name: &str) -> io::Result<Section> {
+        match &self.archive {
+            Some(archive) => archive.find(name).ok_or_else(|| io::ErrorKind::NotFound.into()),
+            None => File::open(self.path.join(name)).and_then(Section::whole),
+        }
+    }
+
     /// One of the two files beside the blobs.
     fn file(&self, name: &str) -> Result<Vec<u8>, SourceError> {
         let path = self.path.join(name);
-        let section = File::open(&path).and_then(Section::whole).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => self.is_none(format!("it has no file {name}")),
-            std::io::ErrorKind::NotADirectory => self.is_none("it is not a folder".to_owned()),
+        let section = self.section(name).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => self.is_none(format!("it has no file {name}")),
             _ => SourceError::Open { path: path.clone(), source },
         })?;
         let bytes = section.bytes(MAX_DOCUMENT).map_err(|source| SourceError::Open { path, source })?;
@@ -120,9 +137,10 @@ impl Layout {
         let wrong = |problem| SourceError::Document { what: what.to_owned(), problem };
         // The digest names a file: only what parses as one becomes a path.
         let digest: Digest = descriptor.digest.parse().map_err(wrong)?;
-        let path = self.path.join("blobs/sha256").join(digest.hex());
-        let section = File::open(&path).and_then(Section::whole).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => wrong("the blob is not there; fetch the image again".to_owned()),
+        let name = format!("blobs/sha256/{}", digest.hex());
+        let path = self.path.join(&name);
+        let section = self.section(&name).map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => wrong("the blob is not there; fetch the image again".to_owned()),
             _ => SourceError::Open { path, source },
         })?;
         if section.len() != descriptor.size {

@@ -180,6 +180,14 @@ fn every_way_to_hold_an_image_gives_the_same_tree() {
     attestation["platform"] = json!({ "architecture": "unknown", "os": "unknown" });
     layout.index(&[layout.blob(kind, text.as_bytes()), attestation]);
     let from_layout = built(path, &format!("oci-layout:{}", layout.path.display()));
+    // The layout as one file, as skopeo's oci-archive: is.
+    let packed = path.join("layout.tar");
+    tool("tar", &["-C", layout.path.to_str().unwrap(), "-cf", packed.to_str().unwrap(), "."]);
+    fs::write(path.join("layout.tar.zst"), zstd::encode_all(&fs::read(&packed).unwrap()[..], 1).unwrap()).unwrap();
+    for name in ["layout.tar", "layout.tar.zst"] {
+        let archive = built(path, &format!("oci-layout:{}", path.join(name).display()));
+        assert_eq!((&archive["key"], &archive["cached"]), (&from_layout["key"], &json!(true)));
+    }
     // The same as `docker save` writes it, packed as a whole as well.
     let layer = entries();
     let archive = docker_archive(layer);

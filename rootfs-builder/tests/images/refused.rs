@@ -41,7 +41,7 @@ fn sources_that_are_no_layout_are_refused() {
     let source = |name: &str| format!("oci-layout:{}", path.join(name).display());
     assert_refused(path, &source("missing"), &["missing", "not an OCI image layout", "oci-layout"]);
     assert_refused(path, &source("empty"), &["empty", "not an OCI image layout"]);
-    assert_refused(path, &source("file"), &["file", "not a folder"]);
+    assert_refused(path, &source("file"), &["file", "not an OCI image layout"]);
     let layout = one_layer(&path.join("layout"));
     fs::write(layout.path.join("oci-layout"), r#"{"imageLayoutVersion":"2.0.0"}"#).unwrap();
     assert_refused(path, &source("layout"), &["2.0.0"]);
@@ -138,8 +138,8 @@ fn an_image_larger_than_its_disk_is_refused_with_the_way_out() {
 #[test]
 fn sources_that_are_not_supported_say_what_is() {
     let home = tempfile::tempdir().unwrap();
-    assert_refused(home.path(), "oci://127.0.0.1:5000/a:b", &["not yet supported", "skopeo copy", "oci-layout"]);
-    assert_refused(home.path(), "debian", &["catalogue", "oci-layout"]);
+    assert_refused(home.path(), "oci://127.0.0.1:5000/A:b", &["`127.0.0.1:5000/A:b`", "REGISTRY/REPOSITORY:TAG"]);
+    assert_refused(home.path(), "debian", &["catalogue", "oci-layout", "oci://"]);
     for source in ["./folder", "oci-layout:"] {
         let output = run(home.path(), &["build", source]);
         assert_eq!(output.status.code(), Some(2), "{source}");
