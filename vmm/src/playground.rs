@@ -267,7 +267,7 @@ impl Playground {
         let Some(OverlaySpec { frozen, top, capacity_bytes }) = &spec.overlay else {
             let base = spec.base.as_ref().ok_or("nothing is behind it")?;
             let file = own(base.file)?;
-            let capacity_bytes = raw::capacity(&file).map_err(|error| runtime::chain(&error))?;
+            let capacity_bytes = raw::capacity(&file, spec.read_only).map_err(|error| runtime::chain(&error))?;
             let engine = make(vec![own(base.file)?]).map_err(|error| error.to_string())?;
             let raw = RawFile::over(engine, capacity_bytes, spec.read_only).growing_with(Arc::new(file));
             return Ok(Box::new(raw));
