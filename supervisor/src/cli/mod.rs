@@ -3,8 +3,10 @@
 mod args;
 mod console;
 mod down;
+mod drive;
 mod exec;
 mod kernel;
+mod limit;
 mod logs;
 mod naming;
 mod output;
@@ -21,11 +23,12 @@ use clap::{CommandFactory, Parser};
 use labyard_spec::manifest::Fault;
 use labyard_supervisor::builder::BuilderError;
 use labyard_supervisor::client::ClientError;
+use labyard_supervisor::export::{ChainError, DraftError, ExportError};
 use labyard_supervisor::home::{Home, HomeError};
 use labyard_supervisor::host::HostError;
 use labyard_supervisor::jailed::StartError;
 
-use args::{Command, KernelVerb, StoreVerb, Verb};
+use args::{Command, DriveVerb, KernelVerb, StoreVerb, Verb};
 
 /// Exit codes.
 pub(crate) mod code {
@@ -79,6 +82,11 @@ fn code_of(error: &anyhow::Error) -> u8 {
                 cause.downcast_ref(),
                 Some(HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. })
             )
+            || matches!(cause.downcast_ref(), Some(ExportError::Chain(ChainError::InUse { .. })))
+            || matches!(
+                cause.downcast_ref(),
+                Some(ExportError::Draft(DraftError::Exists { .. } | DraftError::Place { .. }))
+            )
             || matches!(cause.downcast_ref(), Some(StartError::Descriptors { .. }))
             || matches!(cause.downcast_ref(), Some(BuilderError::Refused { input: true, .. }))
     });
@@ -115,6 +123,11 @@ fn run(command: Command) -> Outcome {
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
         Verb::Down(down) => down::down(&home, &down),
+        Verb::Drive(drive) => match drive.verb {
+            DriveVerb::Export(export) => drive::export(&home, &export),
+            DriveVerb::Resize(resize) => drive::resize(&home, &resize),
+        },
+        Verb::Limit(limit) => limit::limit(&home, &limit),
         Verb::Kernel(kernel) => match kernel.verb {
             KernelVerb::Ls(json) => kernel::ls(&home, json.json),
             KernelVerb::Add(add) => kernel::add(&home, &add),
