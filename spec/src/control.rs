@@ -109,7 +109,19 @@ pub enum Change {
         /// From now on.
         limits: Limits,
     },
-    /// A drive of the machine sees more of its file, which was made larger before. It cannot shrink.
+    /// Limits of what the guest sends on one NIC of the machine.
+    NicLimit {
+        /// Position of the interface in the manifest: 0 is eth0.
+        interface: u32,
+        /// From now on.
+        limits: Limits,
+    },
+    /// Limits of what guests send on all NICs of the machine together, or of the playground where no machine is named.
+    NicsLimit {
+        /// From now on.
+        limits: Limits,
+    },
+    /// A drive of the machine becomes larger, one in a plain file as large as that was made before. It cannot shrink.
     DriveResize {
         /// Its serial.
         serial: String,

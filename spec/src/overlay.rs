@@ -6,6 +6,9 @@
 
 use std::fmt;
 
+pub mod fit;
+pub mod runs;
+
 /// Bytes of a block, the unit of allocation.
 pub const BLOCK_BYTES: u64 = 4096;
 /// Bytes of a page of the map, and of its header with what follows it.
@@ -135,7 +138,7 @@ impl Header {
 
     /// Bytes of its map.
     pub fn map_bytes(&self) -> u64 {
-        page_offset(self.pages().saturating_mul(2))
+        map_bytes(self.capacity_bytes)
     }
 }
 
@@ -158,6 +161,11 @@ pub fn blocks(capacity_bytes: u64) -> u64 {
 /// Pages of a drive's map.
 pub fn pages(capacity_bytes: u64) -> u64 {
     blocks(capacity_bytes).div_ceil(PAGE_BLOCKS)
+}
+
+/// Bytes of a drive's map.
+pub fn map_bytes(capacity_bytes: u64) -> u64 {
+    page_offset(pages(capacity_bytes).saturating_mul(2))
 }
 
 /// Where a page is in the map; final pages count on from the flushed ones.

@@ -15,7 +15,7 @@ use std::thread;
 
 use labyard_spec::agent::{self, Exit, HEADER_BYTES, Kind, MAX_FRAME_BYTES, parse_header};
 use labyard_spec::control::{
-    Event, Happening, MAX_MESSAGE_BYTES, MachineState, MachineStatus, PROTOCOL, Reply, Request, Status,
+    Change, Event, Happening, MAX_MESSAGE_BYTES, MachineState, MachineStatus, PROTOCOL, Reply, Request, Status,
 };
 use labyard_spec::guest::{AGENT_PORT, Hello, READY_PORT};
 use labyard_spec::jail::fd;
@@ -81,7 +81,12 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
                 });
                 (Reply::Done, Some(OwnedFd::from(there)))
             }
-            Request::Change { .. } => (Reply::Done, None),
+            Request::Change { machine, change } => {
+                // To the log, for whoever wants to see it.
+                eprintln!("change: {}", serde_json::json!({ "machine": &machine, "change": &change }));
+                let refused = matches!(change, Change::DriveResize { bytes, .. } if bytes > 1 << 40);
+                (if refused { Reply::Failed("there is no room for that".into()) } else { Reply::Done }, None)
+            }
             // A guest without an agent has a button.
             Request::PowerButton { machine } => {
                 if machine.starts_with("deaf") {

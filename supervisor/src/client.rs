@@ -5,12 +5,14 @@ use std::os::fd::AsFd;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONNECTION, HOST, UPGRADE};
+use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use labyard_spec::control::Change;
 use labyard_sys::{spawn, wait};
+use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, Lock, append_to, names};
 use crate::record::{Standing, State, Who};
@@ -36,6 +38,16 @@ const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// A stream into a guest.
 pub type Stream = TokioIo<hyper::upgrade::Upgraded>;
+
+/// What is to be another way, of a machine or, where none is named, of the playground.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// Which machine.
+    pub machine: Option<String>,
+    /// What.
+    pub change: Change,
+}
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -247,7 +259,27 @@ impl Client {
         attach(&self.folder)
     }
 
+    /// Changes a machine while it runs, or the playground where none is named.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn change(&self, wish: &Wish) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(wish).map_err(|error| self.broken(error))?;
+        let response = self.send_body(Method::POST, "/v1/change", false, body.into()).await?;
+        self.body(response).await.map(|_| ())
+    }
+
     async fn send(&self, method: Method, path: &str, upgrade: bool) -> Result<Response<Incoming>, ClientError> {
+        self.send_body(method, path, upgrade, Bytes::new()).await
+    }
+
+    async fn send_body(
+        &self,
+        method: Method,
+        path: &str,
+        upgrade: bool,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, ClientError> {
         let stream = self.folder.connect(names::SUPERVISOR_SOCKET)?;
         stream.set_nonblocking(true).map_err(|error| self.broken(error))?;
         let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| self.broken(error))?;
@@ -258,7 +290,10 @@ impl Client {
         if upgrade {
             request = request.header(CONNECTION, "upgrade").header(UPGRADE, STREAM_PROTOCOL);
         }
-        let request = request.body(Empty::<Bytes>::new()).map_err(|error| self.broken(error))?;
+        if !body.is_empty() {
+            request = request.header(CONTENT_TYPE, "application/json");
+        }
+        let request = request.body(Full::new(body)).map_err(|error| self.broken(error))?;
         let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
         let status = response.status();
         if status.is_client_error() || status.is_server_error() {

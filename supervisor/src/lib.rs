@@ -11,6 +11,7 @@
 //! - [`builder`]: `rootfs-builder`, called as a process.
 //! - [`disks`]: the drives of a machine as files.
 //! - [`plan`]: from the manifest to what the vmm is told, and which files it gets.
+//! - [`export`]: a drive as one file.
 //! - [`control`]: the caller's side of the control socket.
 //! - [`jailed`]: starts the vmm in its jail.
 //! - [`run`]: the supervisor process.
@@ -27,6 +28,7 @@ pub mod client;
 pub mod control;
 pub mod disks;
 pub mod end;
+pub mod export;
 pub mod home;
 pub mod host;
 pub mod jailed;

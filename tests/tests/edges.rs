@@ -41,7 +41,7 @@ const KEPT_OUT: &[(&str, &[&str], &str)] = &[
 const FEATURES: &[(&str, &str, &[&str])] = &[
     ("labyard-devices", "testing", &["labyard-e2e", "labyard-bench", "labyard-fuzz"]),
     ("labyard-spec", "manifest", &["labyard-supervisor"]),
-    ("labyard-spec", "overlay", &["labyard-devices"]),
+    ("labyard-spec", "overlay", &["labyard-devices", "labyard-supervisor", "labyard-fuzz"]),
     ("labyard-rootfs-builder", "build", &["labyard-bench", "labyard-fuzz"]),
 ];
 

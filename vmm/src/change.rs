@@ -1,26 +1,48 @@
-//! What can change of drives while machines run: their sizes, and limits of what they move.
+//! What can change of drives and NICs while machines run: sizes of drives, and limits of what both move.
+//!
+//! A request of a drive passes the drive's limits, its machine's of drives and the playground's of drives; a frame that a guest sends
+//! passes the same three of NICs. What a guest receives, others have sent.
 
 use std::collections::HashMap;
 
 use labyard_devices::limiter::{Bucket, Limiter, Limits, Rate};
 use labyard_devices::virtio::block::Block;
 use labyard_devices::virtio::block::handle::Handle;
+use labyard_devices::virtio::net::Net;
 use labyard_spec::control::{self, Change};
 
 use crate::runtime;
 
-/// One machine's drives, by serial, and its limits.
+/// Limits that devices share.
+#[derive(Clone)]
+pub struct Shares {
+    /// Of drives.
+    pub drives: Bucket,
+    /// Of NICs.
+    pub nics: Bucket,
+}
+
+impl Shares {
+    /// No limits.
+    pub fn unlimited() -> Self {
+        let none = || Bucket::new(Limits::default());
+        Self { drives: none(), nics: none() }
+    }
+}
+
+/// One machine's drives, by serial, its NICs, and their limits.
 pub struct Knobs {
     drives: HashMap<String, (Handle, Bucket)>,
-    machine: Bucket,
-    playground: Bucket,
+    nics: Vec<Bucket>,
+    machine: Shares,
+    playground: Shares,
 }
 
 impl Knobs {
-    /// A machine without drives, without limits of its own, that shares those of its playground.
-    pub fn new(playground: &Bucket) -> Self {
-        let machine = Bucket::new(Limits::default());
-        Self { drives: HashMap::new(), machine, playground: playground.clone() }
+    /// A machine without devices, without limits of its own, that shares those of its playground.
+    pub fn new(playground: &Shares) -> Self {
+        let (machine, playground) = (Shares::unlimited(), playground.clone());
+        Self { drives: HashMap::new(), nics: Vec::new(), machine, playground }
     }
 
     /// Puts a drive under the limits of itself, its machine and the playground.
@@ -29,9 +51,20 @@ impl Knobs {
     /// No timer was to be had.
     pub fn add(&mut self, serial: &str, block: Block) -> std::io::Result<Block> {
         let own = Bucket::new(Limits::default());
-        let limiter = Limiter::new(vec![own.clone(), self.machine.clone(), self.playground.clone()])?;
+        let limiter = Limiter::new(vec![own.clone(), self.machine.drives.clone(), self.playground.drives.clone()])?;
         self.drives.insert(serial.to_owned(), (block.handle(), own));
         Ok(block.limited_by(limiter))
+    }
+
+    /// The same for the next NIC.
+    ///
+    /// # Errors
+    /// No timer was to be had.
+    pub fn add_nic(&mut self, net: Net) -> std::io::Result<Net> {
+        let own = Bucket::new(Limits::default());
+        let limiter = Limiter::new(vec![own.clone(), self.machine.nics.clone(), self.playground.nics.clone()])?;
+        self.nics.push(own);
+        Ok(net.limited_by(limiter))
     }
 
     /// Carries a change of the machine out.
@@ -41,7 +74,13 @@ impl Knobs {
     pub fn change(&self, change: &Change) -> Result<(), String> {
         match change {
             Change::DriveLimit { serial, limits } => self.drive(serial)?.1.change(checked(limits)?),
-            Change::MachineLimit { limits } => self.machine.change(checked(limits)?),
+            Change::MachineLimit { limits } => self.machine.drives.change(checked(limits)?),
+            Change::NicLimit { interface, limits } => {
+                let nic = self.nics.get(*interface as usize);
+                let missing = || format!("interface {interface}: there is none; it has {}", self.nics.len());
+                nic.ok_or_else(missing)?.change(checked(limits)?);
+            }
+            Change::NicsLimit { limits } => self.machine.nics.change(checked(limits)?),
             Change::DriveResize { serial, bytes } => {
                 let (drive, _) = self.drive(serial)?;
                 drive.resize(*bytes).map_err(|error| format!("drive {serial}: {}", runtime::chain(&error)))?;
@@ -50,7 +89,7 @@ impl Knobs {
                 return Err("a limit of the whole playground names no machine: leave the machine out".into());
             }
             Change::Balloon { .. } | Change::ConsoleSize { .. } | Change::Link { .. } => {
-                return Err(format!("{change:?} is nothing that a drive does"));
+                return Err(format!("{change:?} is nothing that a drive or a NIC does"));
             }
         }
         Ok(())
@@ -88,13 +127,16 @@ mod tests {
 
     #[test]
     fn changes_reach_the_drive_or_say_why_not() {
-        let playground = Bucket::new(Limits::default());
+        let playground = Shares::unlimited();
         let mut knobs = Knobs::new(&playground);
         let file = tempfile::tempfile().expect("a file");
         file.set_len(1 << 20).expect("size");
         let backend = RawFile::new(file.try_clone().expect("clone"), false).expect("whole sectors");
         let backend = backend.growing_with(Arc::new(file.try_clone().expect("clone")));
         let block = knobs.add("d00", Block::new("d00", Box::new(backend))).expect("a timer");
+        let spec = labyard_devices::switch::PortSpec { mac: [2, 0, 0, 0, 0, 1], mtu: 1500 };
+        let plug = labyard_devices::switch::Switch::with_ports("local", &[spec]).pop().expect("a plug");
+        let net = knobs.add_nic(Net::new("eth0", plug)).expect("a timer");
         let limits =
             control::Limits { bytes: Some(control::RateLimit { per_second: 1 << 20, burst: 0 }), operations: None };
         let none = control::Limits { operations: Some(control::RateLimit { per_second: 0, burst: 9 }), ..limits };
@@ -106,6 +148,10 @@ mod tests {
                 Change::DriveLimit { serial: "d07".into(), limits },
                 Some("drive d07: there is none of this serial; there are d00"),
             ),
+            (Change::NicLimit { interface: 1, limits }, Some("interface 1: there is none; it has 1")),
+            (Change::NicLimit { interface: 0, limits }, None),
+            (Change::NicsLimit { limits }, None),
+            (Change::NicsLimit { limits: none }, Some("0 operations")),
             (Change::MachineLimit { limits: none }, Some("0 operations in a second stops everything")),
             (Change::PlaygroundLimit { limits }, Some("leave the machine out")),
             (
@@ -122,6 +168,6 @@ mod tests {
                 other => panic!("{change:?}: {other:?}"),
             }
         }
-        drop(block);
+        drop((block, net));
     }
 }

@@ -46,6 +46,8 @@ impl Levers {
             Change::DriveLimit { .. }
             | Change::MachineLimit { .. }
             | Change::PlaygroundLimit { .. }
+            | Change::NicLimit { .. }
+            | Change::NicsLimit { .. }
             | Change::DriveResize { .. } => self.knobs.change(&change)?,
             Change::Link { interface, up } => {
                 let link = self.links.get(interface as usize);

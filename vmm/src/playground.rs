@@ -18,7 +18,6 @@ use labyard_devices::backend::raw::{self, RawFile};
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::legacy::ged;
-use labyard_devices::limiter::{Bucket, Limits};
 use labyard_devices::switch::{Plug, PortSpec, Switch};
 use labyard_devices::virtio::balloon::Balloon;
 use labyard_devices::virtio::block::Block;
@@ -35,7 +34,7 @@ use labyard_spec::playground::{
 
 use crate::arch::x86_64::cpuid::{self, Processors, Template};
 use crate::boot::{self, Images};
-use crate::change::{self, Knobs};
+use crate::change::{self, Knobs, Shares};
 use crate::console::ConsoleHub;
 use crate::kvm::Hypervisor;
 use crate::levers::Levers;
@@ -87,8 +86,8 @@ pub struct Playground {
     last_words: Mutex<File>,
     /// By machine name; filled once, by `create`.
     handles: Mutex<HashMap<String, Handle>>,
-    /// What limits all drives together.
-    limit: Bucket,
+    /// What limits all drives together, and all NICs.
+    limits: Shares,
 }
 
 impl Playground {
@@ -105,7 +104,7 @@ impl Playground {
             changed: Condvar::new(),
             last_words: Mutex::new(last_words),
             handles: Mutex::default(),
-            limit: Bucket::new(Limits::default()),
+            limits: Shares::unlimited(),
         }))
     }
 
@@ -169,7 +168,7 @@ impl Playground {
         let said = |what: &'static str| move |error: std::io::Error| format!("{what}: {error}");
 
         let mut devices: Vec<Box<dyn VirtioDevice>> = Vec::new();
-        let mut knobs = Knobs::new(&self.limit);
+        let mut knobs = Knobs::new(&self.limits);
         for drive in &spec.drives {
             let failed = |error: String| format!("drive {}: {error}", drive.serial);
             let block = Block::new(&drive.serial, self.drive(&spec.name, drive, &own).map_err(failed)?);
@@ -182,6 +181,7 @@ impl Playground {
             let plug = plug.ok_or_else(|| format!("network {} does not exist", interface.network))?;
             let net = Net::new(&format!("eth{position}"), plug);
             links.push(net.link());
+            let net = knobs.add_nic(net).map_err(|error| format!("interface {position}: {error}"))?;
             devices.push(Box::new(net));
         }
         let (this, name) = (Arc::clone(self), spec.name.clone());
@@ -267,7 +267,7 @@ impl Playground {
         let Some(OverlaySpec { frozen, top, capacity_bytes }) = &spec.overlay else {
             let base = spec.base.as_ref().ok_or("nothing is behind it")?;
             let file = own(base.file)?;
-            let capacity_bytes = raw::capacity(&file).map_err(|error| runtime::chain(&error))?;
+            let capacity_bytes = raw::capacity(&file, spec.read_only).map_err(|error| runtime::chain(&error))?;
             let engine = make(vec![own(base.file)?]).map_err(|error| error.to_string())?;
             let raw = RawFile::over(engine, capacity_bytes, spec.read_only).growing_with(Arc::new(file));
             return Ok(Box::new(raw));
@@ -353,7 +353,11 @@ impl Playground {
                 levers.change(change).map_err(|error| format!("machine {name}: {error}"))
             }
             (None, Change::PlaygroundLimit { limits }) => {
-                self.limit.change(change::checked(&limits)?);
+                self.limits.drives.change(change::checked(&limits)?);
+                Ok(())
+            }
+            (None, Change::NicsLimit { limits }) => {
+                self.limits.nics.change(change::checked(&limits)?);
                 Ok(())
             }
             (None, change) => Err(format!("which machine? {change:?} is of one machine, and none was named")),

@@ -8,6 +8,7 @@ use std::os::fd::RawFd;
 
 use labyard_sys::iov::GuestSlices;
 
+use super::raw::SECTOR_BYTES;
 use crate::Memory;
 
 /// Names a request until it completes; chosen by the device.
@@ -60,35 +61,43 @@ pub struct Completion {
 
 /// A drive cannot be given another size.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
 pub enum GrowError {
-    /// Not by this backend.
     #[error("a drive of this kind keeps its size")]
     Fixed,
-    /// A guest uses all of it.
     #[error("{bytes} bytes are less than its {capacity}, and a drive cannot shrink while its machine runs")]
-    Smaller {
-        /// Asked for.
-        bytes: u64,
-        /// Now.
-        capacity: u64,
-    },
-    /// Not whole sectors.
+    Smaller { bytes: u64, capacity: u64 },
     #[error("{bytes} bytes is not a whole number of sectors of 512 bytes")]
-    Unaligned {
-        /// Asked for.
-        bytes: u64,
-    },
-    /// The host has to make room first.
+    Unaligned { bytes: u64 },
+    #[error("{bytes} bytes are more than the {most} that a drive can have")]
+    Large { bytes: u64, most: u64 },
     #[error("{bytes} bytes are more than the {file_bytes} of the file behind it: grow the file first")]
-    BeyondFile {
-        /// Asked for.
-        bytes: u64,
-        /// Of the file.
-        file_bytes: u64,
-    },
-    /// The file.
+    BeyondFile { bytes: u64, file_bytes: u64 },
     #[error("reading the size of the file behind it")]
     Stat(#[source] io::Error),
+    #[error("no guest uses it now; try again when its machine has booted")]
+    AtRest,
+    #[error("its machine has ended")]
+    Ended,
+    #[error(
+        "its flush has not ended for {seconds} s, for lack of room on the host's disk, it may be; it has its old size"
+    )]
+    Late { seconds: u64 },
+    #[error("making its files larger")]
+    Files(#[source] io::Error),
+}
+
+impl GrowError {
+    /// Whether a drive of `capacity` bytes may have `bytes`: whole sectors, and not fewer.
+    pub(crate) fn check(bytes: u64, capacity: u64) -> Result<(), Self> {
+        if bytes < capacity {
+            return Err(Self::Smaller { bytes, capacity });
+        }
+        if bytes & SECTOR_BYTES.wrapping_sub(1) != 0 {
+            return Err(Self::Unaligned { bytes });
+        }
+        Ok(())
+    }
 }
 
 /// Makes a drive larger while its backend is at work; called from any thread, one call at a time.

@@ -9,6 +9,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use labyard_sys::lease;
+
 use super::block::{BlockBackend, Completion, Grow, GrowError, Operation, Tag};
 use super::engine::{Engine, FileIndex, Io, SyncEngine};
 use crate::Memory;
@@ -28,6 +30,14 @@ pub enum RawError {
         /// Its size.
         bytes: u64,
     },
+    /// How it was opened.
+    #[error("asking how it was opened")]
+    Access(#[source] io::Error),
+    /// Nothing could be written.
+    #[error(
+        "opened for reading only, and the drive is to be written; pass it opened for both, or make the drive read only"
+    )]
+    ReadOnly,
 }
 
 /// A plain file.
@@ -47,7 +57,7 @@ const FILE: FileIndex = 0;
 impl RawFile<SyncEngine> {
     /// The drive in `file`, with the size that the file has now.
     pub fn new(file: File, read_only: bool) -> Result<Self, RawError> {
-        let capacity_bytes = capacity(&file)?;
+        let capacity_bytes = capacity(&file, read_only)?;
         Ok(Self::over(SyncEngine::new(vec![file]), capacity_bytes, read_only))
     }
 }
@@ -55,10 +65,16 @@ impl RawFile<SyncEngine> {
 /// Bytes of the drive in `file`.
 ///
 /// # Errors
-/// Its size cannot be read, or is not a whole number of sectors.
-pub fn capacity(file: &File) -> Result<u64, RawError> {
+/// Its size cannot be read, or is not a whole number of sectors, or it cannot be written where the drive is.
+pub fn capacity(file: &File, read_only: bool) -> Result<u64, RawError> {
     let bytes = file.metadata().map_err(RawError::Stat)?.len();
-    if bytes & SECTOR_BYTES.wrapping_sub(1) == 0 { Ok(bytes) } else { Err(RawError::Unaligned { bytes }) }
+    if bytes & SECTOR_BYTES.wrapping_sub(1) != 0 {
+        return Err(RawError::Unaligned { bytes });
+    }
+    if !read_only && !lease::can_write(file).map_err(RawError::Access)? {
+        return Err(RawError::ReadOnly);
+    }
+    Ok(bytes)
 }
 
 impl<E: Engine> RawFile<E> {
@@ -84,12 +100,7 @@ struct RawGrowth {
 impl Grow for RawGrowth {
     fn grow(&self, bytes: u64) -> Result<(), GrowError> {
         let capacity = self.capacity.load(Ordering::SeqCst);
-        if bytes < capacity {
-            return Err(GrowError::Smaller { bytes, capacity });
-        }
-        if bytes & SECTOR_BYTES.wrapping_sub(1) != 0 {
-            return Err(GrowError::Unaligned { bytes });
-        }
+        GrowError::check(bytes, capacity)?;
         let file_bytes = self.file.metadata().map_err(GrowError::Stat)?.len();
         if bytes > file_bytes {
             return Err(GrowError::BeyondFile { bytes, file_bytes });

@@ -2,14 +2,10 @@
 //!
 //! One queue of device-writable buffers. The worker owns the queue; nothing is shared, so there is no lock.
 //! The guest chooses the buffer length, so one request yields at most [`MAX_REQUEST`] bytes, and all requests together no more
-//! than a [`Rate`]: what is beyond waits in the queue until a timer says that there is more.
+//! than a [`Rate`]: what is beyond waits until its limiter lets it through.
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
@@ -17,6 +13,7 @@ use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues}
 use crate::Memory;
 use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
+use crate::limiter::{Bucket, Limiter, Limits, Rate};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
 
 /// Entries of the queue.
@@ -27,57 +24,11 @@ pub const MAX_REQUEST: usize = 4096;
 /// Requests that are served before the machine's other devices have their turn.
 const MAX_TURN: u32 = 64;
 
-const TIMER: Token = 1;
+/// Token of the limit: a request that was held back may go.
+const ADMISSION: Token = 1;
 
-/// How many bytes a guest gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rate {
-    /// At once, after a rest; never less than [`MAX_REQUEST`].
-    pub burst_bytes: u64,
-    /// In the long run.
-    pub bytes_per_second: u64,
-}
-
-/// Enough to seed hundreds of generators a second, and far below what the host's yields.
-pub const DEFAULT_RATE: Rate = Rate { burst_bytes: 256 << 10, bytes_per_second: 1 << 20 };
-
-/// What is left of a [`Rate`].
-#[derive(Debug)]
-struct Bucket {
-    rate: Rate,
-    bytes: u64,
-    filled: Instant,
-}
-
-impl Bucket {
-    fn full(rate: Rate, now: Instant) -> Self {
-        let burst_bytes = rate.burst_bytes.max(MAX_REQUEST as u64);
-        let rate = Rate { burst_bytes, bytes_per_second: rate.bytes_per_second.max(1) };
-        Self { rate, bytes: burst_bytes, filled: now }
-    }
-
-    /// Whether `bytes` are there; else how long it takes until they are.
-    fn has(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
-        let micros = u64::try_from(now.saturating_duration_since(self.filled).as_micros()).unwrap_or(u64::MAX);
-        let new = micros.saturating_mul(self.rate.bytes_per_second).checked_div(1_000_000).unwrap_or(0);
-        if new > 0 {
-            self.bytes = self.bytes.saturating_add(new).min(self.rate.burst_bytes);
-            self.filled = now;
-        }
-        match bytes.checked_sub(self.bytes) {
-            None | Some(0) => Ok(()),
-            Some(missing) => {
-                let micros = missing.saturating_mul(1_000_000).checked_div(self.rate.bytes_per_second);
-                // Rounded up, and never nothing, which would stop a timer.
-                Err(Duration::from_micros(micros.unwrap_or(0).saturating_add(1)))
-            }
-        }
-    }
-
-    fn take(&mut self, bytes: u64) {
-        self.bytes = self.bytes.saturating_sub(bytes);
-    }
-}
+/// Bytes that a guest gets: enough to seed hundreds of generators a second, and far below what the host's yields.
+pub const DEFAULT_RATE: Rate = Rate { per_second: 1 << 20, burst: 256 << 10 };
 
 /// Where the random bytes come from.
 pub trait Entropy: Send {
@@ -97,6 +48,7 @@ impl Entropy for HostEntropy {
 /// An entropy device at rest.
 pub struct Rng {
     entropy: Box<dyn Entropy>,
+    /// Kept over resets, which renew no guest's share.
     bucket: Bucket,
     faults: Faults,
 }
@@ -109,7 +61,8 @@ impl Rng {
 
     /// A device that yields what `entropy` gives, `rate` of it.
     pub fn with_entropy(entropy: Box<dyn Entropy>, rate: Rate) -> Self {
-        Self { entropy, bucket: Bucket::full(rate, Instant::now()), faults: Faults::new("rng") }
+        let bucket = Bucket::new(Limits { bytes: Some(rate), operations: None });
+        Self { entropy, bucket, faults: Faults::new("rng") }
     }
 }
 
@@ -131,12 +84,12 @@ impl VirtioDevice for Rng {
 
     fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
         let Some(([queue], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
-        let timer = match TimerFd::new() {
-            Ok(timer) => timer,
+        let limiter = match Limiter::new(vec![self.bucket.clone()]) {
+            Ok(limiter) => limiter,
             Err(error) => return Err(Refused { why: format!("a timer: {error}"), device: self }),
         };
-        let chain = Chain::with_capacity(queue.ring.size());
-        Ok(Box::new(RngWorker { rng: *self, timer, queue, mem, irq, chain, buffer: Box::new([0; MAX_REQUEST]) }))
+        let (chain, buffer) = (Chain::with_capacity(queue.ring.size()), Box::new([0; MAX_REQUEST]));
+        Ok(Box::new(RngWorker { rng: *self, limiter, queue, mem, irq, chain, held: false, buffer }))
     }
 
     fn faults(&self) -> &Faults {
@@ -146,12 +99,13 @@ impl VirtioDevice for Rng {
 
 struct RngWorker {
     rng: Rng,
-    /// Fires when the bucket has enough for a request again.
-    timer: TimerFd,
+    limiter: Limiter,
     queue: ActiveQueue,
     mem: Memory,
     irq: Arc<dyn Interrupt>,
     chain: Chain,
+    /// The chain has a request that the limit has not let through yet.
+    held: bool,
     buffer: Box<[u8; MAX_REQUEST]>,
 }
 
@@ -160,25 +114,22 @@ impl RngWorker {
         let ActiveQueue { ring, kick } = &mut self.queue;
         let mut turn = 0u32;
         loop {
-            // Whatever it asks for, a request finds enough: it is not taken before.
-            if let Err(wait) = self.rng.bucket.has(MAX_REQUEST as u64, Instant::now()) {
-                if let Err(error) = self.timer.reset(wait, None) {
-                    log::error!("rng: setting its timer: {error}");
-                }
-                break;
-            }
             if turn == MAX_TURN {
                 kick.raise();
                 break;
             }
-            if !ring.pop(&self.mem, &mut self.chain, &self.rng.faults)? {
+            if !self.held && !ring.pop(&self.mem, &mut self.chain, &self.rng.faults)? {
                 if ring.enable_kicks(&self.mem)? {
                     continue;
                 }
                 break;
             }
-            turn = turn.saturating_add(1);
             let want = usize::try_from(self.chain.writable_len()).unwrap_or(MAX_REQUEST).min(MAX_REQUEST);
+            self.held = !self.limiter.admit(want as u64);
+            if self.held {
+                break;
+            }
+            turn = turn.saturating_add(1);
             let mut written = 0;
             match self.buffer.get_mut(..want) {
                 Some(part) if want > 0 && self.chain.readable_len() == 0 => match self.rng.entropy.fill(part) {
@@ -187,7 +138,6 @@ impl RngWorker {
                 },
                 _ => self.rng.faults.note("a request with nothing to fill, or with bytes for the device"),
             }
-            self.rng.bucket.take(written as u64);
             ring.complete(&self.mem, self.chain.head(), u32::try_from(written).unwrap_or(0))?;
         }
         ring.signal_if_needed(&self.mem, &*self.irq)
@@ -196,22 +146,23 @@ impl RngWorker {
 
 impl Worker for RngWorker {
     fn sources(&self) -> Vec<Source> {
-        vec![self.queue.source(), Source { fd: self.timer.as_raw_fd(), token: TIMER }]
+        vec![self.queue.source(), Source { fd: self.limiter.source(), token: ADMISSION }]
     }
 
     fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
-        if token == TIMER {
-            // One shot; setting it to nothing also takes what it has told.
-            if let Err(error) = self.timer.clear() {
-                log::error!("rng: stopping its timer: {error}");
-            }
+        if token == ADMISSION {
+            self.limiter.woken()
         } else {
-            self.queue.take_kick();
+            self.queue.take_kick()
         }
         self.serve().map_err(|source| WorkerFault::Ring { queue: 0, source })
     }
 
-    fn deactivate(self: Box<Self>) -> Rest {
+    fn deactivate(mut self: Box<Self>) -> Rest {
+        if self.held {
+            // It was the last one that was taken.
+            self.queue.ring.put_back();
+        }
         Rest { device: Box::new(self.rng), queues: vec![self.queue] }
     }
 }

@@ -92,6 +92,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             change: Change::DriveResize { serial: "d00".into(), bytes: 5 << 30 },
         },
         Request::Change { machine: None, change: Change::PlaygroundLimit { limits } },
+        Request::Change { machine: Some("web".into()), change: Change::NicLimit { interface: 0, limits } },
+        Request::Change { machine: None, change: Change::NicsLimit { limits } },
     ];
     let status = MachineStatus {
         balloon: None,

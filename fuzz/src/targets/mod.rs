@@ -4,6 +4,7 @@ mod device;
 mod image;
 mod ioapic;
 mod messages;
+mod overlay;
 mod switch;
 mod vsock;
 
@@ -41,6 +42,7 @@ pub fn all() -> Vec<Target> {
         target("ioapic", ioapic::run),
         target("switch", switch::run),
         target("image-layers", image::run),
+        target("overlay-maps", overlay::run),
         Target { seeds: messages::seeds, ..target("messages", messages::run) },
         target("agent-frames", messages::frames),
     ]);

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use labyard_spec::manifest::size;
 use labyard_spec::source::Source;
 
 /// Build, boot and join virtual labs on this host.
@@ -84,6 +85,27 @@ Examples:
   labyard down lab
   labyard down --all --grace 5s")]
     Down(Down),
+    /// Drives of machines: as files, and their sizes
+    #[command(after_help = "\
+Examples:
+  labyard drive export lab/db:d01 data.qcow2 --format qcow2
+  labyard drive resize lab/db:d01 20GiB")]
+    Drive(Drive),
+    /// Limit what drives and NICs move, while machines run
+    #[command(after_help = "\
+A request of a drive passes the limits of the drive, of its machine's drives and of the lab's drives; a frame that a guest sends passes
+those of the NIC, of its machine's NICs and of the lab's. An operation is one request of a drive, or what a guest hands to a NIC at
+once: a frame, or a segment of up to 64 KiB. In any span of time a limit lets through its rate, its burst and one operation.
+
+What is not given is not limited any more. Limits hold at once, and until the lab ends.
+
+Examples:
+  labyard limit lab/db:d01 --bytes 20MiB --ops 500
+  labyard limit lab/db:eth0 --bytes 1MiB --bytes-burst 256KiB
+  labyard limit lab/db --drives --ops 1000
+  labyard limit lab --nics --bytes 10MiB
+  labyard limit lab/db:d01 --off")]
+    Limit(Limit),
     /// Guest kernels in the store
     #[command(after_help = "\
 Examples:
@@ -212,6 +234,107 @@ pub(crate) struct Stop {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Drive {
+    #[command(subcommand)]
+    pub(crate) verb: DriveVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DriveVerb {
+    /// Write a drive of a machine that does not run to a file: what it wrote, over what it started with
+    #[command(after_help = "\
+The file has what the guest had flushed, and appears once it is complete. raw is sparse; qcow2 is version 3, without a backing file.
+
+Examples:
+  labyard drive export lab/web web.raw
+  labyard drive export lab/db:d01 data.qcow2 --format qcow2 --force
+  labyard drive export lab/web web.raw --json | jq .data_bytes")]
+    Export(DriveExport),
+    /// Make a drive larger while its machine runs; the guest is told, and grows its file system itself. Drives do not shrink
+    #[command(after_help = "\
+Examples:
+  labyard drive resize lab/db:d01 20GiB
+  labyard exec lab/db -- resize2fs /dev/vdb")]
+    Resize(DriveResize),
+}
+
+/// Which drive.
+#[derive(Debug, Args)]
+pub(crate) struct DriveName {
+    /// LAB/MACHINE:DRIVE; DRIVE is d00, d01, ... in the manifest's order, and can be left out where there is one
+    #[arg(value_name = "MACHINE[:DRIVE]")]
+    pub(crate) drive: String,
+    /// The lab that MACHINE belongs to
+    #[arg(short, long, value_name = "LAB")]
+    pub(crate) playground: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DriveExport {
+    #[command(flatten)]
+    pub(crate) drive: DriveName,
+    /// The file to make
+    pub(crate) file: PathBuf,
+    /// What the file is to be
+    #[arg(long, value_enum, default_value = "raw")]
+    pub(crate) format: ExportFormat,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub(crate) enum ExportFormat {
+    /// Byte n of the drive is byte n of the file
+    Raw,
+    /// QEMU's format
+    Qcow2,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DriveResize {
+    #[command(flatten)]
+    pub(crate) drive: DriveName,
+    /// Its new size, such as 20GiB
+    #[arg(value_parser = size::parse)]
+    pub(crate) size: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Limit {
+    /// LAB, LAB/MACHINE or LAB/MACHINE:DEVICE; DEVICE is a drive (d00, ...) or a NIC (eth0, ...)
+    #[arg(value_name = "TARGET")]
+    pub(crate) target: String,
+    /// The lab that MACHINE belongs to
+    #[arg(short, long, value_name = "LAB")]
+    pub(crate) playground: Option<String>,
+    /// Of a lab or machine: all its drives together
+    #[arg(long, conflicts_with = "nics")]
+    pub(crate) drives: bool,
+    /// Of a lab or machine: what is sent on all its NICs together
+    #[arg(long)]
+    pub(crate) nics: bool,
+    /// Bytes in a second, such as 10MiB
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, required_unless_present_any = ["ops", "off"])]
+    pub(crate) bytes: Option<u64>,
+    /// Bytes beyond that at once, after a rest; none where not given
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "bytes")]
+    pub(crate) bytes_burst: Option<u64>,
+    /// Operations in a second
+    #[arg(long, value_name = "N")]
+    pub(crate) ops: Option<u64>,
+    /// Operations beyond that at once, after a rest; none where not given
+    #[arg(long, value_name = "N", requires = "ops")]
+    pub(crate) ops_burst: Option<u64>,
+    /// No limit any more
+    #[arg(long, conflicts_with_all = ["bytes", "ops"])]
+    pub(crate) off: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Image {
     #[command(subcommand)]
     pub(crate) verb: ImageVerb,
@@ -252,7 +375,7 @@ pub(crate) struct ImagePull {
     /// As in a manifest: oci://…, oci-layout:…, docker-archive:… or rootfs-tar:…
     pub(crate) source: Source,
     /// Length of the disk; the file is sparse
-    #[arg(long, default_value = "4GiB", value_parser = bytes)]
+    #[arg(long, default_value = "4GiB", value_parser = size::parse)]
     pub(crate) size: u64,
     /// Print one JSON document
     #[arg(long)]
@@ -347,11 +470,6 @@ pub(crate) struct KernelRm {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-/// `512MiB`, `4GiB`.
-fn bytes(text: &str) -> Result<u64, String> {
-    labyard_spec::manifest::size::parse(text)
 }
 
 /// `90s`, `10m`, `1h`, or seconds.

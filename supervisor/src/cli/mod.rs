@@ -3,9 +3,11 @@
 mod args;
 mod console;
 mod down;
+mod drive;
 mod exec;
 mod image;
 mod kernel;
+mod limit;
 mod logs;
 mod naming;
 mod output;
@@ -22,11 +24,12 @@ use clap::{CommandFactory, Parser};
 use labyard_spec::manifest::Fault;
 use labyard_supervisor::builder::BuilderError;
 use labyard_supervisor::client::ClientError;
+use labyard_supervisor::export::{ChainError, DraftError, ExportError};
 use labyard_supervisor::home::{Home, HomeError};
 use labyard_supervisor::host::HostError;
 use labyard_supervisor::jailed::StartError;
 
-use args::{Command, ImageVerb, KernelVerb, Verb};
+use args::{Command, DriveVerb, ImageVerb, KernelVerb, Verb};
 
 /// Exit codes.
 pub(crate) mod code {
@@ -80,6 +83,11 @@ fn code_of(error: &anyhow::Error) -> u8 {
                 cause.downcast_ref(),
                 Some(HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. })
             )
+            || matches!(cause.downcast_ref(), Some(ExportError::Chain(ChainError::InUse { .. })))
+            || matches!(
+                cause.downcast_ref(),
+                Some(ExportError::Draft(DraftError::Exists { .. } | DraftError::Place { .. }))
+            )
             || matches!(cause.downcast_ref(), Some(StartError::Descriptors { .. }))
             || matches!(cause.downcast_ref(), Some(BuilderError::Refused { input: true, .. }))
     });
@@ -116,6 +124,11 @@ fn run(command: Command) -> Outcome {
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
         Verb::Down(down) => down::down(&home, &down),
+        Verb::Drive(drive) => match drive.verb {
+            DriveVerb::Export(export) => drive::export(&home, &export),
+            DriveVerb::Resize(resize) => drive::resize(&home, &resize),
+        },
+        Verb::Limit(limit) => limit::limit(&home, &limit),
         Verb::Kernel(kernel) => match kernel.verb {
             KernelVerb::Ls(json) => kernel::ls(&home, json.json),
             KernelVerb::Add(add) => kernel::add(&home, &add),

@@ -6,11 +6,12 @@
 //!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
 //!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
 //!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
+//!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
 //!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
 //! ```
 //!
 //! Only the same user gets an answer (peer credentials). Errors are plain text: 404 for what is not there, 409 for what has
-//! ended, 502 for what the vmm or the guest refuses.
+//! ended or cannot be changed so, 502 for what the vmm or the guest refuses.
 
 use std::io;
 use std::sync::Arc;
@@ -30,9 +31,10 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
+use super::change::ChangeError;
 use super::shared::Shared;
 use super::stop;
-use crate::client::STREAM_PROTOCOL;
+use crate::client::{STREAM_PROTOCOL, Wish};
 use crate::control::{Control, ControlError};
 use crate::home::names;
 use crate::record;
@@ -54,6 +56,7 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/machines/{machine}/console", post(console))
         .route("/v1/machines/{machine}/console/size", post(console_size))
         .route("/v1/machines/{machine}/stop", post(stop_machine))
+        .route("/v1/change", post(change))
         .route("/v1/down", post(down))
         .with_state(Arc::clone(shared));
     let (farewell, goodbye) = oneshot::channel::<()>();
@@ -156,6 +159,22 @@ async fn console_size(
     let told = tokio::task::spawn_blocking(tell).await.map_err(|panicked| bad_gateway(&panicked))?;
     told.map_err(|error: ControlError| bad_gateway(&error))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn change(
+    State(shared): State<Arc<Shared>>,
+    axum::Json(wish): axum::Json<Wish>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    if let Some(machine) = &wish.machine {
+        known(&shared.state(), machine)?;
+    }
+    let making = tokio::task::spawn_blocking(move || super::change::change(&shared, wish));
+    match making.await.map_err(|panicked| bad_gateway(&panicked))? {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        // The vmm's words: what was asked for cannot be.
+        Err(ChangeError::Control(ControlError::Failed(text))) => Err((StatusCode::CONFLICT, printable(&text))),
+        Err(error) => Err(bad_gateway(&error)),
+    }
 }
 
 /// Opens a stream into a guest and gives it to the caller.

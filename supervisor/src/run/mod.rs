@@ -10,6 +10,7 @@
 
 mod adopt;
 mod api;
+mod change;
 mod shared;
 mod stop;
 mod watch;

@@ -32,6 +32,8 @@ pub(super) struct Shared {
     inner: Mutex<Inner>,
     /// Rings after every change.
     bell: tokio::sync::watch::Sender<Phase>,
+    /// Held by who changes `plan.json`, until the vmm has made the change or refused it. No other lock is taken under it.
+    pub(super) planning: Mutex<()>,
 }
 
 /// What the lock guards.
@@ -50,7 +52,8 @@ pub(super) struct Inner {
 impl Shared {
     pub(super) fn new(folder: Folder, state: State, journal: Journal) -> Self {
         let inner = Inner { state, journal, lines: Vec::new(), stopping: false, hellos: 0 };
-        Self { folder, inner: Mutex::new(inner), bell: tokio::sync::watch::Sender::new(Phase::Starting) }
+        let bell = tokio::sync::watch::Sender::new(Phase::Starting);
+        Self { folder, inner: Mutex::new(inner), bell, planning: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {

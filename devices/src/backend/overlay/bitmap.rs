@@ -22,6 +22,14 @@ impl Bitmap {
         Self { pages: empty, dirty: Vec::with_capacity(count), is_dirty: vec![false; count] }
     }
 
+    /// More pages, with no bit set.
+    pub(super) fn grow(&mut self, pages: u64) {
+        let count = usize::try_from(pages).unwrap_or(usize::MAX).max(self.pages.len());
+        self.pages.resize_with(count, || None);
+        self.is_dirty.resize(count, false);
+        self.dirty.reserve(count.saturating_sub(self.dirty.len()));
+    }
+
     /// Adds the bits of a page that was read.
     pub(super) fn load(&mut self, page: u64, words: &Words) {
         if words.iter().all(|word| *word == 0) {

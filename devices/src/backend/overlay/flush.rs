@@ -75,6 +75,11 @@ impl Flush {
         }
     }
 
+    /// Room for more pages.
+    pub(super) fn grow(&mut self, pages: u64) {
+        self.taken.reserve(usize::try_from(pages).unwrap_or(0).saturating_sub(self.taken.len()));
+    }
+
     pub(super) fn is_idle(&self) -> bool {
         self.phase == Phase::Idle
     }
@@ -239,6 +244,7 @@ impl<E: Engine> Overlay<E> {
         }
         let result = || failed.as_ref().map_or(Ok(()), |error| Err(error.kind().into()));
         self.done.extend(self.flush.served.drain(..).map(|tag| Completion { tag, result: result() }));
+        self.grow_if_asked();
         self.begin_round();
     }
 }

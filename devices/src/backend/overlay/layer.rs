@@ -6,12 +6,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use labyard_spec::overlay::fit::{Misfit, Place};
 use labyard_spec::overlay::{
     Header, LayerId, MAX_CAPACITY_BYTES, MapError, PAGE_BYTES, PAGE_WORDS, SECTOR_BYTES, decode_page, encode_page,
-    page_offset,
+    map_bytes, page_offset, pages,
 };
 use labyard_sys::lease::{self, Lease};
-use labyard_sys::random;
+use labyard_sys::{random, space};
 
 use super::bitmap::Bitmap;
 
@@ -63,22 +64,10 @@ pub enum OverlayError {
     Taken { layer: usize },
     #[error("layer {layer}: opened for reading only, and it would have to be written")]
     ReadOnly { layer: usize },
-    #[error("layer {layer}: its map: {source}; what the machine wrote is lost, remove the lab")]
-    Map { layer: usize, source: MapError },
-    #[error(
-        "layer {layer}: its map has {found} bytes, a drive of {drive} bytes needs {needed}; it was cut or belongs to another drive"
-    )]
-    MapSize { layer: usize, found: u64, needed: u64, drive: u64 },
-    #[error("layer {layer}: its data has {found} bytes, its map says {needed}; it was cut or belongs to another drive")]
-    DataSize { layer: usize, found: u64, needed: u64 },
-    #[error("layer {layer}: it lies on `{expected}` and was given `{found}` (nothing is ``)")]
-    OtherBase { layer: usize, expected: String, found: String },
-    #[error(
-        "layer {layer}: it was made on a base of {expected} bytes, which has {found} now; the image was cut or replaced"
-    )]
-    BaseSize { layer: usize, expected: u64, found: u64 },
-    #[error("layer {layer}: it belongs to a drive of {found} bytes, asked is one of {asked}")]
-    OtherCapacity { layer: usize, found: u64, asked: u64 },
+    #[error("layer {layer}: its map: {why}; what the machine wrote is lost, remove the lab")]
+    Map { layer: usize, why: MapError },
+    #[error("layer {layer}: {why}")]
+    Misfit { layer: usize, why: Misfit },
     #[error("requests are under way")]
     Busy,
     #[error("starting its engine")]
@@ -122,7 +111,7 @@ pub(super) fn open(chain: Chain) -> Result<Opened, OverlayError> {
     let mut opened = Opened { base, base_bytes, base_name, layers: Vec::new() };
     for (layer, files) in frozen.into_iter().enumerate() {
         lease(&files, Lease::Reader, layer)?;
-        opened.add(files, capacity_bytes)?;
+        opened.add(files, capacity_bytes, false)?;
     }
     opened.add_top(top, capacity_bytes)?;
 
@@ -155,47 +144,33 @@ impl Opened {
         if len(&files.map, layer, "reading the size of its map")? == 0 {
             make(&files, &self.below(), self.base_bytes, capacity_bytes).map_err(failed("making it"))?;
         }
-        self.add(files, capacity_bytes)?;
-        match self.layers.last().map(|top| top.header.capacity_bytes) {
-            Some(found) if found != capacity_bytes => {
-                Err(OverlayError::OtherCapacity { layer, found, asked: capacity_bytes })
-            }
-            _ => Ok(()),
-        }
+        self.add(files, capacity_bytes, true)
     }
 
     /// Adds a layer that is there, without its bits.
-    fn add(&mut self, files: LayerFiles, capacity_bytes: u64) -> Result<(), OverlayError> {
+    fn add(&mut self, files: LayerFiles, capacity_bytes: u64, is_top: bool) -> Result<(), OverlayError> {
         let layer = self.layers.len();
         let map_bytes = len(&files.map, layer, "reading the size of its map")?;
+        let data_bytes = len(&files.data, layer, "reading the size of its data")?;
         let mut bytes = [0; SECTOR_BYTES];
-        let needed = SECTOR_BYTES as u64;
-        if map_bytes < needed {
-            return Err(OverlayError::MapSize { layer, found: map_bytes, needed, drive: capacity_bytes });
+        if map_bytes < SECTOR_BYTES as u64 {
+            let why = Misfit::MapSize { found: map_bytes, needed: SECTOR_BYTES as u64, drive: capacity_bytes };
+            return Err(OverlayError::Misfit { layer, why });
         }
         files.map.read_exact_at(&mut bytes, 0).map_err(|source| OverlayError::File {
             layer,
             doing: "reading its map",
             source,
         })?;
-        let header = Header::decode(&bytes).map_err(|source| OverlayError::Map { layer, source })?;
-        let drive = header.capacity_bytes;
-        if map_bytes != header.map_bytes() {
-            return Err(OverlayError::MapSize { layer, found: map_bytes, needed: header.map_bytes(), drive });
-        }
-        let data_bytes = len(&files.data, layer, "reading the size of its data")?;
-        if data_bytes != drive {
-            return Err(OverlayError::DataSize { layer, found: data_bytes, needed: drive });
-        }
-        if drive > capacity_bytes {
-            return Err(OverlayError::OtherCapacity { layer, found: drive, asked: capacity_bytes });
-        }
-        let below = self.below();
-        if header.below != below {
-            return Err(OverlayError::OtherBase { layer, expected: header.below, found: below });
-        }
-        if header.base_bytes != self.base_bytes {
-            return Err(OverlayError::BaseSize { layer, expected: header.base_bytes, found: self.base_bytes });
+        let mut header = Header::decode(&bytes).map_err(|why| OverlayError::Map { layer, why })?;
+        let (below, base_bytes) = (self.below(), self.base_bytes);
+        let place = Place { map_bytes, data_bytes, below: &below, base_bytes, drive_bytes: capacity_bytes, is_top };
+        header.fits(&place).map_err(|why| OverlayError::Misfit { layer, why })?;
+        if is_top {
+            // It was told to grow while nobody used it, or its last growth was cut short.
+            let grown = lengthen(&files, header.capacity_bytes, capacity_bytes)
+                .and_then(|()| write_capacity(&files, &mut header, capacity_bytes));
+            grown.map_err(|source| OverlayError::File { layer, doing: "giving it its size", source })?;
         }
         let bits = Bitmap::new(header.pages());
         self.layers.push(Layer { header, bits, files });
@@ -217,7 +192,7 @@ impl Layer {
             })?;
             let number = if page < count { page } else { page.saturating_sub(count) };
             decode_page(&self.header, page, number, &bytes, &mut words)
-                .map_err(|source| OverlayError::Map { layer, source })?;
+                .map_err(|why| OverlayError::Map { layer, why })?;
             self.bits.load(number, &words);
         }
         Ok(())
@@ -263,6 +238,35 @@ pub(super) fn make(files: &LayerFiles, below: &str, base_bytes: u64, capacity_by
     files.map.set_len(header.map_bytes())?;
     files.map.write_all_at(&header.encode(), 0)?;
     files.map.sync_all()
+}
+
+/// Makes room for a drive of `to` bytes in the files of a layer of one of `from` bytes, which may be in use, and syncs it. To whoever
+/// reads the layer it is as large as before, until [`write_capacity`] says otherwise.
+pub(super) fn lengthen(files: &LayerFiles, from: u64, to: u64) -> io::Result<()> {
+    if pages(to) > pages(from) {
+        // A freeze that failed may have written final pages, where flushed ones are going to be.
+        let finals = page_offset(pages(from));
+        space::punch(&files.map, finals, map_bytes(from).saturating_sub(finals).max(1))?;
+    }
+    for (file, bytes) in [(&files.data, to), (&files.map, map_bytes(to))] {
+        if file.metadata()?.len() != bytes {
+            file.set_len(bytes)?;
+            file.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
+/// Says that the layer is of a drive of so many bytes; it is on the disk when this returns. One sector: a power cut leaves the old size
+/// or the new one.
+pub(super) fn write_capacity(files: &LayerFiles, header: &mut Header, capacity_bytes: u64) -> io::Result<()> {
+    if header.capacity_bytes != capacity_bytes {
+        let grown = Header { capacity_bytes, ..header.clone() };
+        files.map.write_all_at(&grown.encode(), 0)?;
+        files.map.sync_all()?;
+        *header = grown;
+    }
+    Ok(())
 }
 
 fn lease(files: &LayerFiles, kind: Lease, layer: usize) -> Result<(), OverlayError> {

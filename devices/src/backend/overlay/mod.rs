@@ -17,21 +17,24 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Duration;
 
 use labyard_spec::overlay::{BLOCK_BYTES, blocks, pages};
 use labyard_sys::timer::Alarm;
 
-use super::block::{BlockBackend, Completion, Operation, Tag};
+use super::block::{BlockBackend, Completion, Grow, Operation, Tag};
 use super::engine::{Engine, FileIndex, SyncEngine};
 use crate::Memory;
 use flush::Flush;
+use growth::{Mail, OverlayGrowth};
 use layer::Layer;
 use slots::Slots;
 use staging::Staging;
 
 mod bitmap;
 mod flush;
+mod growth;
 mod layer;
 mod slots;
 mod staging;
@@ -60,7 +63,7 @@ pub type Told = Box<dyn FnMut(HostDisk) + Send>;
 pub struct Overlay<E> {
     /// First, so that it is done with the staging memory before that goes.
     engine: E,
-    alarm: Alarm,
+    alarm: Arc<Alarm>,
     staging: Staging,
     slots: Slots,
     flush: Flush,
@@ -69,6 +72,7 @@ pub struct Overlay<E> {
     base: Option<File>,
     base_bytes: u64,
     capacity_bytes: u64,
+    mail: Arc<Mail>,
     /// Lowest first; the last is the top.
     layers: Vec<Layer>,
 }
@@ -134,6 +138,7 @@ impl<E: Engine> Overlay<E> {
             base,
             base_bytes,
             capacity_bytes,
+            mail: Mail::new(capacity_bytes),
             layers,
         })
     }
@@ -186,6 +191,7 @@ impl<E: Engine> Overlay<E> {
         (self.engine, self.alarm) = made?;
         if let Some(memory) = self.slots.memory() {
             self.engine.attach(memory);
+            self.mail.begins(self.layers.last(), &self.alarm);
         }
         Ok(())
     }
@@ -256,10 +262,8 @@ impl<E: Engine> Overlay<E> {
 
     /// Handles what the engine has ended, until there is nothing more.
     fn pump(&mut self) {
-        if self.room.is_out && self.alarm.has_rung() {
-            self.room.is_out = false;
-            self.retry_pages();
-            self.start_waiting();
+        if self.room.is_out || self.mail.is_asked() {
+            self.awakened();
         }
         while let Some((tag, result)) = self.engine.collect() {
             if flush::owns(tag) { self.flush_step(tag, result) } else { self.request_step(tag, result) }
@@ -274,16 +278,20 @@ fn engine<E: Engine>(
     base: Option<&File>,
     layers: &[Layer],
     make: impl FnOnce(Vec<File>) -> io::Result<E>,
-) -> io::Result<(E, Alarm)> {
+) -> io::Result<(E, Arc<Alarm>)> {
     let files = base.into_iter().chain(layers.iter().flat_map(|layer| [&layer.files.data, &layer.files.map]));
     let engine = make(files.map(File::try_clone).collect::<io::Result<_>>()?)?;
     let alarm = Alarm::new(engine.source())?;
-    Ok((engine, alarm))
+    Ok((engine, Arc::new(alarm)))
 }
 
 impl<E: Engine> BlockBackend for Overlay<E> {
     fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes
+    }
+
+    fn growth(&self) -> Option<Box<dyn Grow>> {
+        Some(Box::new(OverlayGrowth(Arc::downgrade(&self.mail))))
     }
 
     fn read_only(&self) -> bool {
@@ -311,9 +319,11 @@ impl<E: Engine> BlockBackend for Overlay<E> {
     fn attach(&mut self, memory: &Memory) {
         self.slots.attach(memory);
         self.engine.attach(memory);
+        self.mail.begins(self.layers.last(), &self.alarm);
     }
 
     fn detach(&mut self) {
+        self.mail.ends();
         self.slots.detach();
         self.engine.detach();
     }

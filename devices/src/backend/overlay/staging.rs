@@ -12,24 +12,32 @@ pub(super) const BUFFERS: usize = 16;
 
 /// The memory.
 pub(super) struct Staging {
-    region: MmapRegion,
+    /// Blocks, and the header.
+    own: MmapRegion,
+    /// Pages of the map.
+    maps: MmapRegion,
     free: Vec<usize>,
 }
 
 impl Staging {
     /// Where the header is.
     pub(super) const HEADER: usize = BUFFERS;
+    /// Where the first page of the map is.
+    const MAPS: usize = BUFFERS + 1;
 
     /// Room for so many pages of a map.
     pub(super) fn new(pages: u64) -> Option<Self> {
-        let count = usize::try_from(pages).ok()?.checked_add(Self::page(0))?;
-        let region = MmapRegion::new(count.checked_mul(PAGE_BYTES)?).ok()?;
-        Some(Self { region, free: (0..BUFFERS).collect() })
+        Some(Self { own: region(Self::MAPS)?, maps: region_of(pages)?, free: (0..BUFFERS).collect() })
+    }
+
+    /// Room for more pages; what the old ones held is gone. `false` where there is no memory, and all is as it was.
+    pub(super) fn grow(&mut self, pages: u64) -> bool {
+        region_of(pages).map(|maps| self.maps = maps).is_some()
     }
 
     /// Where a page of the map is.
     pub(super) fn page(page: u32) -> usize {
-        (page as usize).saturating_add(BUFFERS).saturating_add(1)
+        (page as usize).saturating_add(Self::MAPS)
     }
 
     /// Room for a block; `None` where all is in use.
@@ -48,8 +56,12 @@ impl Staging {
     }
 
     fn slice(&self, page: usize, at: usize, len: usize) -> Option<VolatileSlice<'_>> {
+        let (region, page) = match page.checked_sub(Self::MAPS) {
+            Some(page) => (&self.maps, page),
+            None => (&self.own, page),
+        };
         let start = page.checked_mul(PAGE_BYTES)?.checked_add(at)?;
-        self.region.get_slice(start, len).ok()
+        region.get_slice(start, len).ok()
     }
 
     /// Bytes of a page, for the engine.
@@ -70,4 +82,13 @@ impl Staging {
             from.copy_to(&slice);
         }
     }
+}
+
+/// Memory for the pages of a map; a drive without any has room for one.
+fn region_of(pages: u64) -> Option<MmapRegion> {
+    region(usize::try_from(pages).ok()?.max(1))
+}
+
+fn region(pages: usize) -> Option<MmapRegion> {
+    MmapRegion::new(pages.checked_mul(PAGE_BYTES)?).ok()
 }

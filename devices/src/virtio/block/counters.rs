@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counters of a drive. Each is exact and only grows; together they are not one instant.
+use crate::counters::Snapshot;
+
+/// Counters of a drive. `discards` counts write-zeroes, too; `errors` are the backend's, not a guest's mistakes; `throttled` requests
+/// have waited for a limit.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub(super) reads: Count,
@@ -15,10 +18,8 @@ pub struct Counters {
     pub(super) throttled: Count,
 }
 
-impl Counters {
-    /// Each counter's name and value, always the same names in the same order. `discards` counts write-zeroes, too; `errors`
-    /// are the backend's, not a guest's mistakes; `throttled` requests have waited for a limit.
-    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+impl Snapshot for Counters {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
         [
             ("reads", &self.reads),
             ("read_bytes", &self.read_bytes),

@@ -16,7 +16,9 @@ pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) config: ConfigSpace,
     pub(super) growth: Option<Box<dyn Grow>>,
-    /// How to signal the driver, while there is one. Held while the size changes, so that one change follows the other.
+    /// Held while the size changes, so that one change follows the other; before `driver`.
+    pub(super) resizing: Mutex<()>,
+    /// How to signal the driver, while there is one.
     pub(super) driver: Mutex<Option<Arc<dyn Interrupt>>>,
 }
 
@@ -31,11 +33,11 @@ impl Handle {
     /// # Errors
     /// The size is smaller than the drive's, or not to be had.
     pub fn resize(&self, bytes: u64) -> Result<(), GrowError> {
-        let driver = self.0.driver.lock().unwrap_or_else(PoisonError::into_inner);
+        let _resizing = self.0.resizing.lock().unwrap_or_else(PoisonError::into_inner);
         self.0.growth.as_ref().ok_or(GrowError::Fixed)?.grow(bytes)?;
         // `capacity` is the first field, §5.2.4.
         self.0.config.update(0, &sectors(bytes));
-        if let Some(irq) = &*driver {
+        if let Some(irq) = &*self.0.driver.lock().unwrap_or_else(PoisonError::into_inner) {
             irq.signal_config();
         }
         Ok(())

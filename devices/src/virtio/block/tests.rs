@@ -265,7 +265,7 @@ fn requests_are_in_flight_together_and_end_in_any_order() {
     let ends = EventFd::new(EFD_NONBLOCK | 1).expect("an eventfd");
     let slow = Slow(Arc::new((Mutex::default(), ends)));
     let block = Block::new("d00", Box::new(slow.clone()));
-    let counters = block.counters();
+    let counters = VirtioDevice::counters(&block);
     let mut guest = GuestDriver::attach(Box::new(block));
     let mut heads = Vec::new();
     for n in 0..3 {
@@ -284,8 +284,7 @@ fn requests_are_in_flight_together_and_end_in_any_order() {
     guest.run();
     assert_eq!((guest.used(0), guest.bytes(STATUS, 3)), (vec![(heads[1], 513), (heads[0], 513)], vec![0; 3]));
     assert_eq!(guest.faults(), 0);
-    let told = counters.snapshot();
-    assert_eq!((told[0], told[1]), (("reads", 3), ("read_bytes", 3 * 512)));
+    assert_eq!(counters.read()[..3], [("faults", 0), ("reads", 3), ("read_bytes", 3 * 512)]);
 }
 
 #[test]
@@ -294,7 +293,7 @@ fn a_limited_drive_holds_requests_back_until_the_limit_lets_them_through() {
     file.set_len(DRIVE_BYTES).expect("size");
     let bucket = Bucket::new(Limits { bytes: Some(Rate { per_second: 1, burst: 512 }), ..Limits::default() });
     let block = Block::new("d00", Box::new(RawFile::new(file, false).expect("whole sectors")));
-    let counters = block.counters();
+    let counters = VirtioDevice::counters(&block);
     let mut guest =
         GuestDriver::attach(Box::new(block.limited_by(Limiter::new(vec![bucket.clone()]).expect("a timer"))));
     header(&guest, 0, 0);
@@ -315,7 +314,7 @@ fn a_limited_drive_holds_requests_back_until_the_limit_lets_them_through() {
     bucket.change(Limits::default());
     guest.run();
     assert_eq!(guest.used(0), [(heads[2], 513), (heads[3], 513)]);
-    let throttled = counters.snapshot().into_iter().find(|(name, _)| *name == "throttled");
+    let throttled = counters.read().into_iter().find(|(name, _)| *name == "throttled");
     assert!(throttled.is_some_and(|(_, count)| count >= 1), "{throttled:?}");
     assert_eq!(guest.faults(), 0);
 }
@@ -501,4 +500,13 @@ fn a_file_of_half_a_sector_is_no_drive() {
     let file = tempfile::tempfile().expect("file");
     file.set_len(700).expect("size");
     assert!(RawFile::new(file, false).is_err());
+}
+
+#[test]
+fn a_file_that_was_opened_for_reading_is_no_drive_to_write() {
+    let file = tempfile::NamedTempFile::new().expect("file");
+    let open = || File::open(file.path()).expect("opening");
+    let error = RawFile::new(open(), false).err().expect("refused").to_string();
+    assert!(error.contains("opened for reading only"), "{error}");
+    assert!(RawFile::new(open(), true).is_ok());
 }

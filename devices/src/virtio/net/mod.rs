@@ -17,6 +17,7 @@ use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
 use crate::counters::Counters;
 use crate::fault::Faults;
+use crate::limiter::Limiter;
 use crate::switch::Plug;
 use crate::switch::claim::{F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO};
 use crate::switch::offload::{F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6, GUEST_OFFLOADS};
@@ -82,6 +83,8 @@ pub struct Net {
     config: ConfigSpace,
     /// What the driver has left on of the offloads that it accepted; `None` until it has said so.
     offloads: Option<u64>,
+    /// What its guest sends passes this.
+    limiter: Option<Limiter>,
     faults: Faults,
 }
 
@@ -103,7 +106,14 @@ impl Net {
         config.extend_from_slice(&1u16.to_le_bytes());
         config.extend_from_slice(&mtu.to_le_bytes());
         let faults = Faults::new(&format!("net {name}"));
-        Self { plug, config: ConfigSpace::new(config), offloads: None, faults }
+        Self { plug, config: ConfigSpace::new(config), offloads: None, limiter: None, faults }
+    }
+
+    /// The same NIC, where what its guest sends passes these limits: an operation is what the guest hands over at once, a frame or a
+    /// segment of many.
+    #[must_use]
+    pub fn limited_by(self, limiter: Limiter) -> Self {
+        Self { limiter: Some(limiter), ..self }
     }
 
     /// Its link.

@@ -259,3 +259,30 @@ fn flags_save_signals_without_event_indices() {
     send(&mut a);
     assert_eq!((a.interrupts(), b.interrupts(), b.used(RX).len()), (0, 0, 1));
 }
+
+#[test]
+fn a_limited_nic_holds_frames_back_in_their_order_until_the_limit_lets_them_through() {
+    use crate::limiter::{Bucket, Limiter, Limits, Rate};
+    let spec = |last| PortSpec { mac: [2, 0, 0, 0, 0, last], mtu: 1500 };
+    let plugs = Switch::with_ports("local", &[spec(1), spec(2)]);
+    let bucket = Bucket::new(Limits { operations: Some(Rate { per_second: 1, burst: 1 }), ..Limits::default() });
+    let net = Net::new("eth0", plugs[0].clone()).limited_by(Limiter::new(vec![bucket.clone()]).expect("a timer"));
+    let mut guest = GuestDriver::power_on_at(Box::new(net), InlineHost::default());
+    guest.set_up(ALL);
+    let len = put_frame(&guest);
+    let heads = [0; 4].map(|_| guest.offer(TX, &[readable(0x1000, len)]));
+    guest.kick(TX);
+    assert_eq!(guest.used(TX), [(heads[0], 0), (heads[1], 0)], "the burst, and one over it");
+    guest.kick(TX);
+    assert_eq!(guest.used(TX), []);
+    // A reset gives the frame that waits back to the ring; one that stops to be saved finds it there again.
+    let state = guest.transport().save().expect("the device is there");
+    let text = serde_json::to_string(&state).expect("state");
+    assert!(text.contains(r#""next_avail":2"#), "{text}");
+    guest.run();
+    assert_eq!(guest.used(TX), []);
+    bucket.change(Limits::default());
+    guest.run();
+    assert_eq!(guest.used(TX), [(heads[2], 0), (heads[3], 0)]);
+    assert_eq!(guest.faults(), 0);
+}

@@ -16,6 +16,8 @@ use crate::worker::{ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
 /// Tokens: the numbers of the queues.
 const RECEIVE: Token = 0;
 const TRANSMIT: Token = 1;
+/// Token of the limits: what was held back may go.
+const ADMISSION: Token = 3;
 /// Chains that are served before the other devices on the same thread, and whoever wants to stop this one, have a turn.
 const BURST: u16 = 256;
 
@@ -29,6 +31,8 @@ pub(super) struct NetWorker {
     irq: Arc<dyn Interrupt>,
     features: u64,
     chain: Chain,
+    /// The chain has what no limit has let through yet; while it waits nothing else is taken.
+    held: bool,
     scratch: Scratch,
     touched: Touched,
 }
@@ -44,12 +48,27 @@ impl NetWorker {
         features: u64,
     ) -> Self {
         let (chain, touched) = (Chain::with_capacity(transmit.ring.size()), net.plug.touched());
-        Self { net, receive_kick, transmit, control, mem, irq, features, chain, scratch: Scratch::default(), touched }
+        Self {
+            net,
+            receive_kick,
+            transmit,
+            control,
+            mem,
+            irq,
+            features,
+            chain,
+            held: false,
+            scratch: Scratch::default(),
+            touched,
+        }
     }
 
     /// Serves one burst: every receiver is signalled once for it, and the sender once.
-    fn serve_transmit(&mut self) -> Result<(), RingFault> {
-        self.transmit.take_kick();
+    fn serve_transmit(&mut self, token: Token) -> Result<(), RingFault> {
+        match &self.net.limiter {
+            Some(limiter) if token == ADMISSION => limiter.woken(),
+            _ => self.transmit.take_kick(),
+        }
         let mut left = BURST;
         let outcome = self.drain(&mut left);
         // Also after a fault: what was delivered before it is the receivers'.
@@ -65,7 +84,12 @@ impl NetWorker {
         let ring = &mut self.transmit.ring;
         loop {
             ring.disable_kicks(&self.mem)?;
-            while *left != 0 && ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
+            while *left != 0 && (self.held || ring.pop(&self.mem, &mut self.chain, &self.net.faults)?) {
+                let bytes = self.chain.readable_len();
+                self.held = self.net.limiter.as_mut().is_some_and(|limiter| !limiter.admit(bytes));
+                if self.held {
+                    return Ok(());
+                }
                 *left = left.saturating_sub(1);
                 match Frame::in_chain(&self.mem, &self.chain, self.features, &mut self.scratch) {
                     Ok(frame) if self.chain.writable_len() == 0 => {
@@ -131,7 +155,8 @@ fn refuse(net: &Net, bad: BadClaim) {
 impl Worker for NetWorker {
     fn sources(&self) -> Vec<Source> {
         let control = (self.features & F_CTRL_VQ != 0).then(|| self.control.source());
-        [self.receive_kick, self.transmit.source()].into_iter().chain(control).collect()
+        let admission = self.net.limiter.as_ref().map(|limiter| Source { fd: limiter.source(), token: ADMISSION });
+        [self.receive_kick, self.transmit.source()].into_iter().chain(control).chain(admission).collect()
     }
 
     fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
@@ -142,12 +167,19 @@ impl Worker for NetWorker {
                 }
                 Ok(())
             }
-            TRANSMIT => self.serve_transmit().map_err(|source| WorkerFault::Ring { queue: 1, source }),
+            TRANSMIT | ADMISSION => self.serve_transmit(token).map_err(|source| WorkerFault::Ring { queue: 1, source }),
             _ => self.serve_control().map_err(|source| WorkerFault::Ring { queue: 2, source }),
         }
     }
 
-    fn deactivate(self: Box<Self>) -> Rest {
+    fn deactivate(mut self: Box<Self>) -> Rest {
+        if std::mem::take(&mut self.held) {
+            // It was the last one that was taken.
+            self.transmit.ring.put_back();
+        }
+        if let Some(limiter) = &mut self.net.limiter {
+            limiter.forget();
+        }
         let receive = self.net.plug.port().and_then(|port| port.unplug()).map(|receiver| receiver.queue);
         let queues = receive.into_iter().chain([self.transmit, self.control]).collect();
         Rest { queues, device: Box::new(self.net) }

@@ -19,28 +19,13 @@ fn with_rate(rate: Rate) -> GuestDriver {
 }
 
 #[test]
-fn a_bucket_fills_with_time_and_not_above_its_brim() {
-    let start = Instant::now();
-    let rate = Rate { burst_bytes: 8192, bytes_per_second: 1000 };
-    let mut bucket = Bucket::full(rate, start);
-    assert_eq!(bucket.has(8192, start), Ok(()));
-    bucket.take(8192);
-    assert_eq!(bucket.has(1000, start), Err(Duration::from_micros(1_000_001)));
-    assert_eq!(bucket.has(1000, start + Duration::from_millis(500)), Err(Duration::from_micros(500_001)));
-    assert_eq!(bucket.has(1000, start + Duration::from_secs(1)), Ok(()));
-    assert!(bucket.has(9000, start + Duration::from_secs(3600)).is_err(), "no more than the burst");
-    assert_eq!(bucket.has(1, start), Ok(()), "a clock that goes back is no harm");
-}
-
-#[test]
 fn a_guest_that_wants_more_waits_and_gets_it() {
-    let mut guest = with_rate(Rate { burst_bytes: 8192, bytes_per_second: 4096 * 20 });
+    let mut guest = with_rate(Rate { per_second: 4096 * 20, burst: 4096 });
     let heads: Vec<u16> = (0..3).map(|_| guest.offer(0, &[writable(0x1000, 4096)])).collect();
     guest.kick(0);
     let mut used = guest.used(0);
     assert_eq!(used[..2], [(heads[0], 4096), (heads[1], 4096)]);
-    let limit = Instant::now() + Duration::from_secs(20);
-    while used.len() < 3 && Instant::now() < limit {
+    while used.len() < 3 {
         guest.run();
         used.extend(guest.used(0));
     }
@@ -49,7 +34,7 @@ fn a_guest_that_wants_more_waits_and_gets_it() {
 
 #[test]
 fn a_guest_that_has_used_up_its_share_is_reset_at_once_and_its_share_is_not_renewed() {
-    let mut guest = with_rate(Rate { burst_bytes: 4096, bytes_per_second: 1 });
+    let mut guest = with_rate(Rate { per_second: 1, burst: 0 });
     for again in [false, true] {
         guest.offer(0, &[writable(0x1000, 4096)]);
         guest.kick(0);

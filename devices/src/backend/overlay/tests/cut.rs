@@ -7,7 +7,7 @@
 use super::*;
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use vm_memory::VolatileSlice;
 
 const SECTOR: u64 = 512;

@@ -1,8 +1,8 @@
 //! A host disk without room.
 
 use super::*;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
 
 /// Refuses whatever needs room while the disk is full.
 struct Filling {

@@ -42,9 +42,7 @@ fn each_chain_that_is_none_is_refused_by_name() {
         }),
         ("layer 1: it lies on `", |_, chain| chain.frozen.reverse()),
         ("layer 0: it lies on `", |_, chain| chain.frozen.clear()),
-        ("layer 1: it belongs to a drive of 1048576 bytes, asked is one of 2097152", |_, chain| {
-            chain.capacity_bytes = 2 << 20;
-        }),
+        ("layer 0: its data has 1052672 bytes", |place, _| cut(place, 0, "data", CAPACITY + 4096)),
         ("layer 0: it belongs to a drive of 1048576 bytes, asked is one of 524288", |_, chain| {
             chain.capacity_bytes = 512 << 10;
         }),

@@ -13,6 +13,7 @@ use labyard_sys::iov::GuestSlices;
 
 mod cut;
 mod full;
+mod growth;
 mod hostile;
 mod model;
 mod unit;

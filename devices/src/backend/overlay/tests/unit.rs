@@ -98,7 +98,7 @@ fn two_parts_of_one_block_at_once_both_stay() {
 /// Counts what reaches the files.
 struct Counting {
     inner: SyncEngine,
-    counts: std::sync::Arc<std::sync::Mutex<Counts>>,
+    counts: Arc<std::sync::Mutex<Counts>>,
 }
 
 impl Engine for Counting {
@@ -125,7 +125,7 @@ impl Engine for Counting {
 
 #[test]
 fn a_flush_syncs_once_unless_something_was_allocated_or_frozen() {
-    let counts = std::sync::Arc::new(std::sync::Mutex::new(Counts::new()));
+    let counts = Arc::new(std::sync::Mutex::new(Counts::new()));
     let place = Place::new(Some(image()), MIB);
     let make = |files| Ok(Counting { inner: SyncEngine::new(files), counts: counts.clone() });
     let mut guest = Guest::new(Overlay::open(place.chain(), make).expect("a drive"));
