@@ -1,6 +1,7 @@
-//! One boot: from the exec of a VMM until its guest's init has said so.
+//! One boot: from the exec of a VMM until its guests' init has said so.
 
 use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::process::Child;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::guest::MARKER;
-use crate::memory::beside_guest_kib;
+use crate::memory::beside_guests_kib;
 use crate::vmm::{Started, milestones};
 
 /// Without a word from the guest for so long, the boot has failed.
@@ -34,24 +35,57 @@ impl Drop for Ended {
     }
 }
 
-/// Watches a VMM that was told to boot.
+/// A VMM all of whose guests have come to their init. It ends with this.
+pub struct Running {
+    child: Ended,
+    control: Option<UnixStream>,
+    guests: usize,
+    /// From exec to the last guest's marker.
+    pub to_init: Duration,
+}
+
+impl Running {
+    /// Waits for every guest of a VMM that was told to boot.
+    pub fn from(started: Started) -> Result<Self> {
+        let Started { mut child, consoles, control } = started;
+        let mut output = child.stdout.take().context("standard output is not a pipe")?;
+        let child = Ended(child);
+        let here = output.read_exact(&mut [0]).map(|()| Instant::now()).context("sh did not come to its exec")?;
+        let guests = consoles.len().max(1);
+        let mut last = here;
+        if consoles.is_empty() {
+            last = until_marker(output)?;
+        } else {
+            // Each on a thread of its own from the start: a guest whose console nobody reads waits.
+            let pieces: Vec<_> = consoles.into_iter().map(pieces).collect();
+            for pieces in pieces {
+                last = last.max(marker_in(&pieces)?);
+            }
+        }
+        Ok(Self { child, control, guests, to_init: last.duration_since(here) })
+    }
+
+    /// PSS beside the memory of its guests, which have so much each.
+    pub fn beside_kib(&self, memory_mib: u64) -> Result<u64> {
+        beside_guests_kib(self.child.0.id(), memory_mib << 10, self.guests)
+    }
+}
+
+/// Watches a VMM that was told to boot one guest.
 pub fn watch(started: Started, memory_mib: u64) -> Result<Boot> {
-    let Started { mut child, console, control } = started;
-    let mut output = child.stdout.take().context("standard output is not a pipe")?;
-    let child = Ended(child);
-    let here = output.read_exact(&mut [0]).map(|()| Instant::now()).context("sh did not come to its exec")?;
-    let said = match console {
-        Some(console) => until_marker(console),
-        None => until_marker(output),
-    };
-    let at = said?;
-    let beside_kib = beside_guest_kib(child.0.id(), memory_mib << 10)?;
-    let milestones = control.as_ref().map_or(Ok(Vec::new()), milestones)?;
-    Ok(Boot { to_init: at.duration_since(here), beside_kib, milestones })
+    let running = Running::from(started)?;
+    let beside_kib = running.beside_kib(memory_mib)?;
+    let milestones = running.control.as_ref().map_or(Ok(Vec::new()), milestones)?;
+    Ok(Boot { to_init: running.to_init, beside_kib, milestones })
 }
 
 /// Reads until the marker; when that was.
-fn until_marker(mut from: impl Read + Send + 'static) -> Result<Instant> {
+fn until_marker(from: impl Read + Send + 'static) -> Result<Instant> {
+    marker_in(&pieces(from))
+}
+
+/// What is read, with its time, by a thread that reads until the end.
+fn pieces(mut from: impl Read + Send + 'static) -> mpsc::Receiver<(Instant, Vec<u8>)> {
     let (sender, pieces) = mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
@@ -60,6 +94,10 @@ fn until_marker(mut from: impl Read + Send + 'static) -> Result<Instant> {
             let _ = sender.send((Instant::now(), buffer[..n].to_vec()));
         }
     });
+    pieces
+}
+
+fn marker_in(pieces: &mpsc::Receiver<(Instant, Vec<u8>)>) -> Result<Instant> {
     let mut said = Vec::new();
     loop {
         let Ok((at, piece)) = pieces.recv_timeout(SILENCE) else {

@@ -1,5 +1,6 @@
 //! How each VMM is started: by one shell line that says "here" and becomes the VMM, so that the clock starts at its exec.
 
+use std::fs::File;
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -18,7 +19,12 @@ pub struct Guest {
     pub initramfs: PathBuf,
     /// MiB of memory.
     pub memory_mib: u64,
+    /// It has a drive to write to and a network card, as a machine of a lab has; else neither.
+    pub furnished: bool,
 }
+
+/// Bytes of the drive.
+const DRIVE_BYTES: u64 = 4 << 30;
 
 impl Guest {
     /// The command line, for every VMM the one that labyard's builds.
@@ -31,8 +37,8 @@ impl Guest {
 pub struct Started {
     /// The process; its standard output says one byte when it is about to exec.
     pub child: Child,
-    /// Where the guest prints, if not there.
-    pub console: Option<PipeReader>,
+    /// Where the guests print, if not there.
+    pub consoles: Vec<PipeReader>,
     /// Labyard's control socket.
     pub control: Option<UnixStream>,
 }
@@ -40,34 +46,71 @@ pub struct Started {
 /// What the shell does first.
 const HERE: &str = "printf . && exec";
 
-/// Labyard's vmm without its jail, as the jail starts it: descriptors at fixed numbers (`docs/formats.md`).
-pub fn labyard(program: &Path, guest: &Guest, folder: &Path) -> Result<Started> {
+/// Machines of one vmm that are measured, at most: what is sent of them fits in one message.
+pub const MAX_MACHINES: usize = 60;
+
+/// Labyard's vmm without its jail, as the jail starts it: descriptors at fixed numbers (`docs/formats.md`). It runs so many
+/// machines, all alike.
+pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) -> Result<Started> {
+    ensure!((1..=MAX_MACHINES).contains(&machines), "{machines} machines, not 1 to {MAX_MACHINES}");
     let socket = folder.join("control.sock");
     drop(std::fs::remove_file(&socket)); // of the last boot, if there was one
     let listener = UnixListener::bind(&socket).context("control.sock")?;
     let control = UnixStream::connect(&socket).context("control.sock")?;
-    let (console, printed) = io::pipe()?;
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("{HERE} \"$0\" 3<&0 </dev/null 4<>/dev/kvm 5>/dev/null")]).arg(program);
     command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped());
     let child = command.spawn().context("sh")?;
     drop(command); // and with it our end of the listening socket
 
-    let open = |path: &Path| std::fs::File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
-    let files = [open(&guest.kernel)?, open(&guest.initramfs)?, printed.into()];
-    send(&control, &json!({"descriptors": {"first": 0, "count": files.len()}}), &files)?;
-    let boot = json!({"kernel": 0, "initrd": [1], "extra_cmdline": ""});
-    let machine = json!({
-        "name": "bench", "cpu_count": 1, "memory_mib": guest.memory_mib, "boot": boot, "drives": [], "interfaces": [], "cid": 3,
-        "console_log": 2,
-    });
-    send(&control, &json!({"create": {"name": "bench", "networks": [], "machines": [machine]}}), &[])?;
-    Ok(Started { child, console: Some(console), control: Some(control) })
+    let open = |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
+    let mut files = vec![open(&guest.kernel)?, open(&guest.initramfs)?];
+    let (mut consoles, mut list) = (Vec::new(), Vec::new());
+    for number in 0..machines {
+        let (console, printed) = io::pipe()?;
+        consoles.push(console);
+        let console_log = files.len();
+        files.push(printed.into());
+        let (mut drives, mut interfaces) = (Vec::new(), Vec::new());
+        if guest.furnished {
+            let (data, map) = (files.len(), files.len() + 1);
+            for what in ["data", "map"] {
+                files.push(empty(&folder.join(format!("{number}.{what}")), 0)?.into());
+            }
+            // Not the drive that the guest's init waits for.
+            drives.push(json!({
+                "serial": "x00", "read_only": false, "base": null,
+                "overlay": {"frozen": [], "top": {"data": data, "map": map}, "capacity_bytes": DRIVE_BYTES},
+            }));
+            interfaces.push(json!({"network": "local", "mac": format!("02:00:00:00:00:{number:02x}"), "mtu": 1500}));
+        }
+        list.push(json!({
+            "name": format!("bench{number}"), "cpu_count": 1, "memory_mib": guest.memory_mib,
+            "boot": {"kernel": 0, "initrd": [1], "extra_cmdline": ""}, "drives": drives, "interfaces": interfaces,
+            "cid": 3 + number, "console_log": console_log,
+        }));
+    }
+    for (first, batch) in (0..).step_by(MAX_SENT).zip(files.chunks(MAX_SENT)) {
+        send(&control, &json!({"descriptors": {"first": first, "count": batch.len()}}), batch)?;
+        let reply = receive(&control)?;
+        ensure!(reply == "done", "descriptors: {reply}");
+    }
+    let network = json!({"name": "local", "subnet": "172.16.0.0/24", "gateway": "172.16.0.1", "private": true});
+    send(&control, &json!({"create": {"name": "bench", "networks": [network], "machines": list}}), &[])?;
+    Ok(Started { child, consoles, control: Some(control) })
+}
+
+/// An empty file of this length, also where there is one already.
+fn empty(path: &Path, len_bytes: u64) -> Result<File> {
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let file = file.with_context(|| path.display().to_string())?;
+    file.set_len(len_bytes)?;
+    Ok(file)
 }
 
 /// The arguments of QEMU's microvm, without what it does not need to boot. Leaner still would be
 /// `kernel-irqchip=split,pit=off,pic=off`; in the emulated test host one boot of 14 stood still that way, and why is not known.
-pub fn qemu_arguments(guest: &Guest) -> Vec<String> {
+pub fn qemu_arguments(guest: &Guest, drive: &Path) -> Vec<String> {
     let memory = format!("{}M", guest.memory_mib);
     let (kernel, initramfs) = (guest.kernel.display().to_string(), guest.initramfs.display().to_string());
     let line = Guest::command_line();
@@ -96,23 +139,37 @@ pub fn qemu_arguments(guest: &Guest) -> Vec<String> {
         "-append",
         &line,
     ];
-    words.map(str::to_owned).to_vec()
+    let mut words = words.map(str::to_owned).to_vec();
+    if guest.furnished {
+        let drive = format!("file={},if=none,id=drive,format=raw", drive.display());
+        let network = ["-netdev", "hubport,id=network,hubid=0", "-device", "virtio-net-device,netdev=network"];
+        let more = ["-drive", &drive, "-device", "virtio-blk-device,drive=drive"];
+        words.extend(more.into_iter().chain(network).map(str::to_owned));
+    }
+    words
 }
 
-/// QEMU's microvm.
-pub fn qemu(program: &Path, guest: &Guest) -> Result<Started> {
+/// QEMU's microvm; `number` tells the drives of several apart.
+pub fn qemu(program: &Path, guest: &Guest, folder: &Path, number: usize) -> Result<Started> {
+    let drive = folder.join(format!("{number}.raw"));
+    if guest.furnished {
+        empty(&drive, DRIVE_BYTES)?;
+    }
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("{HERE} \"$0\" \"$@\" </dev/null")]).arg(program).args(qemu_arguments(guest));
+    command.args(["-c", &format!("{HERE} \"$0\" \"$@\" </dev/null")]).arg(program).args(qemu_arguments(guest, &drive));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("sh")?;
-    Ok(Started { child, console: None, control: None })
+    Ok(Started { child, consoles: Vec::new(), control: None })
 }
+
+/// Descriptors beside one message.
+const MAX_SENT: usize = 64;
 
 /// One message to labyard's control socket: a length, JSON, and descriptors beside the first byte.
 fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> Result<()> {
     let body = serde_json::to_vec(message)?;
     let bytes = [&u32::try_from(body.len())?.to_le_bytes(), body.as_slice()].concat();
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_SENT))];
     let mut beside = SendAncillaryBuffer::new(&mut space);
     ensure!(files.is_empty() || beside.push(SendAncillaryMessage::ScmRights(&borrowed)), "too many descriptors");
     let sent = sendmsg(socket, &[io::IoSlice::new(&bytes)], &mut beside, SendFlags::NOSIGNAL)?;
@@ -131,10 +188,8 @@ fn receive(mut socket: &UnixStream) -> Result<Value> {
 
 /// Asks labyard for the milestones of the boot, in microseconds since its start.
 pub fn milestones(control: &UnixStream) -> Result<Vec<(String, f64)>> {
-    for what in ["descriptors", "create"] {
-        let reply = receive(control)?;
-        ensure!(reply == "done", "{what}: {reply}");
-    }
+    let reply = receive(control)?;
+    ensure!(reply == "done", "create: {reply}");
     send(control, &json!("status"), &[])?;
     let status = receive(control)?;
     let list =

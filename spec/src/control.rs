@@ -262,6 +262,11 @@ pub struct Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Happening {
+    /// Guest memory was mapped in pages of another size than before; also the first time.
+    Mapped {
+        /// Bytes of one page.
+        page_size: u64,
+    },
     /// vCPUs were started.
     Started,
     /// The guest rebooted in place.

@@ -116,6 +116,23 @@ pub enum Entry {
     Linux64,
 }
 
+impl Entry {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Auto, Self::Pvh, Self::Linux64];
+
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Pvh => "pvh",
+            Self::Linux64 => "linux64",
+        }
+    }
+}
+
+/// Names of the templates that a machine's CPUID can be cut by; the first cuts nothing more than every machine's is.
+pub const CPU_TEMPLATES: [&str; 3] = ["host", "x86-64-v2", "x86-64-v3"];
+
 /// One block device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

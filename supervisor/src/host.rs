@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use labyard_spec::manifest::Lab;
+use labyard_spec::manifest::{Fault, Lab, Manifest};
 
 /// Overrides the look at the processor: `force` runs guests on any `/dev/kvm`.
 pub const KVM_VARIABLE: &str = "LABYARD_KVM";
@@ -75,6 +75,45 @@ pub fn check_memory(lab: &Lab) -> Result<(), HostError> {
     }
 }
 
+/// Where the kernel tells of the huge pages that were set aside (Documentation/admin-guide/mm/hugetlbpage.rst).
+const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+
+/// Whether the host has set aside as many huge pages as machines want: the first of them that finds none left.
+///
+/// # Errors
+/// The complaint about it, with the numbers.
+pub fn check_huge_pages(manifest: &Manifest) -> Result<(), Fault> {
+    let number = |name: &str| {
+        let text = std::fs::read_to_string(Path::new(HUGE_PAGES).join(name)).unwrap_or_default();
+        text.trim().parse().unwrap_or(0u64)
+    };
+    enough_huge_pages(manifest, number("free_hugepages").saturating_sub(number("resv_hugepages")))
+}
+
+fn enough_huge_pages(manifest: &Manifest, free: u64) -> Result<(), Fault> {
+    let mut left = free;
+    for (position, machine) in manifest.lab.machines.iter().enumerate() {
+        let Some(place) = machine.huge_pages else { continue };
+        let wanted = machine.memory_mib / 2;
+        left = left.checked_sub(wanted).ok_or_else(|| {
+            let all: u64 = manifest
+                .lab
+                .machines
+                .iter()
+                .filter(|other| other.huge_pages.is_some())
+                .map(|other| other.memory_mib / 2)
+                .sum();
+            let path = format!("machines[{position}].labyard.hugePages");
+            let message = format!(
+                "{wanted} huge pages of 2MiB, {left} of the {free} that are free on this host are left: \
+                 set aside {all} or more (sysctl vm.nr_hugepages), or leave the field out"
+            );
+            manifest.fault(place, path, message)
+        })?;
+    }
+    Ok(())
+}
+
 fn total_mib(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     Some(line.split_ascii_whitespace().next()?.parse::<u64>().ok()? >> 10)
@@ -118,6 +157,24 @@ mod tests {
         assert!(has_virtualisation("model name\t: x\nflags\t\t: fpu vmx sse"));
         assert!(has_virtualisation("flags\t\t: fpu svm"));
         assert!(!has_virtualisation("model name\t: vmx svm\nflags\t\t: fpu svme"));
+    }
+
+    #[test]
+    fn machines_without_huge_pages_are_told_the_numbers() {
+        let machine = |name: &str, own: &str| {
+            format!(
+                "    - {{name: {name}, drives: [{{source: x, mount: /}}], network: {{interfaces: [{{network: local}}]}}, resources: {{ramSize: 64MiB}}{own}}}\n"
+            )
+        };
+        let own = ", labyard: {hugePages: true}";
+        let machines = [machine("a", own), machine("b", ""), machine("c", own)].concat();
+        let text = format!("kind: playground\nname: lab\nplayground:\n  machines:\n{machines}");
+        let manifest = Manifest::read(&text, "lab.yaml").expect("it keeps every rule");
+        assert_eq!(enough_huge_pages(&manifest, 64), Ok(()));
+        let fault = enough_huge_pages(&manifest, 40).expect_err("too few").to_string();
+        let rest = "machines[2].labyard.hugePages: 32 huge pages of 2MiB, 8 of the 40 that are free on this host are left: \
+                    set aside 64 or more (sysctl vm.nr_hugepages), or leave the field out";
+        assert!(fault.starts_with("lab.yaml:7:") && fault.ends_with(rest), "{fault}");
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! `events.jsonl`: one event a line, append-only, so that whoever follows it reads a file and asks nobody.
+//!
+//! Guests make some of these lines happen, so the file is a bounded ring like their consoles' logs: it grows at its end, its
+//! beginning becomes a hole, and positions in it stay true. What must outlive that is in `state.json`.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 
 use labyard_spec::control::Happening;
+use labyard_sys::space;
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, append_to, names};
@@ -11,6 +15,12 @@ use crate::record::{ConditionName, now_ms};
 
 /// Longest line; what guests can put into one is bounded before.
 const MAX_LINE_BYTES: usize = 1 << 20;
+/// Bytes of the journal that are kept: months of a playground that lives, and nothing that a guest could fill a disk with.
+const KEPT_BYTES: u64 = 16 << 20;
+/// Bytes beyond that before the oldest go, all at once.
+const SLACK_BYTES: u64 = 1 << 20;
+/// Blocks are given back whole.
+const BLOCK_BYTES: u64 = 4096;
 
 /// One line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -54,6 +64,10 @@ pub enum What {
 #[derive(Debug)]
 pub struct Journal {
     file: File,
+    /// What is before here has been given back.
+    start: u64,
+    /// Its file system does not give anything back, so that it takes no more.
+    over: bool,
 }
 
 impl Journal {
@@ -62,11 +76,14 @@ impl Journal {
     /// # Errors
     /// What open(2) says.
     pub fn open(folder: &Folder) -> Result<Self, HomeError> {
-        Ok(Self { file: append_to(&folder.file(names::EVENTS))? })
+        Ok(Self { file: append_to(&folder.file(names::EVENTS))?, start: 0, over: false })
     }
 
     /// Writes one entry. A disk that is full must not end a playground, so a failure is told on the log.
     pub fn write(&mut self, machine: Option<&str>, what: What) {
+        if self.over {
+            return;
+        }
         let entry = Entry { at_ms: now_ms(), machine: machine.map(str::to_owned), what };
         let mut line = serde_json::to_vec(&entry).expect("plain data has a JSON form");
         line.push(b'\n');
@@ -74,6 +91,22 @@ impl Journal {
         if let Err(error) = self.file.write_all(&line) {
             eprintln!("writing an event: {error}");
         }
+        if let Err(error) = self.give_back() {
+            eprintln!("the journal ends here, its file system keeps all of it: {error}");
+            self.over = true;
+        }
+    }
+
+    /// Makes a hole of the oldest entries, once there are too many. Another writer may do the same.
+    fn give_back(&mut self) -> io::Result<()> {
+        let end = self.file.metadata()?.len();
+        if end.saturating_sub(self.start) < KEPT_BYTES + SLACK_BYTES {
+            return Ok(());
+        }
+        let start = end.saturating_sub(KEPT_BYTES) / BLOCK_BYTES * BLOCK_BYTES;
+        space::punch(&self.file, 0, start)?;
+        self.start = start;
+        Ok(())
     }
 }
 
@@ -110,6 +143,7 @@ impl Reader {
     /// What read(2) says, or a line without an end.
     pub fn entries(&mut self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
+        self.pass_over_hole()?;
         loop {
             let mut chunk = Vec::new();
             if (&self.file).take(64 << 10).read_to_end(&mut chunk)? == 0 {
@@ -124,6 +158,17 @@ impl Reader {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "an event without an end"));
             }
         }
+    }
+
+    /// Goes on behind what was given back; the line that begins in it is lost with it.
+    fn pass_over_hole(&mut self) -> io::Result<()> {
+        let (at, end) = (self.file.stream_position()?, self.file.metadata()?.len());
+        let data = space::data_ranges(&self.file, at..end).next().map_or(at, |data| data.start);
+        self.file.seek(SeekFrom::Start(data))?;
+        if data > at {
+            self.rest.clear();
+        }
+        Ok(())
     }
 }
 
@@ -155,5 +200,32 @@ mod tests {
         journal.file.write_all(b"\"what\":{\"note\":\"x\"}}\n").expect("writing");
         assert_eq!(reader.entries().expect("reading")[0].what, What::Note("x".into()));
         assert_eq!(last_vmm_event(&folder), 7);
+    }
+
+    #[test]
+    fn a_journal_without_end_keeps_the_newest_and_its_readers_go_on() {
+        use std::os::unix::fs::MetadataExt;
+
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = Folder { name: "lab".into(), path: home.path().to_owned() };
+        let mut journal = Journal::open(&folder).expect("opening");
+        let mut early = Reader::open(&folder).expect("opening").expect("a journal");
+        journal.write(None, What::Note("first".into()));
+        assert_eq!(early.entries().expect("reading").len(), 1);
+        let (text, mut written) = ("x".repeat(8 << 10), 0);
+        let mut most = 0;
+        while written < 3 * KEPT_BYTES {
+            journal.write(None, What::Note(text.clone()));
+            written += text.len() as u64;
+            most = most.max(journal.file.metadata().expect("metadata").blocks() * 512);
+        }
+        journal.write(None, What::Note("last".into()));
+        assert!(most <= KEPT_BYTES + 2 * SLACK_BYTES, "{most} bytes on the disk at most");
+        let mut late = Reader::open(&folder).expect("opening").expect("a journal");
+        for reader in [&mut early, &mut late] {
+            let entries = reader.entries().expect("reading");
+            assert!((KEPT_BYTES / text.len() as u64 - 20..).contains(&(entries.len() as u64)), "{}", entries.len());
+            assert_eq!(entries.last().map(|entry| &entry.what), Some(&What::Note("last".into())));
+        }
     }
 }

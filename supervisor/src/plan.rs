@@ -6,7 +6,7 @@ use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 use labyard_spec::guest::{self, HostEntry, MachineConfig};
 use labyard_spec::manifest::lab::{self, Lab, MTU};
 use labyard_spec::playground::{
-    BaseSpec, BootSpec, DriveSpec, Engine, Entry, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
+    BaseSpec, BootSpec, DriveSpec, Engine, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
     PlaygroundSpec, Slot,
 };
 use serde::{Deserialize, Serialize};
@@ -111,7 +111,7 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
                 slot(own.join(names::MACHINE_ARCHIVE), FileAccess::Read),
             ],
             extra_cmdline: String::new(),
-            entry: Entry::Auto,
+            entry: machine.entry,
         };
         let mut drives = Vec::new();
         for (drive, base) in machine.drives.iter().zip(&found.bases) {
@@ -156,9 +156,9 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             interfaces,
             cid: machine.cid,
             console_log: slot(own.join(names::CONSOLE_LOG), FileAccess::Append),
-            cpu_template: None,
-            nested: false,
-            huge_pages: false,
+            cpu_template: machine.cpu_template.clone(),
+            nested: machine.nested,
+            huge_pages: machine.huge_pages.is_some(),
         });
     }
     let networks = lab

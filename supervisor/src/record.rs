@@ -113,6 +113,9 @@ pub struct Machine {
     pub cpu_count: u32,
     /// Memory.
     pub memory_mib: u64,
+    /// Bytes of the pages that its memory got; 0 until the vmm has said so.
+    #[serde(default)]
+    pub page_size: u64,
     /// Network and address of each interface.
     pub addresses: Vec<(String, std::net::Ipv4Addr)>,
     /// What it reached, in order.

@@ -28,6 +28,7 @@ use vm_memory::{
 use crate::arch::x86_64::acpi::{self, Description};
 use crate::arch::x86_64::layout;
 use crate::kernel::{self, KernelError};
+use crate::kvm::memory::reports_in_small_blocks;
 
 /// XEN_HVM_START_MAGIC_VALUE.
 const START_MAGIC: u32 = 0x336e_c578;
@@ -147,17 +148,17 @@ struct InMemory {
 ///
 /// `reboot=acpi` because Linux takes a hardware-reduced machine for one with EFI and would jump to a BIOS that is not there
 /// (arch/x86/kernel/reboot.c, reboot_init).
-///
-/// Free memory is reported in blocks of 128 KiB (mm/page_reporting.c): a guest of half a GiB has hardly a whole free block of the
-/// usual 2 MiB once its page cache lies between.
 pub fn command_line(extra: &str) -> String {
-    let ours = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 net.ifnames=0 panic=-1 reboot=acpi rdinit=/init \
-                page_reporting.page_reporting_order=5";
+    let ours = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 net.ifnames=0 panic=-1 reboot=acpi rdinit=/init";
     [ours, extra].join(" ").trim_end().to_owned()
 }
 
-/// Puts everything into memory.
-pub fn load(mem: &Memory, images: &Images, machine: &Description) -> Result<Start, BootError> {
+/// Free memory is reported in blocks of 128 KiB (Linux, mm/page_reporting.c): a guest of half a GiB has hardly a whole free block of
+/// the usual 2 MiB once its page cache lies between.
+const REPORT_SMALL_BLOCKS: &str = "page_reporting.page_reporting_order=5";
+
+/// Puts everything into memory, whose pages have `page_size` bytes.
+pub fn load(mem: &Memory, page_size: u64, images: &Images, machine: &Description) -> Result<Start, BootError> {
     let end = kernel::inspect(&images.kernel)?.end;
     let mut kernel = At { file: Arc::clone(&images.kernel), position: 0 };
     let loaded =
@@ -168,7 +169,11 @@ pub fn load(mem: &Memory, images: &Images, machine: &Description) -> Result<Star
         (Entry::Auto | Entry::Linux64, _) => Start::Linux64(loaded.kernel_load.raw_value()),
     };
     let initrd = load_initrd(mem, &images.initrd, end)?;
-    load_command_line(mem, &images.cmdline)?;
+    match reports_in_small_blocks(page_size) {
+        // Before the other words: the last word for a parameter holds, and a person's words come last.
+        true => load_command_line(mem, &format!("{REPORT_SMALL_BLOCKS} {}", images.cmdline))?,
+        false => load_command_line(mem, &images.cmdline)?,
+    }
     let rsdp = acpi::write(mem, machine)?.raw_value();
     let (image, map) = (InMemory { rsdp, initrd }, memory_map(mem));
     match start {
@@ -345,12 +350,25 @@ mod tests {
     fn each_entry_is_found_or_refused() {
         let machine = Description { cpu_count: 1, virtio: Vec::new() };
         let (with, without) = (image(0x20_0000, &[0xf4], true), image(0x20_0000, &[0xf4], false));
-        let start = |kernel: &[u8], entry| load(&memory(4 << 20), &images(kernel, entry), &machine);
+        let start = |kernel: &[u8], entry| load(&memory(4 << 20), 4096, &images(kernel, entry), &machine);
         assert_eq!(start(&with, Entry::Auto).expect("PVH"), Start::Pvh(0x20_0000));
         assert_eq!(start(&with, Entry::Linux64).expect("64 bits"), Start::Linux64(0x20_0000));
         assert_eq!(start(&without, Entry::Auto).expect("64 bits"), Start::Linux64(0x20_0000));
         assert!(matches!(start(&without, Entry::Pvh), Err(BootError::NoPvh)));
         assert!(matches!(start(b"MZ", Entry::Auto), Err(BootError::Claims(KernelError::NotElf))));
+    }
+
+    #[test]
+    fn free_memory_is_reported_in_blocks_that_suit_the_pages() {
+        let machine = Description { cpu_count: 1, virtio: Vec::new() };
+        let images = Images { cmdline: "a b".into(), ..images(&image(0x20_0000, &[0xf4], true), Entry::Auto) };
+        for (page_size, expected) in [(4096, "page_reporting.page_reporting_order=5 a b\0"), (2 << 20, "a b\0")] {
+            let mem = memory(4 << 20);
+            load(&mem, page_size, &images, &machine).expect("loaded");
+            let mut line = vec![0; expected.len()];
+            mem.read_slice(&mut line, GuestAddress(layout::COMMAND_LINE)).expect("read");
+            assert_eq!(String::from_utf8_lossy(&line), expected);
+        }
     }
 
     #[test]

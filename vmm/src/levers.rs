@@ -22,6 +22,8 @@ pub struct Levers {
     pub balloon: Arc<BalloonControl>,
     /// Its memory, which a balloon is always smaller than.
     pub memory_mib: u64,
+    /// Its memory is in huge pages that were set aside, and stays there.
+    pub huge_pages: bool,
     /// Cables of its interfaces, in order.
     pub links: Vec<Link>,
     /// Its drives and their limits.
@@ -34,6 +36,9 @@ impl Levers {
     /// Carries out a change; the text says what is wrong with it, without the machine's name.
     pub fn change(&self, change: Change) -> Result<(), String> {
         match change {
+            Change::Balloon { .. } if self.huge_pages => {
+                return Err("a balloon: its memory is in huge pages that were set aside, none of which goes back to the host while it runs".into());
+            }
             Change::Balloon { target_mib } => {
                 let pages = target_mib.checked_mul((1 << 20) / PAGE_BYTES).and_then(|pages| u32::try_from(pages).ok());
                 let most = self.memory_mib;

@@ -245,7 +245,7 @@ impl Running {
         mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::new(Mutex::new(io_apic)))?;
 
         let description = Description { cpu_count: parts.processors.count, virtio };
-        let start = boot::load(&mem, &parts.images, &description)?;
+        let start = boot::load(&mem, page_size, &parts.images, &description)?;
         boot::write_generation(&mem, parts.generation)?;
         witness.loaded();
 

@@ -189,7 +189,11 @@ impl Playground {
         let console = ConsoleHub::new(own(spec.console_log)?, first_byte).map_err(said("its console"))?;
         devices.push(Box::new(Console::new(console.output(), console.input())));
         devices.push(Box::new(Rng::new()));
-        let balloon = Balloon::new(Box::new(Holes)).map_err(said("its balloon"))?;
+        let balloon = match spec.huge_pages {
+            true => Balloon::without_reclaim(),
+            false => Balloon::new(Box::new(Holes::default())),
+        };
+        let balloon = balloon.map_err(said("its balloon"))?;
         let lever = balloon.control();
         devices.push(Box::new(balloon));
         let hub = Hub::new().map_err(said("its vsock"))?;
@@ -215,6 +219,7 @@ impl Playground {
             console: Arc::clone(&console),
             balloon: lever,
             memory_mib: spec.memory_mib,
+            huge_pages: spec.huge_pages,
             links,
             knobs: Arc::new(knobs),
             events: Arc::clone(&events),
@@ -488,8 +493,12 @@ struct Watcher {
 
 impl Witness for Watcher {
     fn mapped(&self, page_size: u64) {
-        if let Some(record) = lock(&self.playground.record).machines.get_mut(self.index) {
-            record.page_size = page_size;
+        let mut record = lock(&self.playground.record);
+        let known =
+            record.machines.get_mut(self.index).map(|machine| std::mem::replace(&mut machine.page_size, page_size));
+        drop(record);
+        if known != Some(page_size) {
+            self.playground.event(&self.name, Happening::Mapped { page_size }, None);
         }
     }
 

@@ -12,7 +12,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use labyard_spec::control::{MachineState, MachineStatus};
+use labyard_spec::control::{Happening, MachineState, MachineStatus};
 use labyard_spec::playground::{BootSpec, Entry, MachineSpec, PlaygroundSpec};
 use labyard_vmm::embed::{self, Files};
 use labyard_vmm::playground::Playground;
@@ -39,6 +39,16 @@ fn power_off() -> Vec<u8> {
 
 /// An ELF kernel of this code, with a PVH note.
 fn kernel(code: &[u8]) -> File {
+    file(&elf(code))
+}
+
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().expect("file");
+    file.write_all(bytes).expect("written");
+    file
+}
+
+fn elf(code: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; 0x1000];
     let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
@@ -54,9 +64,7 @@ fn kernel(code: &[u8]) -> File {
     put(0x20c, b"Xen\0");
     put(0x210, &(ADDRESS as u32).to_le_bytes());
     bytes.extend_from_slice(code);
-    let mut file = tempfile::tempfile().expect("file");
-    file.write_all(&bytes).expect("written");
-    file
+    bytes
 }
 
 struct Lab {
@@ -66,14 +74,14 @@ struct Lab {
 
 /// Starts a machine `m` of this code, changed by `change`.
 fn start(code: &[u8], change: impl FnOnce(&mut MachineSpec)) -> Result<Lab, String> {
+    start_kernel(kernel(code), change)
+}
+
+fn start_kernel(kernel: File, change: impl FnOnce(&mut MachineSpec)) -> Result<Lab, String> {
     let mut files = Files::default();
     let log = tempfile::tempfile().expect("file");
-    let boot = BootSpec {
-        kernel: files.add(kernel(code)),
-        initrd: Vec::new(),
-        extra_cmdline: String::new(),
-        entry: Entry::Auto,
-    };
+    let boot =
+        BootSpec { kernel: files.add(kernel), initrd: Vec::new(), extra_cmdline: String::new(), entry: Entry::Auto };
     let mut machine = MachineSpec::new("m", boot, files.add(log.try_clone().expect("a copy")));
     machine.memory_mib = 32;
     change(&mut machine);
@@ -188,6 +196,70 @@ fn what_a_machine_cannot_have_is_one_clear_error() {
         };
         assert!(error.contains(expected), "{error}");
     }
+}
+
+#[test]
+fn what_is_no_kernel_for_this_machine_is_refused_before_anything_runs() {
+    type Change = fn(&mut Vec<u8>);
+    let cases: &[(Change, &str)] = &[
+        (Vec::clear, "machine m: kernel: not an ELF image; take the vmlinux"),
+        (|bytes| bytes[..4].copy_from_slice(b"MZ\xea\x07"), "machine m: kernel: not an ELF image; take the vmlinux"),
+        (
+            |bytes| bytes.truncate(0x1000),
+            "machine m: kernel: cut short: its headers speak of 4099 bytes, the file has 4096",
+        ),
+        (|bytes| bytes[18] = 183, "machine m: kernel: an ELF image for AArch64, this host runs x86-64 ones"),
+        // A segment of 64 MiB, where the machine has 32.
+        (
+            |bytes| bytes[64 + 40..64 + 48].copy_from_slice(&(64u64 << 20).to_le_bytes()),
+            "machine m: 32 MiB of memory: this kernel ends at 66 MiB",
+        ),
+    ];
+    for (change, expected) in cases {
+        let mut bytes = elf(HALT);
+        change(&mut bytes);
+        let error = start_kernel(file(&bytes), |_| {}).err().expect(expected);
+        assert!(error.starts_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn sixteen_machines_live_in_one_process_and_each_prints_its_own() {
+    let mut files = Files::default();
+    let mut logs = Vec::new();
+    let machines = (0..16u32).map(|number| {
+        let log = tempfile::tempfile().expect("file");
+        logs.push(log.try_clone().expect("a copy"));
+        let code = [print(&format!("machine {number}\n")), power_off()].concat();
+        let boot = BootSpec {
+            kernel: files.add(kernel(&code)),
+            initrd: Vec::new(),
+            extra_cmdline: String::new(),
+            entry: Entry::Auto,
+        };
+        let mut machine = MachineSpec::new(&format!("m{number}"), boot, files.add(log));
+        (machine.memory_mib, machine.cpu_count, machine.cid) = (32, 2, 3 + number);
+        machine
+    });
+    let machines: Vec<_> = machines.collect();
+    let spec = PlaygroundSpec { name: "many".into(), networks: Vec::new(), machines };
+    let playground = embed::playground().expect("KVM");
+    playground.create(&spec, files.into_slots()).expect("started");
+    for (number, log) in logs.iter_mut().enumerate() {
+        assert_eq!(playground.wait(&format!("m{number}")), Ok(MachineState::PoweredOff));
+        let mut text = String::new();
+        log.seek(SeekFrom::Start(0)).expect("a file");
+        log.read_to_string(&mut text).expect("text");
+        assert_eq!(text, format!("machine {number}\n"));
+    }
+}
+
+#[test]
+fn the_size_of_its_pages_is_an_event_of_a_machine() {
+    let lab = start(&power_off(), |_| {}).expect("started");
+    assert_eq!(lab.playground.wait("m"), Ok(MachineState::PoweredOff));
+    let (event, _) = lab.playground.event_after(0, Duration::ZERO).expect("an event");
+    assert_eq!(event.what, Happening::Mapped { page_size: lab.status().page_size });
 }
 
 #[test]

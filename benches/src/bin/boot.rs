@@ -51,6 +51,7 @@ fn main() -> Result<()> {
         kernel: folder.path().join("vmlinux"),
         initramfs: folder.path().join("initramfs.cpio"),
         memory_mib: options.memory_mib,
+        furnished: false,
     };
     std::fs::write(&guest.kernel, guest::elf(&options.kernel)?).context("vmlinux")?;
     std::fs::write(&guest.initramfs, guest::initramfs(&options.libexec.join("labyard-init"))?).context("initramfs")?;
@@ -60,8 +61,8 @@ fn main() -> Result<()> {
     let (mut ours, mut peers) = (Vec::new(), Vec::new());
     // The first boot of each fills caches and is not counted.
     for run in 0..=options.runs {
-        let own = watch(labyard(&vmm, &guest, folder.path())?, guest.memory_mib).context("labyard-vmm")?;
-        let peer = watch(qemu(&options.qemu, &guest)?, guest.memory_mib).context("qemu")?;
+        let own = watch(labyard(&vmm, &guest, folder.path(), 1)?, guest.memory_mib).context("labyard-vmm")?;
+        let peer = watch(qemu(&options.qemu, &guest, folder.path(), 0)?, guest.memory_mib).context("qemu")?;
         eprintln!("run {run}: labyard {:.3} s, qemu {:.3} s", own.to_init.as_secs_f64(), peer.to_init.as_secs_f64());
         if run > 0 {
             ours.push(own);
@@ -93,7 +94,12 @@ fn report(options: &Options, guest: &Guest, ours: &[Boot], peers: &[Boot]) {
         println!("labyard, start of the process to {name}: {:.1} ms", median(times));
     }
     println!("\ncommand line of both guests: {}", Guest::command_line());
-    println!("the peer, {}:\n  {} {}", version(&options.qemu), options.qemu.display(), quoted(&qemu_arguments(guest)));
+    println!(
+        "the peer, {}:\n  {} {}",
+        version(&options.qemu),
+        options.qemu.display(),
+        quoted(&qemu_arguments(guest, Path::new("")))
+    );
 }
 
 fn quoted(words: &[String]) -> String {

@@ -8,6 +8,8 @@
 //!
 //! Pages are the guest's claim: only whole ones within its own memory are given back. A guest that names pages which it uses
 //! loses their content, which is its own.
+//!
+//! A machine whose memory the host cannot take back gets a balloon for its statistics alone ([`Balloon::without_reclaim`]).
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -80,6 +82,9 @@ pub trait Reclaim: Send {
     /// # Errors
     /// The memory is still the guest's.
     fn give_back(&mut self, mem: &Memory, start: u64, len_bytes: u64) -> io::Result<()>;
+
+    /// A driver begins anew, perhaps over other memory.
+    fn begin(&mut self) {}
 }
 
 /// The host's hand on a balloon.
@@ -138,7 +143,8 @@ impl BalloonControl {
 /// A balloon at rest.
 pub struct Balloon {
     control: Arc<BalloonControl>,
-    reclaim: Box<dyn Reclaim>,
+    /// Nothing where memory stays with the guest.
+    reclaim: Option<Box<dyn Reclaim>>,
     faults: Faults,
     /// The host's failure to take memory was logged.
     failed: bool,
@@ -150,6 +156,18 @@ impl Balloon {
     /// # Errors
     /// No eventfd was to be had.
     pub fn new(reclaim: Box<dyn Reclaim>) -> io::Result<Self> {
+        Self::with(Some(reclaim))
+    }
+
+    /// A balloon that takes nothing and asks for no reports.
+    ///
+    /// # Errors
+    /// No eventfd was to be had.
+    pub fn without_reclaim() -> io::Result<Self> {
+        Self::with(None)
+    }
+
+    fn with(reclaim: Option<Box<dyn Reclaim>>) -> io::Result<Self> {
         let control = BalloonControl {
             config: ConfigSpace::with_writable(vec![0; CONFIG_BYTES], ACTUAL..CONFIG_BYTES)?,
             wake: EventFd::new(EFD_NONBLOCK)?,
@@ -173,7 +191,8 @@ impl Balloon {
         if !fits {
             return self.faults.note(format_args!("{len_bytes} bytes at {start:#x} are not in memory"));
         }
-        match self.reclaim.give_back(mem, start, len_bytes) {
+        let Some(reclaim) = &mut self.reclaim else { return };
+        match reclaim.give_back(mem, start, len_bytes) {
             Ok(()) => {
                 self.control.given_back.fetch_add(len_bytes, Ordering::Relaxed);
             }
@@ -188,17 +207,21 @@ impl Balloon {
 
 impl VirtioDevice for Balloon {
     fn info(&self) -> DeviceInfo {
+        let reports = if self.reclaim.is_some() { F_PAGE_REPORTING } else { 0 };
         DeviceInfo {
             device_type: DeviceType::Balloon,
-            features: F_STATS_VQ | F_DEFLATE_ON_OOM | F_PAGE_REPORTING,
+            features: F_STATS_VQ | F_DEFLATE_ON_OOM | reports,
             queue_sizes: vec![QUEUE_SIZE; QUEUES],
             config: self.control.config.clone(),
         }
     }
 
-    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
+    fn activate(mut self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
         let features = with.features;
         let Some((queues, mem, irq)) = with.queues::<QUEUES>() else { return Err(wrong_queues(self)) };
+        if let Some(reclaim) = &mut self.reclaim {
+            reclaim.begin();
+        }
         Ok(Box::new(BalloonWorker {
             balloon: *self,
             features,

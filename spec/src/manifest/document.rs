@@ -108,6 +108,14 @@ written! {
         startup_files: Maybe<Vec<At<StartupFile>>>,
         #[serde(rename = "noSSH")]
         no_ssh: Option<bool>,
+        labyard: Option<Own>,
+    }
+    /// What no other reader of such manifests knows: fields of Labyard's own, kept apart (`docs/adr/0005`).
+    Own {
+        entry: Maybe<String>,
+        cpu_template: Maybe<String>,
+        nested_virtualization: Option<bool>,
+        huge_pages: Maybe<bool>,
     }
     KernelFields {
         source: Maybe<String>,

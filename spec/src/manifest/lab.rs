@@ -4,8 +4,9 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use super::Placed;
+use super::{Place, Placed};
 use crate::net::{Ipv4Subnet, Mac};
+use crate::playground::Entry;
 use crate::source::Source;
 
 /// Bytes of the largest packet on every network.
@@ -91,6 +92,14 @@ pub struct Machine {
     pub no_ssh: bool,
     /// vsock context id.
     pub cid: u32,
+    /// How its kernel is entered.
+    pub entry: Entry,
+    /// The template of its processors; `host` where missing.
+    pub cpu_template: Option<String>,
+    /// It can run virtual machines of its own.
+    pub nested: bool,
+    /// Where it asks for memory in huge pages that the host has set aside, if it does.
+    pub huge_pages: Option<Place>,
 }
 
 /// Someone who may log in.

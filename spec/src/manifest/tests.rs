@@ -1,5 +1,6 @@
 use super::*;
 use crate::net::Mac;
+use crate::playground::Entry;
 
 /// A manifest that keeps every rule, with one `text` replaced.
 fn read_with(text: &str, by: &str) -> Result<Manifest, Fault> {
@@ -102,6 +103,23 @@ fn a_kernel_is_read_as_written_also_where_yaml_sees_a_number() {
 }
 
 #[test]
+fn fields_of_our_own_stand_apart_and_have_defaults() {
+    let machines = lab().machines;
+    let plain = &machines[1];
+    assert_eq!((plain.entry, plain.nested, plain.huge_pages), (Entry::Auto, false, None));
+    assert_eq!(plain.cpu_template, None);
+    let own = "{entry: linux64, cpuTemplate: x86-64-v2, nestedVirtualization: true, hugePages: true}";
+    let resources = "resources: {cpuCount: 2, ramSize: 1GiB}";
+    let lab = read_with(resources, &format!("{resources}\n      labyard: {own}")).expect("it keeps every rule").lab;
+    let machine = &lab.machines[1];
+    assert_eq!((machine.entry, machine.nested), (Entry::Linux64, true));
+    assert_eq!(machine.cpu_template.as_deref(), Some("x86-64-v2"));
+    assert_eq!(machine.huge_pages, Some(Place { line: 27, column: 96 }));
+    let off = read_with(resources, "labyard: {hugePages: false}").expect("it keeps every rule").lab;
+    assert_eq!(off.machines[1].huge_pages, None);
+}
+
+#[test]
 fn the_documented_examples_are_read_unchanged() {
     let storage = Manifest::read(include_str!("../../testdata/storage.yaml"), "storage.yaml").expect("storage").lab;
     assert_eq!(
@@ -200,6 +218,36 @@ fn every_broken_rule_is_one_complaint_with_its_place() {
         ),
         ("cpuCount: 2", "cpuCount: 0", "machines[1].resources.cpuCount: 0 vCPUs"),
         ("ramSize: 1GiB", "ramSize: 1MiB", "lab.yaml:26:41: machines[1].resources.ramSize: `1MiB` is less than 32MiB"),
+        (
+            "ramSize: 1GiB",
+            "ramSize: 65537KiB",
+            "lab.yaml:26:41: machines[1].resources.ramSize: `65537KiB` is not a whole number of MiB: write 64MiB or 65MiB",
+        ),
+        (
+            "resources: {cpuCount: 2, ramSize: 1GiB}",
+            "labyard: {entry: efi}",
+            "lab.yaml:26:24: machines[1].labyard.entry: `efi` is none of auto, pvh, linux64",
+        ),
+        (
+            "resources: {cpuCount: 2, ramSize: 1GiB}",
+            "labyard: {cpuTemplate: T2}",
+            "lab.yaml:26:30: machines[1].labyard.cpuTemplate: `T2` is none of host, x86-64-v2, x86-64-v3",
+        ),
+        (
+            "resources: {cpuCount: 2, ramSize: 1GiB}",
+            "labyard: {nestedVirtualization: yes}",
+            "machines[1].labyard.nestedVirtualization: `yes` is neither true nor false",
+        ),
+        (
+            "resources: {cpuCount: 2, ramSize: 1GiB}",
+            "labyard: {nested: true}",
+            "lab.yaml:26:17: machines[1].labyard.nested: no such field `nested`: known here are entry, cpuTemplate, nestedVirtualization, hugePages",
+        ),
+        (
+            "resources: {cpuCount: 2, ramSize: 1GiB}",
+            "resources: {ramSize: 513MiB}\n      labyard: {hugePages: true}",
+            "lab.yaml:27:28: machines[1].labyard.hugePages: 513MiB of memory are not whole huge pages of 2MiB: make ramSize 514MiB",
+        ),
         (
             "cpuCount: 2",
             "cpus: 2",

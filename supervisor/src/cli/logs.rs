@@ -5,6 +5,7 @@ use std::io::{self, IsTerminal, Read, Seek, SeekFrom};
 use std::time::Duration;
 
 use labyard_spec::control::Happening;
+use labyard_spec::manifest::size;
 use labyard_supervisor::home::{Folder, Home, names};
 use labyard_supervisor::journal::{Entry, Reader, What};
 use labyard_supervisor::record::{Standing, State, ended_text};
@@ -109,6 +110,7 @@ pub(crate) fn sentence(entry: &Entry) -> String {
         What::Ended(reason) => format!("ended: {reason}"),
         What::Vmm { happening, .. } => match happening {
             Happening::Started => "started".to_owned(),
+            Happening::Mapped { page_size } => format!("its memory is in pages of {}", size::show(*page_size)),
             Happening::Rebooted => "rebooted".to_owned(),
             Happening::Ended(state) => ended_text(state),
             Happening::HostDisk { drive, full: true } => {

@@ -31,6 +31,7 @@ struct Shown {
     ready: bool,
     cpu_count: u32,
     memory_mib: u64,
+    page_size: u64,
     addresses: Vec<Address>,
     conditions: Vec<Condition>,
 }
@@ -155,6 +156,7 @@ fn shown_machine(machine: Machine, standing: Standing) -> Shown {
         ready,
         cpu_count: machine.cpu_count,
         memory_mib: machine.memory_mib,
+        page_size: machine.page_size,
         addresses: addresses.collect(),
         conditions: machine.conditions,
     }

@@ -1,5 +1,6 @@
 use super::*;
-use labyard_spec::manifest::Manifest;
+use labyard_spec::manifest::{Manifest, Place};
+use labyard_spec::playground::Entry;
 
 fn lab() -> Lab {
     let text = "{kind: playground, name: two-machines, playground: {machines: [
@@ -80,6 +81,19 @@ fn the_modules_come_last_and_cannot_be_written() {
     let serials: Vec<_> =
         plan.spec.machines[1].drives.iter().map(|drive| (drive.serial.as_str(), drive.read_only)).collect();
     assert_eq!(serials, [("d00", false), ("modules", true)]);
+}
+
+#[test]
+fn what_a_machine_asks_of_labyard_alone_reaches_the_vmm() {
+    let mut lab = lab();
+    let asked = &mut lab.machines[1];
+    (asked.entry, asked.cpu_template, asked.nested) = (Entry::Pvh, Some("x86-64-v3".into()), true);
+    asked.huge_pages = Some(Place { line: 1, column: 1 });
+    let machines = plan(&lab, &[found(), found()], &folder()).spec.machines;
+    let told =
+        |machine: &MachineSpec| (machine.boot.entry, machine.cpu_template.clone(), machine.nested, machine.huge_pages);
+    assert_eq!(told(&machines[0]), (Entry::Auto, None, false, false));
+    assert_eq!(told(&machines[1]), (Entry::Pvh, Some("x86-64-v3".into()), true, true));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What the parts of a supervisor share: the state, the journal, and a bell that rings when either changed.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +13,8 @@ use crate::words::{chain, printable};
 
 /// Longest text of a guest or the vmm that is written down, in bytes.
 const MAX_FOREIGN_TEXT: usize = 8 << 10;
+/// Streams that a guest opens of which each is an event. The others are counted: a guest opens as many as it likes.
+const TOLD_CALLS: u64 = 16;
 
 /// How far the vmm is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,11 +50,13 @@ pub(super) struct Inner {
     stopping: bool,
     /// Streams to the readiness port that are open, of all machines.
     hellos: usize,
+    /// Streams that each machine's guest has opened to this supervisor.
+    calls: HashMap<String, u64>,
 }
 
 impl Shared {
     pub(super) fn new(folder: Folder, state: State, journal: Journal) -> Self {
-        let inner = Inner { state, journal, lines: Vec::new(), stopping: false, hellos: 0 };
+        let inner = Inner { state, journal, lines: Vec::new(), stopping: false, hellos: 0, calls: HashMap::new() };
         let bell = tokio::sync::watch::Sender::new(Phase::Starting);
         Self { folder, inner: Mutex::new(inner), bell, planning: Mutex::default() }
     }
@@ -150,6 +155,11 @@ impl Shared {
 
     /// Writes down what the vmm says.
     pub(super) fn happened(&self, event: &Event) {
+        if let Happening::GuestConnected { port } = event.what
+            && self.lock().is_one_call_of_many(event, port)
+        {
+            return;
+        }
         self.change(|inner| {
             let Some(position) = inner.state.machines.iter().position(|machine| machine.name == event.machine) else {
                 let text = format!("the vmm speaks of a machine `{}` that nobody asked for", bounded(&event.machine));
@@ -168,6 +178,11 @@ impl Shared {
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");
                 }
                 Happening::Ended(state) => inner.machine_ended(position, state),
+                Happening::Mapped { page_size } => {
+                    if let Some(machine) = inner.state.machines.get_mut(position) {
+                        machine.page_size = page_size;
+                    }
+                }
                 Happening::Rebooted | Happening::GuestConnected { .. } | Happening::HostDisk { .. } => {}
             }
         });
@@ -184,6 +199,25 @@ impl Shared {
 }
 
 impl Inner {
+    /// Counts a stream that a guest has opened. Beyond the first ones, every doubling of their number is a line and changes nothing
+    /// else.
+    fn is_one_call_of_many(&mut self, event: &Event, port: u32) -> bool {
+        if self.state.machines.iter().all(|machine| machine.name != event.machine) {
+            return false;
+        }
+        let count = self.calls.entry(event.machine.clone()).or_default();
+        *count += 1;
+        let count = *count;
+        if count <= TOLD_CALLS {
+            return false;
+        }
+        if count.is_power_of_two() {
+            let text = format!("the guest has called the host {count} times, the last time port {port}");
+            self.journal.write(Some(&event.machine), What::Note(text));
+        }
+        true
+    }
+
     fn say(&mut self, machine: Option<&str>, what: What) {
         self.lines.push((machine.map(str::to_owned), what));
     }
@@ -232,5 +266,53 @@ fn bounded_state(state: MachineState) -> MachineState {
         MachineState::Crashed(text) => MachineState::Crashed(bounded(&text)),
         MachineState::Failed(text) => MachineState::Failed(bounded(&text)),
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::Reader;
+    use crate::record::VERSION;
+
+    #[test]
+    fn a_guest_that_calls_without_end_writes_a_few_lines() {
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = Folder { name: "lab".into(), path: home.path().to_owned() };
+        let web = Machine {
+            name: "web".into(),
+            cpu_count: 1,
+            memory_mib: 64,
+            page_size: 0,
+            addresses: Vec::new(),
+            conditions: Vec::new(),
+            ended: None,
+        };
+        let state = State {
+            version: VERSION,
+            name: "lab".into(),
+            manifest: String::new(),
+            created_ms: 0,
+            starter: None,
+            supervisor: None,
+            vmm: None,
+            conditions: Vec::new(),
+            machines: vec![web],
+            end: None,
+        };
+        let shared = Shared::new(folder.clone(), state, Journal::open(&folder).expect("a journal"));
+        let event = |number, what| Event { number, at_us: 0, machine: "web".into(), what };
+        for number in 1..=10_000 {
+            // Other ports each time, so that it is not the port that bounds them.
+            shared.happened(&event(number, Happening::GuestConnected { port: number as u32 }));
+        }
+        shared.happened(&event(10_001, Happening::Rebooted));
+        let entries = Reader::open(&folder).expect("opening").expect("a journal").entries().expect("reading");
+        let notes: Vec<_> = entries.iter().filter(|entry| matches!(entry.what, What::Note(_))).collect();
+        // 32, 64, … 8,192.
+        assert_eq!((entries.len(), notes.len()), (TOLD_CALLS as usize + 9 + 1, 9));
+        let last = What::Note("the guest has called the host 8192 times, the last time port 8192".into());
+        assert_eq!((notes[8].machine.as_deref(), &notes[8].what), (Some("web"), &last));
+        assert!(matches!(entries.last().map(|entry| &entry.what), Some(What::Vmm { number: 10_001, .. })));
     }
 }

@@ -4,6 +4,14 @@
 //! end of the process. Else the host is advised to use transparent huge pages, which it does where
 //! `/sys/kernel/mm/transparent_hugepage/shmem_enabled` says `advise` or `always`. What it does is looked at, not guessed:
 //! after one byte was written, the file has the length of one page.
+//!
+//! What goes back to the host while a machine runs depends on its pages:
+//!
+//! | pages | free memory that the guest reports | the balloon on request |
+//! |---|---|---|
+//! | 4 KiB | in blocks of 128 KiB and more | single pages |
+//! | transparent huge pages | in whole ones, so that none breaks up ([`reports_in_small_blocks`]) | single pages; the host makes no new huge pages of this memory until the machine boots again ([`prefer_small_pages`]) |
+//! | set aside | nothing: a page that another process has taken by the time it is needed again would end this one | refused |
 
 use std::fs::File;
 use std::io;
@@ -79,11 +87,37 @@ pub fn map(name: &str, bytes: u64, huge: bool) -> Result<GuestMemory, MemoryErro
 
 /// Where it is not possible, small pages do.
 fn advise_huge_pages(mem: &Memory) {
+    advise(mem, PageSize::Huge);
+}
+
+/// Tells the host to make no more huge pages of this memory. Single pages of it were taken back: a huge page made anew there, by a
+/// fault or in the background (khugepaged), would fill the holes again.
+pub fn prefer_small_pages(mem: &Memory) {
+    advise(mem, PageSize::Small);
+}
+
+/// Whether a guest with pages of this size reports free memory in small blocks. Of a huge page only the whole goes back: a part would
+/// break it up, and leave the guest's memory slow for good.
+pub fn reports_in_small_blocks(page_size: u64) -> bool {
+    page_size < memfd::HUGE_PAGE_BYTES
+}
+
+#[derive(Debug, Clone, Copy)]
+enum PageSize {
+    Small,
+    Huge,
+}
+
+fn advise(mem: &Memory, size: PageSize) {
+    let advice = match size {
+        PageSize::Small => libc::MADV_NOHUGEPAGE,
+        PageSize::Huge => libc::MADV_HUGEPAGE,
+    };
     for region in mem.iter() {
         let Ok(start) = region.get_host_address(MemoryRegionAddress(0)) else { continue };
         let Ok(len) = usize::try_from(region.len()) else { continue };
-        // SAFETY: the range is exactly a mapping that `mem` owns; the advice changes the size of its pages, not their content.
-        let advised = unsafe { libc::madvise(start.cast(), len, libc::MADV_HUGEPAGE) };
+        // SAFETY: the range is exactly a mapping that `mem` owns; both advices change the size of its pages, not their content.
+        let advised = unsafe { libc::madvise(start.cast(), len, advice) };
         if advised != 0 {
             log::debug!("transparent huge pages: {}", io::Error::last_os_error());
         }
@@ -100,6 +134,27 @@ fn first_page(mem: &Memory, file: &File) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Flags of the mapping that holds the first byte of `mem` (proc(5), smaps, VmFlags).
+    fn flags(mem: &Memory) -> String {
+        let start = mem.iter().next().and_then(|region| region.get_host_address(MemoryRegionAddress(0)).ok());
+        let start = format!("{:x}-", start.expect("mapped") as usize);
+        let smaps = std::fs::read_to_string("/proc/self/smaps").expect("smaps");
+        let mapping = smaps.split_once(&start).expect("its mapping").1;
+        let flags = mapping.lines().find_map(|line| line.strip_prefix("VmFlags:")).expect("flags");
+        format!("{flags} ")
+    }
+
+    #[test]
+    fn huge_pages_are_wished_for_until_single_pages_were_taken_back() {
+        let GuestMemory { mem, .. } = map("test", 4 << 20, false).expect("memory");
+        // A kernel without transparent huge pages knows neither.
+        if flags(&mem).contains(" hg ") {
+            prefer_small_pages(&mem);
+            assert!(flags(&mem).contains(" nh ") && !flags(&mem).contains(" hg "), "{}", flags(&mem));
+        }
+        assert!(reports_in_small_blocks(4096) && !reports_in_small_blocks(2 << 20));
+    }
 
     #[test]
     fn memory_beyond_the_hole_is_sparse_and_knows_its_page_size() {

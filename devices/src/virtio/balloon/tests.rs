@@ -124,6 +124,21 @@ fn a_driver_that_agreed_on_no_reports_gives_nothing_back() {
 }
 
 #[test]
+fn a_balloon_without_reclaim_asks_for_no_reports_and_takes_nothing() {
+    let balloon = Balloon::without_reclaim().expect("eventfds");
+    assert_eq!(balloon.info().features, F_STATS_VQ | F_DEFLATE_ON_OOM);
+    let control = balloon.control();
+    let mut guest = GuestDriver::power_on(Box::new(balloon));
+    guest.set_up(!feature::EVENT_IDX);
+    guest.put(0x10_0000, &7u32.to_le_bytes());
+    guest.put(7 * 4096, &[9; 4]);
+    let head = guest.offer(INFLATE, &[readable(0x10_0000, 4)]);
+    guest.kick(INFLATE);
+    assert_eq!((guest.used(INFLATE), guest.bytes(7 * 4096, 4)), (vec![(head, 0)], vec![9; 4]));
+    assert_eq!((control.given_back_bytes(), guest.faults()), (0, 0));
+}
+
+#[test]
 fn the_host_changes_the_target_and_the_guest_is_told() {
     let mut fixture = Fixture::new();
     let before = fixture.guest.interrupts();

@@ -6,7 +6,7 @@ use super::super::document::{
 use super::super::lab::{Drive, Filesystem, Machine, StartupFile, User};
 use super::super::place::{Broken, broken, placed, written};
 use super::super::{MAX_DRIVES, MAX_MACHINES, Placed, size};
-use super::{host_name, one_of};
+use super::{host_name, one_of, own};
 
 /// vsock context id of the first machine (0 to 2 are taken: vsock(7)).
 const FIRST_CID: u32 = 3;
@@ -59,11 +59,15 @@ fn machine(machine: &WrittenMachine, position: u32, text: &str, notes: &mut Vec<
         Some(written) => {
             let bytes = sized(written, &memory_path, LEAST_MEMORY)?;
             if bytes % (1 << 20) != 0 {
-                return Err(broken(written, &memory_path, format!("`{}` is not a whole number of MiB", written.value)));
+                let (below, above) = (bytes >> 20, bytes.div_ceil(1 << 20));
+                let message =
+                    format!("`{}` is not a whole number of MiB: write {below}MiB or {above}MiB", written.value);
+                return Err(broken(written, &memory_path, message));
             }
             bytes >> 20
         }
     };
+    let own = own::check(machine, memory_mib, &path)?;
     Ok(Machine {
         name: machine.name.value.clone(),
         kernel: kernel(&machine.kernel, &format!("{path}.kernel"), text)?,
@@ -75,6 +79,10 @@ fn machine(machine: &WrittenMachine, position: u32, text: &str, notes: &mut Vec<
         startup_files: startup_files(&machine.startup_files, &format!("{path}.startupFiles"))?,
         no_ssh: machine.no_ssh.unwrap_or(false),
         cid: FIRST_CID + position,
+        entry: own.entry,
+        cpu_template: own.cpu_template,
+        nested: own.nested,
+        huge_pages: own.huge_pages,
     })
 }
 

@@ -5,6 +5,7 @@
 mod extras;
 mod machines;
 mod networks;
+mod own;
 
 use super::check_name;
 use super::document::{At, Document};

@@ -34,7 +34,10 @@ pub(super) async fn until_ready(
         for entry in events.entries()? {
             if !matches!(
                 &entry.what,
-                What::Vmm { happening: Happening::Started | Happening::GuestConnected { .. }, .. }
+                What::Vmm {
+                    happening: Happening::Started | Happening::Mapped { .. } | Happening::GuestConnected { .. },
+                    ..
+                }
             ) {
                 progress.say(&sentence(&entry));
             }

@@ -129,6 +129,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     }
     host::check_kvm()?;
     host::check_memory(lab)?;
+    host::check_huge_pages(manifest)?;
     let preparation = prepare::Preparation {
         manifest,
         // Paths in a manifest are relative to it.

@@ -93,6 +93,7 @@ impl Preparation<'_> {
             name: machine.name.clone(),
             cpu_count: machine.cpu_count,
             memory_mib: machine.memory_mib,
+            page_size: 0,
             addresses: machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address)).collect(),
             conditions: Vec::new(),
             ended: None,

@@ -139,3 +139,8 @@ fn a_level_is_the_same_processor_on_both_vendors() {
     assert_eq!((leaf(&cpuid, 0xd, 18).eax, leaf(&cpuid, 0x1d, 0).eax, leaf(&cpuid, 7, 0).edx >> 24 & 3), (0, 0, 0));
     assert_eq!(leaf(&leaves(INTEL, 1, 0), 0xd, 0).ecx, 11_008, "uncut, the area stays as large as the host's");
 }
+
+#[test]
+fn a_manifest_can_name_every_template() {
+    assert_eq!(Template::names(), labyard_spec::playground::CPU_TEMPLATES);
+}
