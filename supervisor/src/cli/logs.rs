@@ -110,6 +110,8 @@ pub(crate) fn sentence(entry: &Entry) -> String {
         What::Vmm { happening, .. } => match happening {
             Happening::Started => "started".to_owned(),
             Happening::Rebooted => "rebooted".to_owned(),
+            Happening::Paused => "paused".to_owned(),
+            Happening::Resumed => "resumed".to_owned(),
             Happening::Ended(state) => ended_text(state),
             Happening::HostDisk { drive, full: true } => {
                 format!("paused: the host's disk is full, writes to drive {drive} wait; make room and they go on")

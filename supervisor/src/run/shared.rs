@@ -165,6 +165,8 @@ impl Shared {
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");
                 }
                 Happening::Ended(state) => inner.machine_ended(position, state),
+                Happening::Paused => inner.machine_paused(position, true),
+                Happening::Resumed => inner.machine_paused(position, false),
                 Happening::Rebooted | Happening::GuestConnected { .. } | Happening::HostDisk { .. } => {}
             }
         });
@@ -191,6 +193,12 @@ impl Inner {
             && state != MachineState::Running
         {
             machine.ended = Some(state);
+        }
+    }
+
+    fn machine_paused(&mut self, position: usize, paused: bool) {
+        if let Some(machine) = self.state.machines.get_mut(position) {
+            machine.paused = paused;
         }
     }
 

@@ -95,6 +95,7 @@ impl Preparation<'_> {
             memory_mib: machine.memory_mib,
             addresses: machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address)).collect(),
             conditions: Vec::new(),
+            paused: false,
             ended: None,
         };
         let state = State {
