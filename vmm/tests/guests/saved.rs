@@ -5,9 +5,13 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use labyard_spec::control::{RestoreSpec, SavedFiles};
 use labyard_spec::playground::Slot;
+use labyard_vmm::snapshot;
 
 use super::*;
 
@@ -84,6 +88,12 @@ fn spec(files: &mut Files, code: &[u8], log: &File, cpu_count: u32) -> Playgroun
     PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: vec![machine] }
 }
 
+/// These guests wait by spinning: several at once would wait for each other's time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 struct Counting {
     code: Vec<u8>,
     cpu_count: u32,
@@ -93,7 +103,10 @@ struct Counting {
 
 impl Counting {
     fn start(code: Vec<u8>, cpu_count: u32) -> Self {
-        let log = tempfile::tempfile().expect("a file");
+        Self::start_with(code, cpu_count, tempfile::tempfile().expect("a file"))
+    }
+
+    fn start_with(code: Vec<u8>, cpu_count: u32, log: File) -> Self {
         let playground = embed::playground().expect("KVM");
         let mut files = Files::default();
         let spec = spec(&mut files, &code, &log, cpu_count);
@@ -106,9 +119,12 @@ impl Counting {
     }
 
     fn wait_until_shown(&self, least: u64) {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let (mut seen, mut since) = (0, Instant::now());
         while self.shown() < least && self.status().state == MachineState::Running {
-            assert!(Instant::now() < deadline, "{} of {least}: {:?}", self.shown(), self.status());
+            if self.shown() != seen {
+                (seen, since) = (self.shown(), Instant::now());
+            }
+            assert!(since.elapsed() < Duration::from_secs(60), "{seen} of {least}: {:?}", self.status());
             std::thread::yield_now();
         }
     }
@@ -167,6 +183,37 @@ impl Saved {
     }
 }
 
+impl Saved {
+    fn copy(&self) -> Self {
+        let copy = |from: &File| {
+            let mut to = tempfile::tempfile().expect("a file");
+            let mut from = from.try_clone().expect("a copy");
+            from.seek(SeekFrom::Start(0)).expect("a file");
+            std::io::copy(&mut from, &mut to).expect("copied");
+            to
+        };
+        Self { state: copy(&self.state), memory: copy(&self.memory) }
+    }
+
+    /// Changes the state of its machine.
+    fn change(&self, change: impl FnOnce(&mut snapshot::SavedRun)) {
+        let mut saved = snapshot::Saved::read(&self.state).expect("a state file");
+        match &mut saved.machines[0].life {
+            snapshot::Life::Ran(run) => change(run),
+            snapshot::Life::Ended(state) => panic!("it had ended: {state:?}"),
+        }
+        self.state.set_len(0).expect("emptied");
+        saved.write(&self.state).expect("written");
+    }
+
+    /// The generation id in its memory.
+    fn generation(&self) -> [u8; 16] {
+        let mut id = [0; 16];
+        self.memory.read_exact_at(&mut id, labyard_vmm::arch::x86_64::layout::GENERATION).expect("in memory");
+        id
+    }
+}
+
 /// A few points, or many in the soak.
 fn points() -> u64 {
     if std::env::var_os("LABYARD_SOAK").is_some() { 200 } else { 12 }
@@ -174,6 +221,7 @@ fn points() -> u64 {
 
 #[test]
 fn a_guest_that_was_saved_at_any_point_counts_on_without_a_lost_or_repeated_step() {
+    let _alone = alone();
     for (program, cpu_count) in
         [(shows_at_the_serial_port as fn(u32) -> Vec<u8>, 1), (shows_on_its_console, 1), (shows_on_its_console, 3)]
     {
@@ -192,7 +240,8 @@ fn a_guest_that_was_saved_at_any_point_counts_on_without_a_lost_or_repeated_step
 
 #[test]
 fn a_guest_that_was_paused_or_saved_goes_on_where_it_was() {
-    let end = 6000;
+    let _alone = alone();
+    let end = 1000;
     let guest = Counting::start(shows_on_its_console(end), 2);
     for round in 0..40 {
         guest.playground.pause(Some("m")).expect("paused");
@@ -209,4 +258,193 @@ fn a_guest_that_was_paused_or_saved_goes_on_where_it_was() {
     }
     guest.wait_until_shown(end.into());
     guest.check(end);
+}
+
+#[test]
+fn a_power_off_under_way_is_carried_out_once_whoever_carries_it_out() {
+    let _alone = alone();
+    let end = 40;
+    let mut carried_out_elsewhere = 0;
+    for round in 0..points() * 2 {
+        let guest = Counting::start(shows_at_the_serial_port(end), 1);
+        guest.wait_until_shown(u64::from(end) - round % 3);
+        let saved = guest.save().expect("saved");
+        let guest = guest.restored(&saved);
+        carried_out_elsewhere += u32::from(guest.status().state == MachineState::Running);
+        guest.playground.resume(None).expect("resumed");
+        guest.check(end);
+    }
+    eprintln!("{carried_out_elsewhere} of {} power-offs after the save", points() * 2);
+}
+
+#[test]
+fn a_guest_that_resets_while_it_is_paused_and_resumed_reboots_once() {
+    let _alone = alone();
+    // It shows R each time that it begins, waits a while and resets.
+    let wait = [vec![0xb9], 200_000u32.to_le_bytes().to_vec(), vec![0x49, 0x75, 0xfd]].concat(); // mov ecx; dec ecx; jnz
+    let code = [print("R"), wait, out(0x602, 1), HALT.to_vec()].concat();
+    for _ in 0..points() / 4 {
+        let guest = Counting::start(code.clone(), 2);
+        guest.wait_until_shown(1);
+        let saved = guest.save().expect("saved");
+        if guest.status().state != MachineState::Running {
+            continue; // it was faster
+        }
+        saved.change(|run| run.greeted = true);
+        let guest = guest.restored(&saved);
+        while guest.playground.resume(Some("m")).is_ok() && guest.playground.pause(Some("m")).is_ok() {}
+        let ended = guest.playground.wait("m").expect("a machine");
+        // The second time nobody has said hello.
+        assert_eq!(ended, MachineState::Crashed("the machine reset before its init said hello\nR".into()));
+        assert_eq!(guest.shown(), 2);
+    }
+}
+
+#[test]
+fn a_machine_that_is_killed_while_it_is_paused_or_saved_ends() {
+    let _alone = alone();
+    for round in 0..points() {
+        let guest = Counting::start(shows_on_its_console(1 << 30), 2);
+        guest.wait_until_shown(10);
+        let playground = Arc::clone(&guest.playground);
+        let killer = std::thread::spawn(move || playground.kill(Some("m")));
+        let outcome = if round % 2 == 0 { guest.playground.pause(None) } else { guest.save().map(|_| ()) };
+        assert_eq!(outcome, Ok(()), "all machines stand still: none is there or it is paused");
+        killer.join().expect("no panic").expect("killed");
+        assert_eq!(guest.playground.wait("m"), Ok(MachineState::Killed));
+        assert!(!guest.status().paused);
+        assert_eq!(guest.playground.pause(Some("m")), Err("machine m: it does not run".into()));
+        assert_eq!(guest.playground.resume(Some("x")), Err("machine x: there is none of this name".into()));
+    }
+}
+
+#[test]
+fn a_guest_hears_that_it_is_a_copy() {
+    let _alone = alone();
+    let guest = Counting::start([print("x"), SPIN.to_vec()].concat(), 1);
+    guest.wait_until_shown(1);
+    let (first, second) = (guest.save().expect("saved"), guest.save().expect("saved"));
+    let third = guest.restored(&first).save().expect("saved");
+    assert_eq!(first.generation(), second.generation());
+    assert_ne!(first.generation(), third.generation());
+
+    // Shows what its event register tells, once it tells something: mov dx; in al, dx; test al, al; jz; mov dx; out dx, al.
+    let waits =
+        [&[0x66, 0xba, 0x04, 0x06, 0xec, 0x84, 0xc0, 0x74, 0xfb, 0x66, 0xba, 0xf8, 0x03, 0xee][..], &power_off()]
+            .concat();
+    let guest = Counting::start([print("w"), waits].concat(), 1);
+    guest.wait_until_shown(1);
+    let saved = guest.save().expect("saved");
+    let guest = guest.restored(&saved);
+    guest.playground.resume(None).expect("resumed");
+    assert_eq!(guest.playground.wait("m"), Ok(MachineState::PoweredOff));
+    let mut shown = [0; 2];
+    guest.log.read_exact_at(&mut shown, 0).expect("two bytes");
+    assert_eq!(shown, [b'w', 2], "the event of a new generation, and no other");
+}
+
+#[test]
+fn a_guest_whose_kernel_panics_is_not_paused() {
+    let _alone = alone();
+    let guest = Counting::start([out(0x505, 1), print("panic"), SPIN.to_vec()].concat(), 1);
+    guest.wait_until_shown(5);
+    let error = guest.playground.pause(Some("m")).expect_err("it is about to end");
+    assert_eq!(error, "machine m: its kernel panics, and it is about to end");
+    assert!(guest.save().is_err());
+    guest.playground.kill(None).expect("killed");
+}
+
+#[test]
+fn what_cannot_go_on_here_is_one_clear_error() {
+    let _alone = alone();
+    let guest = Counting::start([print("x"), SPIN.to_vec()].concat(), 2);
+    guest.wait_until_shown(1);
+    let saved = guest.save().expect("saved");
+    let error = guest.playground.save(&saved.passed().0, saved.passed().1).expect_err("the files are written");
+    assert!(error.contains("bytes already, and must be empty"), "{error}");
+    assert!(guest.status().paused, "it was paused before");
+    let none = HashMap::new();
+    assert_eq!(
+        guest.playground.save(&saved.passed().0, none).expect_err("no files"),
+        "descriptor Slot(1000) was not passed"
+    );
+    guest.playground.kill(None).expect("killed");
+
+    type Change = fn(&mut PlaygroundSpec);
+    let specs: &[(Change, &str)] = &[
+        (|spec| spec.machines[0].cpu_count = 1, "machine m: it has 2 vCPUs, the machine 1"),
+        (|spec| spec.machines[0].memory_mib = 64, "in its place was saved m of 33554432"),
+        (|spec| spec.machines[0].name = "n".into(), "machine n of 33554432 bytes: in its place was saved m"),
+        (
+            |spec| spec.machines.push(MachineSpec { name: "n".into(), ..spec.machines[0].clone() }),
+            "1 machines were saved",
+        ),
+    ];
+    for (change, expected) in specs {
+        assert!(refused(&saved, change).contains(expected), "{}", refused(&saved, change));
+    }
+    type Damage = fn(&mut snapshot::SavedRun);
+    let states: &[(Damage, &str)] = &[
+        (|run| drop(run.transports.pop()), "machine m: it has 3 devices, the machine 4"),
+        (|run| run.transports.swap(0, 1), "saved device 0, console: state of Rng"),
+        (|run| drop(run.cpuid.pop()), "machine m: it has 1 lists of CPUID leaves"),
+        (|run| run.cpuid[0][0].function = 0x4000_0001, "machine m: it was saved on another kind of processor"),
+    ];
+    for (damage, expected) in states {
+        let mut damaged = saved.copy();
+        damaged.change(damage);
+        let error = refused(&damaged, |_| {});
+        assert!(error.contains(expected), "{error}");
+        damaged.state = tempfile::tempfile().expect("a file");
+        assert_eq!(refused(&damaged, |_| {}), "snapshot: the state file does not begin as one does");
+    }
+    let cut = saved.copy();
+    cut.memory.set_len(1 << 20).expect("cut");
+    let error = refused(&cut, |_| {});
+    assert!(error.contains("the file of a machine's memory has 1048576 bytes, the machine 33554432"), "{error}");
+}
+
+/// Why a playground of this code is not restored. Its machines have ended.
+fn refused(saved: &Saved, change: impl FnOnce(&mut PlaygroundSpec)) -> String {
+    let guest = Counting::start(HALT.to_vec(), 2);
+    match guest.restored_with(saved, change) {
+        Ok(_) => panic!("it was restored"),
+        Err(error) => error,
+    }
+}
+
+const SIGKILL: i32 = 9;
+/// Set for the process that is killed: where it leaves what it saved.
+const CHILD: &str = "LABYARD_TEST_SAVED_IN";
+
+#[test]
+fn a_guest_goes_on_when_its_process_was_killed() {
+    let _alone = alone();
+    let end = 3000;
+    let folder = tempfile::tempdir().expect("a folder");
+    let test = "saved::in_a_process_of_its_own";
+    let mut child = Command::new(std::env::current_exe().expect("this test"));
+    let child = child.args(["--exact", test, "--nocapture"]).env(CHILD, folder.path()).status().expect("it runs");
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&child), Some(SIGKILL), "{child}");
+    let open = |name| File::options().read(true).append(name == "log").open(folder.path().join(name)).expect(name);
+    let saved = Saved { state: open("state"), memory: open("memory") };
+    let idle = Counting::start(HALT.to_vec(), 1);
+    let guest = Counting { log: open("log"), code: shows_on_its_console(end), ..idle };
+    assert!((1000..3000).contains(&guest.shown()));
+    let guest = guest.restored(&saved);
+    guest.playground.resume(None).expect("resumed");
+    guest.check(end);
+}
+
+#[test]
+fn in_a_process_of_its_own() {
+    let Some(folder) = std::env::var_os(CHILD).map(std::path::PathBuf::from) else { return };
+    let make = |name| File::options().read(true).write(true).create_new(true).open(folder.join(name)).expect(name);
+    let code = shows_on_its_console(3000);
+    let guest = Counting::start_with(code, 1, make("log"));
+    guest.wait_until_shown(1000);
+    let (files, passed) = Saved { state: make("state"), memory: make("memory") }.passed();
+    guest.playground.save(&files, passed).expect("saved");
+    let _ = Command::new("kill").args(["-KILL", &std::process::id().to_string()]).status();
+    unreachable!("it was killed");
 }
