@@ -22,7 +22,8 @@ pub const PROTOCOL: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once, before `Create`.
+    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once; `Create`, `Restore`
+    /// and `Save` take all that are there.
     Descriptors {
         /// Slot of the first descriptor.
         first: Slot,
@@ -62,11 +63,46 @@ pub enum Request {
         /// Machine name.
         machine: String,
     },
+    /// Lets one machine, or all where `machine` is missing, stand still at one instant. One that is paused stays so; one that has
+    /// ended is left alone where all are meant.
+    Pause {
+        /// Machine name.
+        machine: Option<String>,
+    },
+    /// Lets one machine, or all, go on. One that runs runs on.
+    Resume {
+        /// Machine name.
+        machine: Option<String>,
+    },
+    /// Pauses all machines, writes them to files, and leaves them paused: what is written belongs to their drives as they are now.
+    Save(SavedFiles),
+    /// In place of `Create`: builds all machines as they were saved, and leaves them paused.
+    Restore(Box<RestoreSpec>),
     /// Cuts the power of one machine, or of all and ends the process where `machine` is missing.
     Kill {
         /// Machine name.
         machine: Option<String>,
     },
+}
+
+/// Files of saved machines, by slot (`docs/formats.md`, "Saved machines"). Those that are written to are empty.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct SavedFiles {
+    /// The state of all.
+    pub state: Slot,
+    /// Memory of each machine, in the order of the spec.
+    pub memory: Vec<Slot>,
+}
+
+/// Machines that go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct RestoreSpec {
+    /// What they were created from; drives lie on the same files.
+    pub playground: PlaygroundSpec,
+    /// What was saved.
+    pub saved: SavedFiles,
 }
 
 /// What can change while a machine runs.
@@ -185,6 +221,9 @@ pub struct MachineStatus {
     pub name: String,
     /// Where it stands.
     pub state: MachineState,
+    /// It runs, and stands still until it is resumed.
+    #[serde(default)]
+    pub paused: bool,
     /// Milestones of its boot in microseconds since the start of the vmm process, in order of time.
     pub boot_us: Vec<(Milestone, u64)>,
     /// Faults noted per device since the start (guest's mistakes, contained).
@@ -271,6 +310,10 @@ pub enum Happening {
     Started,
     /// The guest rebooted in place.
     Rebooted,
+    /// It stands still.
+    Paused,
+    /// It goes on.
+    Resumed,
     /// The machine ended; the state says how.
     Ended(MachineState),
     /// The disk of the host has no room for what the guest writes to a drive: its writes wait. Or it has room again.

@@ -1,7 +1,8 @@
 //! `labyard-vmm` for tests: speaks `spec::control` and `spec::agent`, and runs programs on the host in place of guests.
 //!
 //! A machine behaves as its name begins: `mute` never says hello, `crash` crashes, `hostile` floods the readiness port first,
-//! `stubborn` does not power off, `doom` takes the whole process with it. All others become ready at once.
+//! `stubborn` does not power off, `doom` takes the whole process with it, `unsavable` cannot be saved, `lost` not be restored. All
+//! others become ready at once.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,7 +16,8 @@ use std::thread;
 
 use labyard_spec::agent::{self, Exit, HEADER_BYTES, Kind, MAX_FRAME_BYTES, parse_header};
 use labyard_spec::control::{
-    Change, Event, Happening, MAX_MESSAGE_BYTES, MachineState, MachineStatus, PROTOCOL, Reply, Request, Status,
+    Change, Event, Happening, MAX_MESSAGE_BYTES, MachineState, MachineStatus, PROTOCOL, Reply, Request, RestoreSpec,
+    SavedFiles, Status,
 };
 use labyard_spec::guest::{AGENT_PORT, Hello, READY_PORT};
 use labyard_spec::jail::fd;
@@ -55,6 +57,10 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
                 (Reply::Done, None)
             }
             Request::Create(spec) => (create(vmm, &spec), None),
+            Request::Save(files) => (save(vmm, &files), None),
+            Request::Restore(spec) => (restore(vmm, &spec), None),
+            Request::Pause { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Paused), None),
+            Request::Resume { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Resumed), None),
             Request::Status => (status(vmm), None),
             Request::Connect { machine, port: AGENT_PORT }
                 if !["mute", "deaf"].iter().any(|name| machine.starts_with(name)) =>
@@ -140,6 +146,60 @@ fn create(vmm: &Arc<Vmm>, spec: &PlaygroundSpec) -> Reply {
     Reply::Done
 }
 
+fn runs(vmm: &Vmm, machine: Option<&str>) -> Vec<String> {
+    let machines = vmm.machines.lock().expect("machines");
+    let meant = |name: &String| machine.is_none_or(|machine| machine == name);
+    let running = machines.iter().filter(|(name, state)| meant(name) && *state == MachineState::Running);
+    running.map(|(name, _)| name.clone()).collect()
+}
+
+fn stand_still(vmm: &Vmm, machine: Option<&str>, what: &Happening) -> Reply {
+    let chosen = runs(vmm, machine);
+    if let (Some(machine), true) = (machine, chosen.is_empty()) {
+        return Reply::Failed(format!("machine {machine}: it does not run"));
+    }
+    for name in chosen {
+        happened(vmm, &name, what.clone(), None);
+    }
+    Reply::Done
+}
+
+fn save(vmm: &Vmm, files: &SavedFiles) -> Reply {
+    let mut slots = vmm.files.lock().expect("files");
+    let mut file = |slot: &Slot| File::from(slots.remove(slot).expect("a file to write to"));
+    let (mut state, memory) = (file(&files.state), files.memory.iter().map(file).collect::<Vec<_>>());
+    let names: Vec<_> = vmm.machines.lock().expect("machines").iter().map(|(name, _)| name.clone()).collect();
+    if names.iter().any(|name| name.starts_with("unsavable")) {
+        return Reply::Failed("machine unsavable: it cannot be saved".into());
+    }
+    assert_eq!(memory.len(), names.len(), "a file for each machine");
+    for mut memory in memory {
+        memory.write_all(b"memory").expect("writing");
+    }
+    state.write_all(b"saved").expect("writing");
+    stand_still(vmm, None, &Happening::Paused)
+}
+
+fn restore(vmm: &Arc<Vmm>, spec: &RestoreSpec) -> Reply {
+    let mut slots = vmm.files.lock().expect("files");
+    let mut text = String::new();
+    let mut read =
+        |slot: &Slot| File::from(slots.remove(slot).expect("a file")).read_to_string(&mut text).expect("text");
+    read(&spec.saved.state);
+    for slot in &spec.saved.memory {
+        read(slot);
+    }
+    assert_eq!(text, format!("saved{}", "memory".repeat(spec.playground.machines.len())));
+    for machine in &spec.playground.machines {
+        if machine.name.starts_with("lost") {
+            return Reply::Failed("machine lost: it was saved on another kind of processor".into());
+        }
+        vmm.machines.lock().expect("machines").push((machine.name.clone(), MachineState::Running));
+        happened(vmm, &machine.name, Happening::Started, None);
+    }
+    Reply::Done
+}
+
 fn boot(vmm: &Vmm, name: &str) {
     if name.starts_with("doom") {
         eprintln!("error: out of luck");
@@ -181,6 +241,7 @@ fn status(vmm: &Vmm) -> Reply {
         balloon: None,
         name: name.clone(),
         state: state.clone(),
+        paused: false,
         boot_us: vec![],
         faults: vec![],
         counters: vec![],

@@ -120,6 +120,9 @@ pub struct Machine {
     pub addresses: Vec<(String, std::net::Ipv4Addr)>,
     /// What it reached, in order.
     pub conditions: Vec<Condition>,
+    /// It runs, and stands still until it is resumed.
+    #[serde(default)]
+    pub paused: bool,
     /// How it ended, once it has.
     pub ended: Option<control::MachineState>,
 }

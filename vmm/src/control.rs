@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The socket's side of a playground.
 pub struct Control {
     playground: Arc<Playground>,
-    /// Descriptors that wait for `Create`.
+    /// Descriptors that wait for `Create`, `Restore` or `Save`.
     passed: Mutex<HashMap<Slot, OwnedFd>>,
     connections: AtomicUsize,
 }
@@ -101,6 +101,15 @@ impl Control {
                 let passed = std::mem::take(&mut *passed);
                 self.playground.create(&spec, passed).map(|()| (Reply::Done, None))
             }
+            Request::Restore(spec) => {
+                let passed = std::mem::take(&mut *passed);
+                self.playground.restore(&spec, passed).map(|()| (Reply::Done, None))
+            }
+            Request::Save(files) => {
+                let given = std::mem::take(&mut *passed);
+                drop(passed);
+                self.playground.save(&files, given).map(|()| (Reply::Done, None))
+            }
             other => {
                 drop(passed);
                 self.answer_running(other)
@@ -120,10 +129,14 @@ impl Control {
             Request::PowerButton { machine } => {
                 self.playground.press_power_button(&machine).map(|()| (Reply::Done, None))
             }
+            Request::Pause { machine } => self.playground.pause(machine.as_deref()).map(|()| (Reply::Done, None)),
+            Request::Resume { machine } => self.playground.resume(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Kill { machine } => self.playground.kill(machine.as_deref()).map(|()| (Reply::Done, None)),
-            Request::Descriptors { .. } | Request::Create(_) | Request::Events { .. } => {
-                Err("this request is not answered here".into())
-            }
+            Request::Descriptors { .. }
+            | Request::Create(_)
+            | Request::Restore(_)
+            | Request::Save(_)
+            | Request::Events { .. } => Err("this request is not answered here".into()),
         }
     }
 

@@ -7,13 +7,17 @@
 //! ```
 //!
 //! A reset drops the KVM machine and builds another on emptied memory, with the same devices over the same files; kernel,
-//! initramfs and all threads but the vCPUs' stay.
+//! initramfs and all threads but the vCPUs' stay. A machine that runs can be halted, saved and let go on ([`hold`]); one that was
+//! saved is built from its state, and waits until it is let go on ([`restore`]).
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use kvm_bindings::CpuId;
+use labyard_devices::Memory;
 use labyard_devices::bus::{Bus, Overlap};
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
@@ -32,7 +36,11 @@ use crate::console::ConsoleHub;
 use crate::kvm::memory::{self, GuestMemory, MemoryError};
 use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::runtime::{self, DeviceLoop};
-use crate::vcpu::{self, Exits, RunningVcpu, Shared, Signal};
+use crate::vcpu::{self, Exits, Shared, Signal, Vcpu};
+use restore::{Restored, TakeBackError};
+
+pub mod hold;
+pub mod restore;
 
 /// Console lines in the report of a crash.
 const REPORTED_LINES: usize = 30;
@@ -60,6 +68,9 @@ pub enum BuildError {
     /// A thread or an eventfd.
     #[error("threads and eventfds")]
     Host(#[source] std::io::Error),
+    /// A saved state.
+    #[error(transparent)]
+    TakeBack(#[from] TakeBackError),
 }
 
 /// Milestones and changes of a machine's life, as they happen.
@@ -102,6 +113,8 @@ pub struct Parts {
     pub console: Arc<ConsoleHub>,
     /// Set when the guest's init has said hello.
     pub hello: Arc<AtomicBool>,
+    /// What it begins from, where it was saved; a reset begins as ever.
+    pub saved: Option<Restored>,
 }
 
 impl Parts {
@@ -122,45 +135,86 @@ impl Parts {
 pub fn run(
     mut parts: Parts,
     hypervisor: &Hypervisor,
-    signals: &Receiver<Signal>,
+    signals: Receiver<Signal>,
     sender: &Sender<Signal>,
     witness: &Arc<dyn Witness>,
 ) {
+    let mut signals = Signals { receiver: signals, waiting: VecDeque::new() };
     let state = match DeviceLoop::start(&parts.name) {
         Ok(devices) => {
-            let state = live(&mut parts, hypervisor, &devices, signals, sender, witness);
+            let state = live(&mut parts, hypervisor, &devices, &mut signals, sender, witness);
             devices.end();
             state
         }
         Err(error) => MachineState::Failed(runtime::chain(&BuildError::Host(error))),
     };
     witness.ended(state);
+    // Who waits for an answer hears that there is none when the end has been told.
+    drop(signals);
+}
+
+/// What wakes a machine's thread, in order.
+struct Signals {
+    receiver: Receiver<Signal>,
+    /// Came before what is in the channel.
+    waiting: VecDeque<Signal>,
+}
+
+impl Signals {
+    /// The next; `None` when the deadline has passed.
+    fn next(&mut self, deadline: Option<Instant>) -> Option<Signal> {
+        if let Some(signal) = self.waiting.pop_front() {
+            return Some(signal);
+        }
+        match deadline {
+            None => Some(self.receiver.recv().unwrap_or(Signal::Kill)),
+            Some(at) => match self.receiver.recv_timeout(at.saturating_duration_since(Instant::now())) {
+                Ok(signal) => Some(signal),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => Some(Signal::Kill),
+            },
+        }
+    }
+
+    /// Whether the guest has said something that nobody has looked at.
+    fn has_words_of_guest(&mut self) -> bool {
+        self.waiting.extend(self.receiver.try_iter());
+        !self.waiting.iter().all(Signal::is_from_host)
+    }
+
+    /// What vCPUs said while they were stopped belongs to the machine that is gone; a pulled plug stays pulled (`true`), and orders
+    /// are for the next one.
+    fn forget_guest(&mut self) -> bool {
+        self.waiting.extend(self.receiver.try_iter());
+        self.waiting.retain(Signal::is_from_host);
+        self.waiting.iter().any(|signal| matches!(signal, Signal::Kill))
+    }
 }
 
 fn live(
     parts: &mut Parts,
     hypervisor: &Hypervisor,
     devices: &Arc<DeviceLoop>,
-    signals: &Receiver<Signal>,
+    signals: &mut Signals,
     sender: &Sender<Signal>,
     witness: &Arc<dyn Witness>,
 ) -> MachineState {
     loop {
-        let running = match Running::build(parts, hypervisor, devices, sender, witness) {
+        let mut running = match Running::build(parts, hypervisor, devices, sender, witness) {
             Ok(running) => running,
             Err(error) => return MachineState::Failed(runtime::chain(&error)),
         };
         witness.started();
-        let (signal, panicked) = next(signals);
+        let (signal, panicked) = running.until_signal(signals, parts);
         let lost = running.stop(parts);
-        // What vCPUs said while they were stopped belongs to the machine that is gone; a pulled plug stays pulled.
-        let killed = signal == Signal::Kill || signals.try_iter().any(|signal| signal == Signal::Kill);
+        let killed = signals.forget_guest();
         let printed = parts.console.take_panic(REPORTED_LINES);
         let panic = printed.or_else(|| panicked.then(|| parts.console.last_lines(REPORTED_LINES)));
         let greeted = parts.hello.swap(false, Ordering::SeqCst);
         match signal {
             _ if killed => return MachineState::Killed,
-            Signal::Kill => return MachineState::Killed,
+            // Orders were obeyed.
+            Signal::Kill | Signal::Order(_) => return MachineState::Killed,
             Signal::Fault(reason) => return MachineState::Failed(reason),
             // A PC would reset. Our command line tells Linux another way to do that, so this one was not meant.
             Signal::TripleFault => {
@@ -185,22 +239,27 @@ fn live(
     }
 }
 
-/// What ends this run of the machine, and whether its kernel has said before that it panics.
-fn next(signals: &Receiver<Signal>) -> (Signal, bool) {
-    match signals.recv() {
-        Ok(Signal::Panic) => (signals.recv_timeout(PANIC_WITHIN).unwrap_or(Signal::Panic), true),
-        Ok(signal) => (signal, false),
-        Err(_) => (Signal::Kill, false),
-    }
-}
-
 /// A machine with vCPUs.
 struct Running {
     /// Dropped last: vCPUs and devices use it.
-    _vm: Vm,
+    vm: Vm,
+    mem: Memory,
+    io_apic: Arc<Mutex<ioapic::IoApic>>,
+    serial: Arc<Mutex<serial::SerialPort>>,
     transports: Vec<Arc<Mutex<MmioTransport>>>,
     shared: Arc<Shared>,
-    vcpus: Vec<RunningVcpu>,
+    /// By number, each with the CPUID that it was given.
+    vcpus: Vec<Vcpu>,
+    leaves: Vec<CpuId>,
+    /// vCPUs are out of the guest and stay there.
+    halted: bool,
+}
+
+/// How a machine begins.
+#[derive(Clone, Copy)]
+enum Origin<'a> {
+    Boot(Start),
+    Saved(&'a Restored),
 }
 
 impl Running {
@@ -211,6 +270,7 @@ impl Running {
         sender: &Sender<Signal>,
         witness: &Arc<dyn Witness>,
     ) -> Result<Self, BuildError> {
+        let saved = parts.saved.take();
         let GuestMemory { mem, page_size } = memory::map(&parts.name, parts.memory_bytes, parts.huge_pages)?;
         witness.mapped(page_size);
         let vm = hypervisor.create_vm(&mem)?;
@@ -222,8 +282,8 @@ impl Running {
 
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let line = Arc::new(vm.line(layout::SERIAL_GSI)?);
-        let serial = serial::SerialPort::new(line, parts.console.output());
-        ports.insert(layout::SERIAL_PORT, serial::WINDOW_BYTES, Arc::new(Mutex::new(serial)))?;
+        let serial = Arc::new(Mutex::new(serial::SerialPort::new(Arc::clone(&line) as _, parts.console.output())));
+        ports.insert(layout::SERIAL_PORT, serial::WINDOW_BYTES, Arc::clone(&serial) as _)?;
         let wish = sender.clone();
         let power = Power::new(Box::new(move |event| {
             let _ = wish.send(Signal::Power(event)); // nobody listens any more when the machine is stopping anyway
@@ -241,11 +301,17 @@ impl Running {
         parts.events.connect(Arc::new(vm.line(layout::EVENTS_GSI)?));
         let events = ged::Ged(Arc::clone(&parts.events));
         ports.insert(layout::EVENTS_PORT, ged::WINDOW_BYTES, Arc::new(Mutex::new(events)))?;
-        let io_apic = ioapic::IoApic::new(vm.msi_routes());
-        mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::new(Mutex::new(io_apic)))?;
+        let io_apic = Arc::new(Mutex::new(ioapic::IoApic::new(vm.msi_routes())));
+        mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::clone(&io_apic) as _)?;
 
         let description = Description { cpu_count: parts.processors.count, virtio };
-        let start = boot::load(&mem, page_size, &parts.images, &description)?;
+        let origin = match &saved {
+            Some(restored) => {
+                restored.fill(&mem)?;
+                Origin::Saved(restored)
+            }
+            None => Origin::Boot(boot::load(&mem, page_size, &parts.images, &description)?),
+        };
         boot::write_generation(&mem, parts.generation)?;
         witness.loaded();
 
@@ -264,29 +330,46 @@ impl Running {
         }
 
         let shared = Arc::new(Shared { ports, mmio, stop: AtomicBool::new(false) });
-        let mut machine = Self { _vm: vm, transports, shared, vcpus: Vec::new() };
-        if let Err(error) = machine.start_vcpus(parts, hypervisor, start, sender, witness) {
+        let (vcpus, leaves) = (Vec::new(), Vec::new());
+        let mut machine = Self { vm, mem, io_apic, serial, transports, shared, vcpus, leaves, halted: true };
+        let begun = machine.make_vcpus(parts, hypervisor, origin, sender, witness).and_then(|()| match origin {
+            Origin::Boot(_) => {
+                machine.run_vcpus(false);
+                Ok(())
+            }
+            Origin::Saved(restored) => Ok(machine.take_back(restored, parts, line)?),
+        });
+        if let Err(error) = begun {
             machine.stop(parts);
             return Err(error);
         }
         Ok(machine)
     }
 
-    fn start_vcpus(
+    fn make_vcpus(
         &mut self,
         parts: &Parts,
         hypervisor: &Hypervisor,
-        start: Start,
+        origin: Origin<'_>,
         sender: &Sender<Signal>,
         witness: &Arc<dyn Witness>,
     ) -> Result<(), BuildError> {
         let mut vcpus = Vec::new();
         for index in 0..parts.processors.count {
-            let vcpu = self._vm.create_vcpu(index)?;
+            let vcpu = self.vm.create_vcpu(index)?;
+            let start = match origin {
+                Origin::Boot(start) => start,
+                Origin::Saved(restored) => {
+                    self.leaves.push(restored.set_vcpu(index, &vcpu)?);
+                    vcpus.push(vcpu);
+                    continue;
+                }
+            };
             let failed = |error| BuildError::Vcpu(index, error);
             let leaves = parts.processors.leaves(hypervisor.cpuid(), index);
             let leaves = leaves.ok_or_else(|| failed(kvm_ioctls::Error::new(libc::E2BIG)))?;
             vcpu.set_cpuid2(&leaves).map_err(failed)?;
+            self.leaves.push(leaves);
             if let Some(msrs) = regs::model_specific() {
                 vcpu.set_msrs(&msrs).map_err(failed)?;
             }
@@ -302,25 +385,26 @@ impl Running {
             vcpus.push(vcpu);
         }
         for ((index, vcpu), exits) in (0..).zip(vcpus).zip(&parts.exits) {
-            let (shared, sender, witness) = (Arc::clone(&self.shared), sender.clone(), Arc::clone(witness));
+            let witness = Arc::clone(witness);
             let first_run = move || {
                 if index == 0 {
                     witness.first_run();
                 }
             };
-            let started = vcpu::start(&parts.name, index, vcpu, shared, sender, Arc::clone(exits), first_run);
-            self.vcpus.push(started.map_err(BuildError::Host)?);
+            let (shared, exits) = (Arc::clone(&self.shared), Arc::clone(exits));
+            let with = vcpu::Parts { vcpu, shared, signals: sender.clone(), exits, msrs: hypervisor.msrs() };
+            self.vcpus.push(vcpu::start(&parts.name, index, with, first_run).map_err(BuildError::Host)?);
         }
         Ok(())
     }
 
     /// Stops everything and gives the devices back. `true` where one was lost.
     fn stop(self, parts: &mut Parts) -> bool {
-        let Self { _vm: vm, transports, shared, vcpus } = self;
+        let Self { vm, transports, shared, vcpus, .. } = self;
         parts.events.disconnect();
         shared.stop.store(true, Ordering::SeqCst);
-        vcpus.iter().for_each(RunningVcpu::leave);
-        vcpus.into_iter().for_each(RunningVcpu::join);
+        vcpus.iter().for_each(Vcpu::leave);
+        vcpus.into_iter().for_each(Vcpu::join);
         drop(shared); // the buses' hold on the transports
         let count = transports.len();
         for transport in transports {

@@ -43,6 +43,8 @@ use crate::reclaim::Holes;
 use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
 
+pub mod hold;
+
 /// Events that are kept for whoever asks later.
 const MAX_EVENTS: usize = 4096;
 /// Streams of guests that nobody has claimed; more are refused.
@@ -62,6 +64,7 @@ struct Record {
 struct MachineRecord {
     name: String,
     state: MachineState,
+    paused: bool,
     boot_us: Vec<(Milestone, u64)>,
     faults: Vec<Faults>,
     counters: Vec<Counters>,
@@ -88,6 +91,8 @@ pub struct Playground {
     handles: Mutex<HashMap<String, Handle>>,
     /// What limits all drives together, and all NICs.
     limits: Shares,
+    /// Held by whoever pauses, saves or resumes, so that one is done when the next begins. Taken before all others.
+    turn: Mutex<()>,
 }
 
 impl Playground {
@@ -105,11 +110,22 @@ impl Playground {
             last_words: Mutex::new(last_words),
             handles: Mutex::default(),
             limits: Shares::unlimited(),
+            turn: Mutex::default(),
         }))
     }
 
     /// Builds and starts all machines, or none.
-    pub fn create(self: &Arc<Self>, spec: &PlaygroundSpec, mut passed: HashMap<Slot, OwnedFd>) -> Result<(), String> {
+    pub fn create(self: &Arc<Self>, spec: &PlaygroundSpec, passed: HashMap<Slot, OwnedFd>) -> Result<(), String> {
+        self.begin(spec, passed, |_| Ok(HashMap::new()))
+    }
+
+    /// Builds all machines, as `prepare` has changed them, and lets their threads begin, but for those that it says have ended.
+    fn begin(
+        self: &Arc<Self>,
+        spec: &PlaygroundSpec,
+        mut passed: HashMap<Slot, OwnedFd>,
+        prepare: impl FnOnce(&mut [Parts]) -> Result<HashMap<String, MachineState>, String>,
+    ) -> Result<(), String> {
         let mut handles = lock(&self.handles);
         if !handles.is_empty() {
             return Err("the playground was created already".into());
@@ -121,16 +137,21 @@ impl Playground {
         let mut plugs = plugs(spec);
 
         // Everything that can be refused is built before anything runs.
-        let mut built = Vec::new();
+        let (mut machines, mut all_levers) = (Vec::new(), Vec::new());
         for machine in &spec.machines {
             let made = self.build(machine, &files, &mut plugs);
-            built.push(made.map_err(|error| format!("machine {}: {error}", machine.name))?);
+            let (parts, levers) = made.map_err(|error| format!("machine {}: {error}", machine.name))?;
+            machines.push(parts);
+            all_levers.push(levers);
         }
-        lock(&self.record).machines = built
+        let mut ended = prepare(&mut machines)?;
+        lock(&self.record).machines = machines
             .iter()
+            .zip(&all_levers)
             .map(|(parts, levers)| MachineRecord {
                 name: parts.name.clone(),
                 state: MachineState::Running,
+                paused: parts.saved.is_some(),
                 boot_us: Vec::new(),
                 faults: parts.faults(),
                 counters: parts.counters(),
@@ -138,13 +159,18 @@ impl Playground {
                 page_size: 0,
             })
             .collect();
-        for (index, (parts, levers)) in built.into_iter().enumerate() {
+        for (index, (parts, levers)) in machines.into_iter().zip(all_levers).enumerate() {
             let (sender, signals) = mpsc::channel();
             let name = parts.name.clone();
+            if let Some(state) = ended.remove(&name) {
+                handles.insert(name.clone(), Handle { signals: sender, levers, thread: None });
+                self.end(index, &name, state);
+                continue;
+            }
             let witness: Arc<dyn Witness> =
                 Arc::new(Watcher { playground: Arc::clone(self), index, name: name.clone() });
             let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
-            let thread = runtime::spawn(&name, move || machine::run(parts, &hypervisor, &signals, &own, &witness));
+            let thread = runtime::spawn(&name, move || machine::run(parts, &hypervisor, signals, &own, &witness));
             match thread {
                 Ok(thread) => {
                     handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
@@ -236,6 +262,7 @@ impl Playground {
             devices,
             console,
             hello,
+            saved: None,
         };
         Ok((parts, levers))
     }
@@ -302,6 +329,7 @@ impl Playground {
         let machines = record.machines.iter().map(|machine| MachineStatus {
             name: machine.name.clone(),
             state: machine.state.clone(),
+            paused: machine.paused,
             boot_us: machine.boot_us.clone(),
             faults: machine.faults.iter().map(|faults| (faults.device().to_owned(), faults.count())).collect(),
             balloon: Some(machine.levers.balloon_status()),
@@ -437,7 +465,7 @@ impl Playground {
 
     fn end(&self, index: usize, machine: &str, state: MachineState) {
         if let Some(record) = lock(&self.record).machines.get_mut(index) {
-            record.state = state.clone();
+            (record.state, record.paused) = (state.clone(), false);
         }
         let event = self.event(machine, Happening::Ended(state), None);
         match serde_json::to_vec(&event) {

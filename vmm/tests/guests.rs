@@ -7,6 +7,9 @@
 #[expect(dead_code, reason = "its main is for the example")]
 mod hello;
 
+#[path = "guests/saved.rs"]
+mod saved;
+
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::sync::Arc;

@@ -54,6 +54,16 @@ impl Events {
         true
     }
 
+    /// What a snapshot keeps: events that the guest has not read of.
+    pub fn save(&self) -> u8 {
+        self.lock().happened
+    }
+
+    /// Events that the guest of a saved machine had not read of. It is signalled with the next that is raised.
+    pub fn restore(&self, happened: u8) {
+        self.lock().happened |= happened & (Event::PowerButton as u8 | Event::Generation as u8);
+    }
+
     fn take(&self) -> u8 {
         std::mem::take(&mut self.lock().happened)
     }
@@ -112,6 +122,19 @@ mod tests {
         assert_eq!(read(&mut ged), 0);
         events.disconnect();
         assert!(!events.raise(Event::PowerButton));
+    }
+
+    #[test]
+    fn a_saved_event_is_read_with_the_one_that_tells_of_the_copy() {
+        let before = Events::default();
+        before.connect(Arc::new(Recorder::default()));
+        before.raise(Event::PowerButton);
+        let events = Arc::new(Events::default());
+        let line = Arc::new(Recorder::default());
+        events.connect(Arc::clone(&line) as _);
+        events.restore(before.save() | 0x80);
+        assert!(events.raise(Event::Generation));
+        assert_eq!((read(&mut Ged(events)), line.edges()), (3, 1));
     }
 
     #[test]

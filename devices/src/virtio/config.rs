@@ -84,6 +84,11 @@ impl ConfigSpace {
         self.0.generation.load(Ordering::SeqCst)
     }
 
+    /// The space of a saved machine was at this generation: what is read from now on is of a later one.
+    pub fn go_on_from(&self, generation: u32) {
+        self.0.generation.store(generation.wrapping_add(1), Ordering::SeqCst);
+    }
+
     /// What a device waits on to see the driver's writes; `None` for a space that is only read.
     pub fn written(&self) -> Option<&EventFd> {
         self.0.writable.as_ref().map(|writable| &writable.written)

@@ -140,15 +140,23 @@ impl VirtioDevice for Console {
         &self.faults
     }
 
+    /// The size of the terminal, and what was typed that the guest has not taken.
     fn save(&self) -> DeviceState {
         let mut bytes = vec![0; CONFIG_BYTES];
         self.input.config.read(0, &mut bytes);
+        bytes.extend(self.input.lock().iter());
         DeviceState { device_type: DeviceType::Console, version: 1, bytes }
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
-        let bytes = state.bytes_of(DeviceType::Console, CONFIG_BYTES, "not a number of columns and of rows")?;
-        self.input.config.update(0, bytes);
+        let len = state.bytes.len().clamp(CONFIG_BYTES, CONFIG_BYTES.saturating_add(MAX_INPUT_BYTES));
+        let bytes = state.bytes_of(DeviceType::Console, len, "not a size and what was typed")?;
+        if let Some((size, typed)) = bytes.split_at_checked(CONFIG_BYTES) {
+            self.input.config.update(0, size);
+            let mut waiting = self.input.lock();
+            // Before whatever somebody has typed since.
+            typed.iter().rev().for_each(|byte| waiting.push_front(*byte));
+        }
         Ok(())
     }
 }

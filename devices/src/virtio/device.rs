@@ -94,6 +94,13 @@ pub trait VirtioDevice: Send {
     /// The driver has let go (§2.1.2): what it told the device is forgotten. A device that only stopped for a while to be
     /// saved is not reset.
     fn reset(&mut self) {}
+    /// Makes durable what its driver was told is written, so that whoever takes its state back finds it; at rest, before `save`.
+    ///
+    /// # Errors
+    /// What its backend says: the state is then not to be used.
+    fn settle(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
     /// What a snapshot keeps. Most devices have nothing of their own.
     fn save(&self) -> DeviceState {
         DeviceState { device_type: self.info().device_type, version: 1, bytes: Vec::new() }

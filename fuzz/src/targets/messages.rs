@@ -5,7 +5,8 @@ use std::str::FromStr;
 
 use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
 use labyard_spec::control::{
-    Change, Event, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request, Status,
+    Change, Event, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request, SavedFiles,
+    Status,
 };
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
@@ -86,6 +87,9 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         Request::Change { machine: Some("web".into()), change: Change::Link { interface: 0, up: false } },
         Request::PowerButton { machine: "web".into() },
         Request::Kill { machine: None },
+        Request::Pause { machine: None },
+        Request::Resume { machine: Some("web".into()) },
+        Request::Save(SavedFiles { state: Slot(0), memory: vec![Slot(1)] }),
         Request::Change { machine: Some("web".into()), change: Change::DriveLimit { serial: "d00".into(), limits } },
         Request::Change {
             machine: Some("web".into()),
@@ -99,6 +103,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         balloon: None,
         name: "web".into(),
         state: MachineState::Crashed("Kernel panic".into()),
+        paused: false,
         boot_us: vec![(Milestone::FirstRun, 1234)],
         faults: vec![("rng".into(), 1)],
         counters: vec![("cpu0".into(), vec![("mmio_read".into(), 7)])],

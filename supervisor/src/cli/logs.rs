@@ -112,6 +112,8 @@ pub(crate) fn sentence(entry: &Entry) -> String {
             Happening::Started => "started".to_owned(),
             Happening::Mapped { page_size } => format!("its memory is in pages of {}", size::show(*page_size)),
             Happening::Rebooted => "rebooted".to_owned(),
+            Happening::Paused => "paused".to_owned(),
+            Happening::Resumed => "resumed".to_owned(),
             Happening::Ended(state) => ended_text(state),
             Happening::HostDisk { drive, full: true } => {
                 format!("paused: the host's disk is full, writes to drive {drive} wait; make room and they go on")

@@ -141,9 +141,10 @@ fn shown(state: State) -> Lab {
 
 fn shown_machine(machine: Machine, standing: Standing) -> Shown {
     let runs = matches!(standing, Standing::Running | Standing::Unattended) && machine.ended.is_none();
-    let ready = runs && machine.has(ConditionName::Ready);
+    let ready = runs && !machine.paused && machine.has(ConditionName::Ready);
     let state = match &machine.ended {
         Some(ended) => ended_text(ended),
+        None if runs && machine.paused => "paused".to_owned(),
         None if ready => "ready".to_owned(),
         None if runs && machine.has(ConditionName::KernelStarted) => "booting".to_owned(),
         None if matches!(standing, Standing::Ended | Standing::Interrupted) => "gone".to_owned(),

@@ -183,6 +183,8 @@ impl Shared {
                         machine.page_size = page_size;
                     }
                 }
+                Happening::Paused => inner.machine_paused(position, true),
+                Happening::Resumed => inner.machine_paused(position, false),
                 Happening::Rebooted | Happening::GuestConnected { .. } | Happening::HostDisk { .. } => {}
             }
         });
@@ -228,6 +230,12 @@ impl Inner {
             && state != MachineState::Running
         {
             machine.ended = Some(state);
+        }
+    }
+
+    fn machine_paused(&mut self, position: usize, paused: bool) {
+        if let Some(machine) = self.state.machines.get_mut(position) {
+            machine.paused = paused;
         }
     }
 

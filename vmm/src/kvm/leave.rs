@@ -33,14 +33,23 @@ impl Leave {
         Ok(Self { run })
     }
 
-    /// From now on KVM_RUN returns at once with EINTR.
+    /// From now on KVM_RUN returns with EINTR and does not enter the guest. What an exit has left undone it does first.
     pub fn raise(&self) {
+        self.set(1);
+    }
+
+    /// KVM_RUN enters the guest again. The vCPU is not in KVM_RUN.
+    pub fn lower(&self) {
+        self.set(0);
+    }
+
+    fn set(&self, value: u8) {
         // SAFETY: the mapping is at least a struct kvm_run long and lives as long as `self`; only the address is taken.
         let flag = unsafe { &raw mut (*self.run.as_ptr()).immediate_exit };
         // SAFETY: one byte, always aligned, within a mapping that lives as long as `self`; while vCPUs run, it is accessed by
         // this and by the kernel alone.
         let flag = unsafe { AtomicU8::from_ptr(flag) };
-        flag.store(1, Ordering::SeqCst);
+        flag.store(value, Ordering::SeqCst);
     }
 }
 

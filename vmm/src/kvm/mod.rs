@@ -58,7 +58,7 @@ fn call(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
 pub struct Hypervisor {
     kvm: Kvm,
     cpuid: CpuId,
-    msrs: Vec<u32>,
+    msrs: Arc<[u32]>,
 }
 
 impl Hypervisor {
@@ -82,13 +82,13 @@ impl Hypervisor {
             }
         }
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(call("reading the supported CPUID"))?;
-        let msrs = kvm.get_msr_index_list().map_err(call("reading the list of MSRs"))?.as_slice().to_vec();
+        let msrs = kvm.get_msr_index_list().map_err(call("reading the list of MSRs"))?.as_slice().into();
         Ok(Self { kvm, cpuid, msrs })
     }
 
     /// MSRs that make a vCPU's state (KVM_GET_MSR_INDEX_LIST).
-    pub fn msrs(&self) -> &[u32] {
-        &self.msrs
+    pub fn msrs(&self) -> Arc<[u32]> {
+        Arc::clone(&self.msrs)
     }
 
     /// vCPUs of one machine at most (KVM_CAP_MAX_VCPUS, and the 8-bit ids of the tables).

@@ -13,7 +13,7 @@ use kvm_bindings::{
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 
-use super::{Hypervisor, KvmError, Vm, call};
+use super::{KvmError, Vm, call};
 
 /// IA32_TSC_DEADLINE (Intel SDM 4, table 2-2).
 const MSR_TSC_DEADLINE: u32 = 0x6e0;
@@ -46,11 +46,11 @@ pub struct ClockState {
 }
 
 impl VcpuState {
-    /// Reads a vCPU that is not in the guest.
+    /// Reads a vCPU that is not in the guest. `msrs` are those that make its state ([`super::Hypervisor::msrs`]).
     ///
     /// # Errors
     /// What KVM says, with what was read.
-    pub fn save(vcpu: &VcpuFd, hypervisor: &Hypervisor) -> Result<Self, KvmError> {
+    pub fn save(vcpu: &VcpuFd, msrs: &[u32]) -> Result<Self, KvmError> {
         // First: KVM takes pending INITs and SIPIs here, which changes what follows.
         let mp_state = vcpu.get_mp_state().map_err(call("reading whether a vCPU waits"))?;
         Ok(Self {
@@ -62,7 +62,7 @@ impl VcpuState {
             debug_regs: vcpu.get_debug_regs().map_err(call("reading debug registers"))?,
             lapic: vcpu.get_lapic().map_err(call("reading a local APIC"))?,
             tsc_khz: vcpu.get_tsc_khz().map_err(call("reading the TSC's rate"))?,
-            msrs: save_msrs(vcpu, hypervisor.msrs())?,
+            msrs: save_msrs(vcpu, msrs)?,
             events: vcpu.get_vcpu_events().map_err(call("reading pending events"))?,
         })
     }

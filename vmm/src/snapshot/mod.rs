@@ -7,8 +7,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use kvm_bindings::kvm_cpuid_entry2;
 use labyard_devices::legacy::{ioapic, serial};
 use labyard_devices::virtio::transport::mmio;
+use labyard_spec::control::MachineState;
 use serde::{Deserialize, Serialize};
 
 use crate::kvm::state::{ClockState, VcpuState};
@@ -21,7 +23,7 @@ const MAGIC: &[u8; 8] = b"LABYSNAP";
 const VERSION: u32 = 1;
 /// Magic, version, length and checksum of the body.
 const HEADER_BYTES: usize = 24;
-/// A state file is not longer than this: 64 machines with 32 vCPUs of 8 KiB, and their devices.
+/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and their devices.
 const MAX_BODY_BYTES: u64 = 64 << 20;
 
 /// All machines of a playground.
@@ -38,8 +40,26 @@ pub struct SavedMachine {
     pub name: String,
     /// Bytes of guest memory.
     pub memory_bytes: u64,
+    /// Where it stood.
+    pub life: Life,
+}
+
+/// Where a saved machine stood.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Life {
+    /// It ran, and goes on.
+    Ran(Box<SavedRun>),
+    /// It had ended; its file of memory is empty.
+    Ended(MachineState),
+}
+
+/// A machine that ran.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct SavedRun {
     /// Its init has said hello, so a reset is a reboot.
     pub greeted: bool,
+    /// What each vCPU was told about itself.
+    pub cpuid: Vec<Vec<kvm_cpuid_entry2>>,
     /// By number.
     pub vcpus: Vec<VcpuState>,
     /// kvmclock.
@@ -48,6 +68,8 @@ pub struct SavedMachine {
     pub io_apic: ioapic::State,
     /// `ttyS0`.
     pub serial: serial::State,
+    /// What ACPI has told and the guest has not heard ([`labyard_devices::legacy::ged`]).
+    pub events: u8,
     /// Transports and their devices, in the order in which the guest finds them.
     pub transports: Vec<mmio::State>,
 }
@@ -81,13 +103,22 @@ fn file_error(doing: &'static str) -> impl FnOnce(io::Error) -> SnapshotError {
     move |source| SnapshotError::File { doing, source }
 }
 
+/// What is in a file already would be in its holes afterwards.
+fn must_be_empty(file: &File, what: &str) -> Result<(), SnapshotError> {
+    match file.metadata().map_err(file_error("looking at a file to write to"))?.len() {
+        0 => Ok(()),
+        bytes => Err(SnapshotError::Other(format!("{what} has {bytes} bytes already, and must be empty"))),
+    }
+}
+
 impl Saved {
     /// Writes the state to an empty file and makes it durable.
     ///
     /// # Errors
     /// What the file system says.
     pub fn write(&self, file: &File) -> Result<(), SnapshotError> {
-        let body = postcard::to_allocvec(self).map_err(|_| SnapshotError::Damaged("it has no binary form"))?;
+        must_be_empty(file, "the file for the state")?;
+        let body = self.encode()?;
         let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -102,12 +133,53 @@ impl Saved {
     /// # Errors
     /// The file is no state file, of another version, or damaged.
     pub fn read(file: &File) -> Result<Self, SnapshotError> {
-        let failed = file_error("reading the state");
         let mut header = [0; HEADER_BYTES];
         match file.read_exact_at(&mut header, 0) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(SnapshotError::Foreign),
             other => other.map_err(file_error("reading the state"))?,
         }
+        let Header { len, checksum } = Header::decode(header)?;
+        let mut body = vec![0; len];
+        match file.read_exact_at(&mut body, HEADER_BYTES as u64) {
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                return Err(SnapshotError::Damaged("cut short"));
+            }
+            other => other.map_err(file_error("reading the state"))?,
+        }
+        if crc32c::crc32c(&body) != checksum {
+            return Err(SnapshotError::Damaged("its checksum"));
+        }
+        Self::decode(&body)
+    }
+
+    /// What follows the header of a state file.
+    ///
+    /// # Errors
+    /// It is damaged.
+    pub fn decode(body: &[u8]) -> Result<Self, SnapshotError> {
+        match postcard::take_from_bytes(body) {
+            Ok((saved, [])) => Ok(saved),
+            _ => Err(SnapshotError::Damaged("its content")),
+        }
+    }
+
+    /// The other way.
+    ///
+    /// # Errors
+    /// It has no binary form.
+    pub fn encode(&self) -> Result<Vec<u8>, SnapshotError> {
+        postcard::to_allocvec(self).map_err(|_| SnapshotError::Damaged("it has no binary form"))
+    }
+}
+
+/// The first bytes of a state file, checked.
+struct Header {
+    len: usize,
+    checksum: u32,
+}
+
+impl Header {
+    fn decode(header: [u8; HEADER_BYTES]) -> Result<Self, SnapshotError> {
         let [magic @ .., v0, v1, v2, v3, c0, c1, c2, c3, l0, l1, l2, l3, l4, l5, l6, l7] = header;
         if magic != *MAGIC {
             return Err(SnapshotError::Foreign);
@@ -117,21 +189,10 @@ impl Saved {
             return Err(SnapshotError::Version(version));
         }
         let len = u64::from_le_bytes([l0, l1, l2, l3, l4, l5, l6, l7]);
-        let len = usize::try_from(len.min(MAX_BODY_BYTES + 1)).unwrap_or(usize::MAX);
-        if len as u64 > MAX_BODY_BYTES {
-            return Err(SnapshotError::Damaged("its length"));
+        match usize::try_from(len) {
+            Ok(len) if len as u64 <= MAX_BODY_BYTES => Ok(Self { len, checksum: u32::from_le_bytes([c0, c1, c2, c3]) }),
+            _ => Err(SnapshotError::Damaged("its length")),
         }
-        let mut body = vec![0; len];
-        match file.read_exact_at(&mut body, HEADER_BYTES as u64) {
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                return Err(SnapshotError::Damaged("cut short"));
-            }
-            other => other.map_err(failed)?,
-        }
-        if crc32c::crc32c(&body) != u32::from_le_bytes([c0, c1, c2, c3]) {
-            return Err(SnapshotError::Damaged("its checksum"));
-        }
-        postcard::from_bytes(&body).map_err(|_| SnapshotError::Damaged("its content"))
     }
 }
 

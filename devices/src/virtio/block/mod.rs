@@ -10,13 +10,13 @@
 use std::sync::{Arc, Mutex};
 
 use super::config::ConfigSpace;
-use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
-use crate::backend::block::BlockBackend;
+use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
+use crate::backend::block::{BlockBackend, Operation};
 use crate::backend::raw::SECTOR_BYTES;
 use crate::counters::Counters;
 use crate::fault::Faults;
 use crate::limiter::Limiter;
-use crate::worker::{Activation, Worker};
+use crate::worker::{Activation, Worker, wait_readable};
 use handle::Handle;
 
 pub mod counters;
@@ -47,6 +47,9 @@ const F_TOPOLOGY: u64 = 1 << 10;
 const F_DISCARD: u64 = 1 << 13;
 /// VIRTIO_BLK_F_WRITE_ZEROES.
 const F_WRITE_ZEROES: u64 = 1 << 14;
+
+/// Bytes of a saved drive: its serial, and its capacity as a u64.
+const STATE_BYTES: usize = SERIAL_BYTES + 8;
 
 /// log2 of the sectors in a physical block: 4 KiB, the page and the block of the host's files.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
@@ -143,6 +146,43 @@ impl VirtioDevice for Block {
 
     fn counters(&self) -> Counters {
         Counters::of_faults(&self.faults).and(Arc::clone(&self.handle.0.counters) as _)
+    }
+
+    /// A flush: a write-back cache may have been told of writes that the file behind it, or a layer's map, does not have yet.
+    fn settle(&mut self) -> std::io::Result<()> {
+        if self.backend.read_only() {
+            return Ok(());
+        }
+        self.backend.submit(0, Operation::Flush);
+        self.backend.kick();
+        loop {
+            // At rest nothing else is in flight, so what ends is the flush.
+            if let Some(flush) = self.backend.collect() {
+                return flush.result;
+            }
+            match self.backend.source() {
+                Some(fd) => wait_readable(fd),
+                None => return Err(std::io::ErrorKind::WouldBlock.into()),
+            }
+        }
+    }
+
+    fn save(&self) -> DeviceState {
+        let mut bytes = self.serial.to_vec();
+        bytes.extend_from_slice(&self.backend.capacity_bytes().to_le_bytes());
+        DeviceState { device_type: DeviceType::Block, version: 1, bytes }
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let bytes = state.bytes_of(DeviceType::Block, STATE_BYTES, "not a serial and a capacity")?;
+        let Some((serial, capacity)) = bytes.split_first_chunk::<SERIAL_BYTES>() else { return Ok(()) };
+        if *serial != self.serial {
+            return Err(StateError::Damaged(DeviceType::Block, "another drive is in this place"));
+        }
+        if *capacity != self.backend.capacity_bytes().to_le_bytes() {
+            return Err(StateError::Damaged(DeviceType::Block, "the drive had another size"));
+        }
+        Ok(())
     }
 }
 

@@ -151,7 +151,7 @@ fn a_batch_is_served_by_every_engine() {
             while used.len() < 64 {
                 used.extend(guest.used(0).into_iter().map(|(head, _)| head));
                 if used.len() < 64 {
-                    crate::worker::wait_readable(source.expect("what is not done at once has a source"));
+                    wait_readable(source.expect("what is not done at once has a source"));
                     guest.run();
                 }
             }

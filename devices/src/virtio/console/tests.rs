@@ -61,18 +61,24 @@ fn a_driver_that_did_not_ask_for_sizes_is_not_disturbed() {
 }
 
 #[test]
-fn a_saved_console_keeps_its_size_and_foreign_or_damaged_states_are_refused() {
+fn a_saved_console_keeps_its_size_and_its_input_and_foreign_or_damaged_states_are_refused() {
     let input = ConsoleInput::new().expect("eventfd");
     input.set_size(132, 43);
+    input.push(b"typed");
     let good = Console::new(Box::new(Paper::default()), input).save();
-    let mut restored = sample();
+    let input = ConsoleInput::new().expect("eventfd");
+    let mut restored = Console::new(Box::new(Paper::default()), input.clone());
     restored.restore(&good).expect("its own state");
     assert_eq!(restored.save(), good);
+    let mut later = good.clone();
+    later.bytes.extend_from_slice(b" and more");
+    input.lock().extend(b" and more");
+    assert_eq!(restored.save(), later, "what was typed since comes after it");
     for harm in [
         (|state| state.version = 2) as fn(&mut DeviceState),
         |state| state.device_type = DeviceType::Rng,
         |state| state.bytes.clear(),
-        |state| state.bytes.push(0),
+        |state| state.bytes.resize(CONFIG_BYTES + MAX_INPUT_BYTES + 1, b'x'),
     ] {
         let mut state = good.clone();
         harm(&mut state);

@@ -21,9 +21,12 @@ use crate::fault::Faults;
 use crate::host::{Host, Running};
 use crate::irq::{Interrupt, Line};
 use crate::virtio::chain::{RingState, VirtQueue};
-use crate::virtio::device::{DeviceInfo, DeviceState, StateError, VirtioDevice};
+use crate::virtio::device::{DeviceInfo, VirtioDevice};
 use crate::virtio::feature;
 use crate::worker::{Activation, ActiveQueue, Rest};
+
+mod state;
+pub use state::State;
 
 /// Length of the register window; the configuration space is its end, from 0x100 on.
 pub const WINDOW_BYTES: u64 = 0x1000;
@@ -101,26 +104,6 @@ struct Registers {
     queues: Vec<RingState>,
 }
 
-/// What a snapshot keeps of a transport and its device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct State {
-    version: u32,
-    registers: Registers,
-    interrupt_status: u32,
-    needs_reset: bool,
-    device: DeviceState,
-}
-
-impl State {
-    /// The device's part.
-    pub fn device(&self) -> &DeviceState {
-        &self.device
-    }
-}
-
-/// [`State::version`].
-const STATE_VERSION: u32 = 1;
-
 /// One device behind its registers.
 pub struct MmioTransport {
     place: Place,
@@ -131,6 +114,8 @@ pub struct MmioTransport {
     kicks: Vec<Arc<EventFd>>,
     faults: Faults,
     registers: Registers,
+    /// Whatever its driver does, the device stays at rest (`state`).
+    held: bool,
 }
 
 impl MmioTransport {
@@ -147,7 +132,8 @@ impl MmioTransport {
         let irq = MmioInterrupt { status: AtomicU32::new(0), needs_reset: AtomicBool::new(false), line };
         let faults = device.faults().clone();
         let registers = unset(&info);
-        Ok(Self { place: Place::Rest(device), info, mem, host, irq: Arc::new(irq), kicks: kicks?, faults, registers })
+        let (place, irq) = (Place::Rest(device), Arc::new(irq));
+        Ok(Self { place, info, mem, host, irq, kicks: kicks?, faults, registers, held: false })
     }
 
     /// What the device told about itself.
@@ -174,50 +160,16 @@ impl MmioTransport {
         }
     }
 
-    /// What a snapshot keeps. The worker stops for it and goes on afterwards; `None` where the device was lost.
-    pub fn save(&mut self) -> Option<State> {
-        let running = matches!(self.place, Place::Work(_));
-        self.stop();
-        let Place::Rest(device) = &self.place else { return None };
-        let state = State {
-            version: STATE_VERSION,
-            registers: self.registers.clone(),
-            interrupt_status: self.irq.status.load(Ordering::SeqCst),
-            needs_reset: self.irq.needs_reset.load(Ordering::SeqCst),
-            device: device.save(),
-        };
-        if running {
-            self.start();
-        }
-        Some(state)
-    }
-
-    /// Takes back what `save` gave, into a transport that no driver has touched.
-    pub fn restore(&mut self, state: &State) -> Result<(), StateError> {
-        let kind = self.info.device_type;
-        if state.version != STATE_VERSION || state.registers.queues.len() != self.info.queue_sizes.len() {
-            return Err(StateError::Damaged(kind, "another version or another number of queues"));
-        }
-        let Place::Rest(device) = &mut self.place else {
-            return Err(StateError::Damaged(kind, "the device is already at work"));
-        };
-        device.restore(&state.device)?;
-        self.registers = state.registers.clone();
-        self.irq.status.store(state.interrupt_status, Ordering::SeqCst);
-        self.irq.needs_reset.store(state.needs_reset, Ordering::SeqCst);
-        if self.registers.status & status::DRIVER_OK != 0 && !state.needs_reset {
-            self.start();
-        }
-        Ok(())
-    }
-
     fn status(&self) -> u32 {
         let gave_up = if self.irq.needs_reset.load(Ordering::SeqCst) { status::NEEDS_RESET } else { 0 };
         self.registers.status | gave_up
     }
 
-    /// Moves the device to work with what the driver has set up.
+    /// Moves the device to work with what the driver has set up; later where it is held.
     fn start(&mut self) {
+        if self.held {
+            return;
+        }
         let device = match std::mem::replace(&mut self.place, Place::Lost) {
             Place::Rest(device) => device,
             other => {

@@ -96,6 +96,7 @@ impl Preparation<'_> {
             page_size: 0,
             addresses: machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address)).collect(),
             conditions: Vec::new(),
+            paused: false,
             ended: None,
         };
         let state = State {

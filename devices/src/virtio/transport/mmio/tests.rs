@@ -183,7 +183,7 @@ fn a_saved_device_goes_on_where_it_stood() {
     restored.restore(&state).expect("its own state");
     host.run();
     assert_eq!(guest.used(0), [(head, 8)], "what was offered in between is served without a kick");
-    assert_eq!(line.edges(), 1);
+    assert_eq!(line.edges(), 2, "for what its driver had not acknowledged, and for what was served");
     assert_eq!(restored.save().map(|state| state.registers.queues[0].next_used), Some(4));
 }
 
@@ -195,6 +195,14 @@ fn a_foreign_or_damaged_state_is_refused() {
     for harm in [
         (|state: &mut State| state.version = 9) as fn(&mut State),
         |state| state.registers.queues.clear(),
+        |state| state.registers.queues[0].size = 3,
+        |state| state.registers.queues[0].size = 0x8000,
+        |state| state.registers.queues[0].desc_table = 1 << 60,
+        |state| state.registers.queues[0].used_ring = 1,
+        |state| state.registers.status |= 0x40,
+        |state| state.registers.status &= !status::FEATURES_OK,
+        |state| state.registers.driver_features |= 1 << 60,
+        |state| state.registers.driver_features = 0,
         |state| state.device.version = 9,
         |state| state.device.bytes.push(1),
         |state| state.device.device_type = crate::virtio::device::DeviceType::Net,
@@ -203,4 +211,48 @@ fn a_foreign_or_damaged_state_is_refused() {
         harm(&mut state);
         assert!(GuestDriver::power_on(device()).transport().restore(&state).is_err());
     }
+}
+
+#[test]
+fn a_held_device_rests_whatever_its_driver_does_and_then_catches_up() {
+    let mut guest = GuestDriver::attach(device());
+    guest.transport().hold();
+    let first = guest.offer(0, &[writable(0x1000, 8)]);
+    guest.kick(0);
+    assert_eq!(guest.used(0), []);
+    guest.transport().release();
+    guest.run();
+    assert_eq!(guest.used(0), [(first, 8)]);
+
+    // A reset in between, and a driver that sets it up again.
+    guest.transport().hold();
+    guest.transport().hold();
+    guest.write(0x70, 0);
+    guest.set_up(!feature::EVENT_IDX);
+    let head = guest.offer(0, &[writable(0x1000, 8)]);
+    guest.kick(0);
+    assert_eq!(guest.used(0), []);
+    guest.transport().release();
+    guest.transport().release();
+    guest.run();
+    assert_eq!(guest.used(0), [(head, 8)]);
+
+    // One that no driver has set up does not begin to work.
+    guest.transport().hold();
+    guest.write(0x70, 0);
+    guest.transport().release();
+    assert_eq!(guest.read(0x70), 0);
+}
+
+#[test]
+fn an_interrupt_that_may_have_been_on_its_way_is_given_again() {
+    let mut guest = GuestDriver::attach(device());
+    guest.offer(0, &[writable(0x1000, 8)]);
+    guest.kick(0);
+    let state = guest.transport().save().expect("not lost");
+    let (host, line) = (crate::testing::InlineHost::default(), crate::testing::Recorder::default());
+    let mem = guest.memory().clone();
+    let mut restored = MmioTransport::new(device(), mem, Box::new(line.clone()), Arc::new(host)).expect("eventfds");
+    restored.restore(&state).expect("its own state");
+    assert_eq!(line.edges(), 1);
 }

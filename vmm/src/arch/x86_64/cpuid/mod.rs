@@ -51,6 +51,40 @@ pub fn can_nest(supported: &CpuId) -> bool {
     })
 }
 
+/// Registers whose bits are features, by leaf; of other leaves a guest learns sizes and names (Intel SDM 2A, AMD64 APM 3).
+const FEATURES: [(u32, [bool; 4]); 6] = [
+    (0x1, [false, false, true, true]),
+    (0x7, [false, true, true, true]),
+    (0xd, [true, false, false, true]),
+    (0x8000_0001, [false, false, true, true]),
+    (0x8000_0008, [false, true, false, false]),
+    (0x4000_0001, [true, false, false, false]),
+];
+
+/// What a guest that was started with `leaves` makes use of and this host does not have.
+pub fn lacking(leaves: &[kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) -> Option<String> {
+    leaves.iter().find_map(|leaf| {
+        let (_, counted) = FEATURES.iter().find(|(function, _)| *function == leaf.function)?;
+        // Sub-leaves of leaf 0xd beyond the second are sizes.
+        if leaf.function == 0xd && leaf.index > 1 {
+            return None;
+        }
+        let host = supported.iter().find(|host| (host.function, host.index) == (leaf.function, leaf.index));
+        let host = host.map_or([0; 4], |host| [host.eax, host.ebx, host.ecx, host.edx]);
+        let ours = if leaf.function == 1 { [0, 0, HYPERVISOR | TSC_DEADLINE, MANY] } else { [0; 4] };
+        let cores = if leaf.function == 0x8000_0001 { CORES_NOT_THREADS } else { 0 };
+        let registers = [("eax", leaf.eax), ("ebx", leaf.ebx), ("ecx", leaf.ecx & !cores), ("edx", leaf.edx)];
+        registers.into_iter().zip(counted).zip(host.into_iter().zip(ours)).find_map(
+            |(((name, value), counted), (host, ours))| {
+                let missing = value & !(host | ours);
+                let (function, index) = (leaf.function, leaf.index);
+                (*counted && missing != 0)
+                    .then(|| format!("this one lacks bits {missing:#x} of {name} of CPUID leaf {function:#x}.{index}"))
+            },
+        )
+    })
+}
+
 impl Processors {
     /// The leaves of vCPU `cpu`, from those that KVM supports. `None` where they are more than KVM takes.
     pub fn leaves(&self, supported: &CpuId, cpu: u32) -> Option<CpuId> {
