@@ -240,7 +240,7 @@ fn list_kernels(common: &Common) -> Result<(), Failure> {
 }
 
 fn store_failed(error: StoreError) -> Failure {
-    Failure::new(&error, matches!(error, StoreError::NoKernel { .. }))
+    Failure::new(&error, matches!(error, StoreError::NoKernel { .. } | StoreError::OtherFormat { .. }))
 }
 
 fn default_home() -> Option<PathBuf> {

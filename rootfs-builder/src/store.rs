@@ -17,6 +17,8 @@ mod tests;
 
 /// The series that is taken where nobody asks for one.
 pub const DEFAULT_SERIES: &str = "6.12";
+/// What a kernel's folder holds, as a number: raised where a kernel that was added before lacks what machines now load or need.
+pub const KERNEL_FORMAT: u32 = 1;
 /// After a series: a distribution's kernel, or ours.
 const STOCK: &str = "-stock";
 const TUNED: &str = "-tuned";
@@ -71,15 +73,24 @@ pub struct KernelRecord {
     /// File names in `early/`, in load order.
     pub early_modules: Vec<String>,
     /// Names to load once the modules image is mounted, dependencies first.
+    #[serde(default)]
     pub late_modules: Vec<String>,
     /// A distribution's kernel as it was packaged, not built from our configuration.
     pub stock: bool,
     /// A machine with less memory does not get as far as its init; 0 where nobody knows.
     #[serde(default)]
     pub min_memory_mib: u64,
+    /// [`KERNEL_FORMAT`] of the version that added it; 0 before there was one.
+    #[serde(default)]
+    pub format: u32,
 }
 
 impl KernelRecord {
+    /// Whether it has what this version expects of a kernel in the store.
+    pub fn is_current(&self) -> bool {
+        self.format == KERNEL_FORMAT
+    }
+
     /// Whether `wanted` means it: its id, its version, its series, or the series with `-stock` or `-tuned`.
     fn is_meant_by(&self, wanted: &str) -> bool {
         let origin = if self.stock { STOCK } else { TUNED };
@@ -108,6 +119,10 @@ pub enum StoreError {
         "kernel `{wanted}`: not in the store; there is: {there}; build or add one with `labyard kernel build` or `labyard kernel add`"
     )]
     NoKernel { wanted: String, there: String },
+    #[error(
+        "kernel {id}: another version of labyard put it into the store, with other modules than this one loads; add it again with `labyard kernel add` or `labyard kernel build`, which replaces it"
+    )]
+    OtherFormat { id: String },
 }
 
 impl Store {
@@ -198,20 +213,25 @@ impl Store {
     }
 
     /// The kernel meant by `wanted`: an id, a version, or a series (the best of it: ours before a distribution's, newest first),
-    /// which `-stock` or `-tuned` narrows.
+    /// which `-stock` or `-tuned` narrows. One that another version added is refused: it would run, and lack something.
     pub fn kernel(&self, wanted: &str) -> Result<KernelRecord, StoreError> {
         let kernels = self.kernels()?;
         let there = kernels.iter().map(|kernel| format!("{} ({})", kernel.series, kernel.id)).collect::<Vec<_>>();
-        kernels.into_iter().find(|kernel| kernel.is_meant_by(wanted)).ok_or_else(|| StoreError::NoKernel {
-            wanted: wanted.to_owned(),
-            there: if there.is_empty() { "none".to_owned() } else { there.join(", ") },
-        })
+        let found =
+            kernels.into_iter().find(|kernel| kernel.is_meant_by(wanted)).ok_or_else(|| StoreError::NoKernel {
+                wanted: wanted.to_owned(),
+                there: if there.is_empty() { "none".to_owned() } else { there.join(", ") },
+            })?;
+        if found.is_current() { Ok(found) } else { Err(StoreError::OtherFormat { id: found.id }) }
     }
 
     /// The kernel for a machine that asks for none: the best of [`DEFAULT_SERIES`], else the newest.
     pub fn default_kernel(&self) -> Result<KernelRecord, StoreError> {
         match self.kernels()?.into_iter().next() {
-            Some(newest) => self.kernel(DEFAULT_SERIES).or(Ok(newest)),
+            Some(newest) => match self.kernel(DEFAULT_SERIES) {
+                Err(StoreError::NoKernel { .. }) => self.kernel(&newest.id),
+                found => found,
+            },
             None => Err(StoreError::NoKernel { wanted: DEFAULT_SERIES.to_owned(), there: "none".to_owned() }),
         }
     }

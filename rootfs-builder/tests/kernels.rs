@@ -119,6 +119,29 @@ fn the_same_kernel_is_the_same_bytes_and_packed_or_not_it_is_one() {
 }
 
 #[test]
+fn a_kernel_that_another_version_added_is_refused_until_it_is_added_again() {
+    let (home, record) = with_kernel();
+    let store = Store::open(home.path()).unwrap();
+    let path = store.kernel_dir(&record).join("kernel.json");
+    let mut old = serde_json::to_value(&record).unwrap();
+    old.as_object_mut().unwrap().remove("format");
+    old["late_modules"] = serde_json::json!(["virtio"]);
+    fs::write(&path, old.to_string()).unwrap();
+    let init = home.path().join("init");
+    fs::write(&init, b"\x7fELF").unwrap();
+    let initramfs = ["initramfs", "--kernel", "6.12", "--init", &init.display().to_string(), "--json"];
+    let output = run(home.path(), &initramfs);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && text.contains("labyard kernel add"), "{text}");
+    let image = home.path().join("vmlinuz");
+    let again = answer(&add(home.path(), &image, &modules(home.path(), VERSION)));
+    assert_eq!((again["id"].as_str(), &again["cached"]), (Some(record.id.as_str()), &Value::from(false)));
+    assert_eq!(store.kernels().unwrap(), [record]);
+    assert_eq!(fs::read_dir(store.kernels_dir()).unwrap().count(), 1);
+    answer(&run(home.path(), &initramfs));
+}
+
+#[test]
 fn a_folder_as_our_scripts_make_it_is_enough() {
     let home = tempfile::tempdir().unwrap();
     let folder = home.path().join("built");

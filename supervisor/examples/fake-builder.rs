@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
+use labyard_rootfs_builder::store::{ImageRecord, KERNEL_FORMAT, KernelRecord};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -55,6 +55,7 @@ fn kernel(home: &Path, arguments: &[String]) {
         late_modules: vec![],
         stock: !id.contains("labyard"),
         min_memory_mib: 64,
+        format: KERNEL_FORMAT,
     };
     fs::write(path.join("kernel.json"), serde_json::to_vec(&record).expect("plain data")).expect("writing");
     println!("{}", serde_json::json!({ "id": id, "path": path, "cached": cached }));

@@ -148,8 +148,10 @@ struct InMemory {
 ///
 /// `reboot=acpi` because Linux takes a hardware-reduced machine for one with EFI and would jump to a BIOS that is not there
 /// (arch/x86/kernel/reboot.c, reboot_init).
+///
+/// `pci=off` because there is none: looking for it is an access to ports, and so an exit, for each of 32 slots and more.
 pub fn command_line(extra: &str) -> String {
-    let ours = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 net.ifnames=0 panic=-1 reboot=acpi rdinit=/init";
+    let ours = "quiet earlycon=uart8250,io,0x3f8 console=hvc0 net.ifnames=0 panic=-1 reboot=acpi pci=off rdinit=/init";
     [ours, extra].join(" ").trim_end().to_owned()
 }
 

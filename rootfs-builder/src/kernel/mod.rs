@@ -17,11 +17,12 @@ use std::path::{Path, PathBuf};
 use crate::build::{private, uuid_of};
 use crate::digest::Digest;
 use crate::ext4::{self, Ext4Error, Options, Size};
-use crate::store::{KernelRecord, Store, StoreError};
+use crate::store::{KERNEL_FORMAT, KernelRecord, Store, StoreError};
 use crate::temporary;
 use crate::watch::{Interrupted, Watch};
 use crate::workdir::{self, Workdir, WorkdirError};
 
+// What changes in these lists, or otherwise in what a kernel's folder holds, raises `store::KERNEL_FORMAT`.
 /// Modules that mount the root and show the console, where they are not built in.
 const EARLY: &[&str] = &["virtio_mmio", "virtio_console", "virtio_blk", "ext4"];
 /// Modules for everything else that a machine has.
@@ -108,9 +109,10 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
     let digest = Digest::of(&elf);
     let id = format!("{version}-{}", &digest.hex()[..12]);
     let work = Workdir::enter(&kernels, &id, watch)?;
-    if let Some(record) = store.kernel_by_id(&id)? {
-        return Ok((record, true));
-    }
+    let replaced = match store.kernel_by_id(&id)? {
+        Some(record) if record.is_current() => return Ok((record, true)),
+        other => other,
+    };
     let record = KernelRecord {
         id,
         series: version.split('.').take(2).collect::<Vec<_>>().join("."),
@@ -119,6 +121,7 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
         late_modules: index.load_order(LATE).iter().map(|path| modules::name_of(path)).collect(),
         stock: !version.contains(OURS),
         min_memory_mib: elf::min_memory_mib(end),
+        format: KERNEL_FORMAT,
         version,
     };
     write(&work.path().join("vmlinux"), &elf)?;
@@ -127,6 +130,9 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
     let path = work.path().join("kernel.json");
     let text = serde_json::to_vec_pretty(&record).map_err(io::Error::other).map_err(write_failed(&path))?;
     write(&path, &text)?;
+    if let Some(other) = replaced {
+        store.remove_kernel(&other)?;
+    }
     work.publish(&store.kernel_dir(&record))?;
     Ok((record, false))
 }
@@ -171,4 +177,17 @@ fn modules_disk(index: &modules::Index, kernel: &Digest, work: &Workdir, watch: 
     };
     ext4::write(&mut tree, &spools, &options, &disk, watch)?;
     disk.sync_all().map_err(write_failed(&path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that was added before a list grew would silently lack what it names.
+    #[test]
+    fn other_lists_are_another_format() {
+        let early = ["virtio_mmio", "virtio_console", "virtio_blk", "ext4"];
+        let late = "virtio_net vmw_vsock_virtio_transport virtio_rng virtio_balloon pvpanic_mmio button evdev";
+        assert_eq!((KERNEL_FORMAT, EARLY, LATE.join(" ").as_str()), (1, early.as_slice(), late));
+    }
 }

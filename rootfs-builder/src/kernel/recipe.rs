@@ -35,6 +35,7 @@ const FILES: &[(&str, &str)] = &[
     ("config/x86.config", include_str!("../../../kernel/config/x86.config")),
     ("config/6.1/base.config", include_str!("../../../kernel/config/6.1/base.config")),
     ("config/6.1/x86.config", include_str!("../../../kernel/config/6.1/x86.config")),
+    ("config/6.12/base.config", include_str!("../../../kernel/config/6.12/base.config")),
     ("config/6.12/x86.config", include_str!("../../../kernel/config/6.12/x86.config")),
 ];
 

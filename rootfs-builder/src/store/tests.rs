@@ -12,6 +12,7 @@ fn kernel(id: &str, version: &str, series: &str, stock: bool) -> KernelRecord {
         late_modules: vec!["virtio_net".into()],
         stock,
         min_memory_mib: 64,
+        format: KERNEL_FORMAT,
     }
 }
 
@@ -109,12 +110,25 @@ fn a_removed_kernel_is_gone_and_the_others_stay() {
 }
 
 #[test]
-fn a_record_of_before_the_least_memory_was_known_is_read() {
+fn a_kernel_that_another_version_added_is_listed_but_given_to_no_machine() {
     let (_home, store) = store();
+    let good = kernel("6.12.8-a", "6.12.8", "6.12", true);
+    put(&store, &good);
     let record = kernel("6.12.9-b", "6.12.9", "6.12", true);
     put(&store, &record);
-    let mut old = serde_json::to_value(&record).unwrap();
-    old.as_object_mut().unwrap().remove("min_memory_mib");
-    fs::write(store.kernel_dir(&record).join("kernel.json"), old.to_string()).unwrap();
-    assert_eq!(store.kernel("6.12").unwrap().min_memory_mib, 0);
+    let path = store.kernel_dir(&record).join("kernel.json");
+    let written = serde_json::to_value(&record).unwrap();
+    for fields in [&["format"][..], &["format", "late_modules"], &["format", "late_modules", "min_memory_mib"]] {
+        let mut old = written.clone();
+        old.as_object_mut().unwrap().retain(|name, _| !fields.contains(&name.as_str()));
+        fs::write(&path, old.to_string()).unwrap();
+        assert_eq!(store.kernels().unwrap().len(), 2);
+        for error in [store.kernel("6.12").unwrap_err(), store.default_kernel().unwrap_err()] {
+            let error = error.to_string();
+            assert!(error.contains("6.12.9-b") && error.contains("labyard kernel add"), "{error}");
+        }
+        assert_eq!(store.kernel("6.12.8").unwrap(), good);
+    }
+    fs::write(&path, serde_json::to_string(&KernelRecord { format: KERNEL_FORMAT + 1, ..record }).unwrap()).unwrap();
+    assert!(store.kernel("6.12").is_err(), "what a later version loads is not known here");
 }

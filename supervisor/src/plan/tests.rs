@@ -1,4 +1,5 @@
 use super::*;
+use labyard_rootfs_builder::store::KERNEL_FORMAT;
 use labyard_spec::manifest::{Manifest, Place};
 use labyard_spec::playground::Entry;
 
@@ -21,6 +22,7 @@ fn found() -> Found {
                 late_modules: vec!["vsock".into()],
                 stock: false,
                 min_memory_mib: 64,
+                format: KERNEL_FORMAT,
             },
             vmlinux: "/k/vmlinux".into(),
             initramfs: "/k/initramfs.cpio".into(),

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use labyard_rootfs_builder::store::KERNEL_FORMAT;
 use serde_json::{Value, json};
 
 /// How long anything may take before the test has failed.
@@ -35,7 +36,7 @@ impl Host {
         fs::write(kernel.join("vmlinux"), b"kernel").expect("writing");
         let record = json!({
             "id": "6.12.1-0123456789ab", "version": "6.12.1", "series": "6.12", "digest": "sha256:0",
-            "early_modules": [], "late_modules": [], "stock": false,
+            "early_modules": [], "late_modules": [], "stock": false, "format": KERNEL_FORMAT,
         });
         fs::write(kernel.join("kernel.json"), record.to_string()).expect("writing");
         Self { folder }

@@ -19,9 +19,13 @@ def syscall(*words):
 assert $2 >= 0, ctypes.get_errno()'"
 }
 
-for module in btrfs xfs vfat squashfs dm_mod dm_crypt dm_thin_pool dm_snapshot raid1 raid456 nbd wireguard vxlan geneve \
-    br_netfilter 8021q macvlan ipvlan dummy bonding tun veth ip_vs ip_vs_rr nf_conntrack xt_conntrack ip_set nfs zram; do
+for module in btrfs xfs vfat squashfs erofs fuse overlay dm_mod dm_crypt dm_thin_pool dm_snapshot dm_raid dm_integrity md_mod raid1 raid456 nbd \
+    wireguard vxlan geneve br_netfilter 8021q macvlan macvtap ipvlan dummy bonding tun veth ip_vs ip_vs_rr nf_conntrack xt_conntrack xt_policy \
+    xt_set xt_u32 xt_bpf xt_recent xt_hashlimit ebtable_filter arptable_filter nft_compat ip_set ip_set_hash_net nfs nfsv4 zram; do
     try "module $module" "modprobe $module"
+done
+for type in ext2 ext3 ext4 btrfs xfs squashfs erofs overlay nfs4 fuse; do
+    try "file system $type" "grep -qw $type /proc/filesystems"
 done
 cd /run
 try 'device mapper' 'test -c /dev/mapper/control'
@@ -61,5 +65,9 @@ for controller in cpuset cpu io memory hugetlb pids; do
     try "cgroup v2 controller $controller" "grep -qw $controller /sys/fs/cgroup/cgroup.controllers"
 done
 try 'vsock' 'test -c /dev/vsock'
+# Bit 5 of what the driver took (VIRTIO 1.2, 5.5.3: VIRTIO_BALLOON_F_PAGE_REPORTING); device type 5.
+try 'balloon with page reporting' 'for at in /sys/bus/virtio/devices/*; do
+    if [ "$(cat "$at/device")" = 0x0005 ]; then grep -q "^.....1" "$at/features" && exit 0; fi; done; exit 1'
+try 'power button' 'grep -q "Power Button" /sys/class/input/input*/name'
 try 'hardware randomness' 'grep -q virtio /sys/class/misc/hw_random/rng_available'
 exit "$failed"
