@@ -295,6 +295,7 @@ mod tests {
             addresses: Vec::new(),
             conditions: Vec::new(),
             ended: None,
+            paused: false,
         };
         let state = State {
             version: VERSION,
