@@ -265,7 +265,8 @@ fn a_limited_nic_holds_frames_back_in_their_order_until_the_limit_lets_them_thro
     use crate::limiter::{Bucket, Limiter, Limits, Rate};
     let spec = |last| PortSpec { mac: [2, 0, 0, 0, 0, last], mtu: 1500 };
     let plugs = Switch::with_ports("local", &[spec(1), spec(2)]);
-    let bucket = Bucket::new(Limits { operations: Some(Rate { per_second: 1, burst: 1 }), ..Limits::default() });
+    // A byte a second: the third frame waits for longer than any machine is slow.
+    let bucket = Bucket::new(Limits { bytes: Some(Rate { per_second: 1, burst: 31 }), ..Limits::default() });
     let net = Net::new("eth0", plugs[0].clone()).limited_by(Limiter::new(vec![bucket.clone()]).expect("a timer"));
     let mut guest = GuestDriver::power_on_at(Box::new(net), InlineHost::default());
     guest.set_up(ALL);

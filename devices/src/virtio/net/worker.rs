@@ -30,7 +30,9 @@ pub(super) struct NetWorker {
     mem: Memory,
     irq: Arc<dyn Interrupt>,
     features: u64,
+    /// Of the transmit queue. The control queue has one of its own: a frame may wait in this one.
     chain: Chain,
+    order: Chain,
     /// The chain has what no limit has let through yet; while it waits nothing else is taken.
     held: bool,
     scratch: Scratch,
@@ -47,7 +49,8 @@ impl NetWorker {
         irq: Arc<dyn Interrupt>,
         features: u64,
     ) -> Self {
-        let (chain, touched) = (Chain::with_capacity(transmit.ring.size()), net.plug.touched());
+        let (chain, order) = (Chain::with_capacity(transmit.ring.size()), Chain::with_capacity(control.ring.size()));
+        let touched = net.plug.touched();
         Self {
             net,
             receive_kick,
@@ -57,6 +60,7 @@ impl NetWorker {
             irq,
             features,
             chain,
+            order,
             held: false,
             scratch: Scratch::default(),
             touched,
@@ -112,9 +116,9 @@ impl NetWorker {
         let ActiveQueue { ring, kick } = &mut self.control;
         let mut left = ring.size();
         loop {
-            while left != 0 && ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
+            while left != 0 && ring.pop(&self.mem, &mut self.order, &self.net.faults)? {
                 left = left.saturating_sub(1);
-                let answer = match control::offloads(&self.mem, &self.chain, self.features) {
+                let answer = match control::offloads(&self.mem, &self.order, self.features) {
                     Ok(offloads) => {
                         self.net.offloads = Some(offloads);
                         if let Some(port) = self.net.plug.port() {
@@ -127,8 +131,8 @@ impl NetWorker {
                         control::ERR
                     }
                 };
-                let written = self.chain.write_at(&self.mem, 0, &[answer]);
-                ring.complete(&self.mem, self.chain.head(), u32::from(written == 1))?;
+                let written = self.order.write_at(&self.mem, 0, &[answer]);
+                ring.complete(&self.mem, self.order.head(), u32::from(written == 1))?;
             }
             if left == 0 {
                 again(kick);
