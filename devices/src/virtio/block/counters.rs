@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::counters::Snapshot;
+
 /// Counters of a drive. Each is exact and only grows; together they are not one instant.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -15,10 +17,10 @@ pub struct Counters {
     pub(super) throttled: Count,
 }
 
-impl Counters {
-    /// Each counter's name and value, always the same names in the same order. `discards` counts write-zeroes, too; `errors`
-    /// are the backend's, not a guest's mistakes; `throttled` requests have waited for a limit.
-    pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
+impl Snapshot for Counters {
+    /// `discards` counts write-zeroes, too; `errors` are the backend's, not a guest's mistakes; `throttled` requests have waited for
+    /// a limit.
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
         [
             ("reads", &self.reads),
             ("read_bytes", &self.read_bytes),

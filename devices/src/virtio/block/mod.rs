@@ -13,10 +13,10 @@ use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::backend::block::BlockBackend;
 use crate::backend::raw::SECTOR_BYTES;
+use crate::counters::Counters;
 use crate::fault::Faults;
 use crate::limiter::Limiter;
 use crate::worker::{Activation, Worker};
-use counters::Counters;
 use handle::Handle;
 
 pub mod counters;
@@ -87,11 +87,6 @@ impl Block {
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
-
-    /// What the drive has done so far, for reading while it works.
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.handle.0.counters)
-    }
 }
 
 /// struct virtio_blk_config, §5.2.4.
@@ -143,6 +138,10 @@ impl VirtioDevice for Block {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::clone(&self.handle.0.counters) as _)
     }
 }
 
