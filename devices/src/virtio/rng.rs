@@ -15,6 +15,7 @@ use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::Memory;
+use crate::counters::{Counters, Set};
 use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
@@ -28,6 +29,12 @@ pub const MAX_REQUEST: usize = 4096;
 const MAX_TURN: u32 = 64;
 
 const TIMER: Token = 1;
+
+/// What is counted, as positions: requests, their bytes, and how often the guest had to wait for its rate.
+const COUNTS: [&str; 3] = ["requests", "bytes", "waits"];
+const REQUESTS: usize = 0;
+const BYTES: usize = 1;
+const WAITS: usize = 2;
 
 /// How many bytes a guest gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,6 +106,7 @@ pub struct Rng {
     entropy: Box<dyn Entropy>,
     bucket: Bucket,
     faults: Faults,
+    counts: Arc<Set<{ COUNTS.len() }>>,
 }
 
 impl Rng {
@@ -109,7 +117,8 @@ impl Rng {
 
     /// A device that yields what `entropy` gives, `rate` of it.
     pub fn with_entropy(entropy: Box<dyn Entropy>, rate: Rate) -> Self {
-        Self { entropy, bucket: Bucket::full(rate, Instant::now()), faults: Faults::new("rng") }
+        let (faults, counts) = (Faults::new("rng"), Arc::new(Set::new(COUNTS)));
+        Self { entropy, bucket: Bucket::full(rate, Instant::now()), faults, counts }
     }
 }
 
@@ -142,6 +151,10 @@ impl VirtioDevice for Rng {
     fn faults(&self) -> &Faults {
         &self.faults
     }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::clone(&self.counts) as _)
+    }
 }
 
 struct RngWorker {
@@ -162,6 +175,7 @@ impl RngWorker {
         loop {
             // Whatever it asks for, a request finds enough: it is not taken before.
             if let Err(wait) = self.rng.bucket.has(MAX_REQUEST as u64, Instant::now()) {
+                self.rng.counts.add(WAITS, 1);
                 if let Err(error) = self.timer.reset(wait, None) {
                     log::error!("rng: setting its timer: {error}");
                 }
@@ -188,6 +202,8 @@ impl RngWorker {
                 _ => self.rng.faults.note("a request with nothing to fill, or with bytes for the device"),
             }
             self.rng.bucket.take(written as u64);
+            self.rng.counts.add(REQUESTS, 1);
+            self.rng.counts.add(BYTES, written as u64);
             ring.complete(&self.mem, self.chain.head(), u32::try_from(written).unwrap_or(0))?;
         }
         ring.signal_if_needed(&self.mem, &*self.irq)
