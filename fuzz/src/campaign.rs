@@ -28,6 +28,15 @@ pub struct Crash {
     pub said: String,
 }
 
+/// When a run ends.
+#[derive(Debug, Clone, Copy)]
+pub enum Until {
+    /// So much time has passed.
+    Seconds(f64),
+    /// So many inputs were tried: the same ones in every run.
+    Inputs(u64),
+}
+
 /// What one run did.
 #[derive(Debug)]
 pub struct Outcome {
@@ -44,8 +53,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes panics known to [`fails`] and silent. For the whole process.
+/// Puts every message together that would be logged, and drops it: a message may panic, too.
+struct Reader;
+
+impl log::Log for Reader {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        drop(record.args().to_string());
+    }
+
+    fn flush(&self) {}
+}
+
+/// Makes panics known to [`fails`] and silent, and has messages put together. For the whole process.
 pub fn watch_panics() {
+    if log::set_logger(&Reader).is_ok() {
+        log::set_max_level(log::LevelFilter::Trace);
+    }
     std::panic::set_hook(Box::new(|panic| {
         lock(&SAID).get_or_insert_with(|| panic.to_string());
     }));
@@ -59,17 +86,21 @@ pub fn fails(target: &Target, input: &[u8]) -> Option<String> {
     said.or_else(|| caught.is_err().then(|| "a panic without a word".to_owned()))
 }
 
-/// Tries the seeds of the target, then `corpus`, then changes of both, until `seconds` are over or one fails.
+/// Tries the seeds of the target, then `corpus`, then changes of both, until the end or until one fails.
 pub fn run(
     target: &Target,
     corpus: &[Vec<u8>],
     seed: u64,
-    seconds: f64,
+    until: Until,
     hung: impl Fn(&[u8]) + Send + 'static,
 ) -> Outcome {
     watch_panics();
     let watch = Watch::start(hung);
-    let ends = Instant::now() + Duration::from_secs_f64(seconds);
+    let since = Instant::now();
+    let is_over = |inputs| match until {
+        Until::Seconds(seconds) => since.elapsed().as_secs_f64() >= seconds,
+        Until::Inputs(most) => inputs >= most,
+    };
     let mut random = Random::new(seed);
     let seeds: Vec<Vec<u8>> = (target.seeds)().into_iter().chain(corpus.iter().cloned()).collect();
     let mut pool = seeds.clone();
@@ -78,7 +109,7 @@ pub fn run(
     loop {
         let input = match waiting.next() {
             Some(input) => input,
-            None if Instant::now() >= ends => return Outcome { inputs, crash: None },
+            None if is_over(inputs) => return Outcome { inputs, crash: None },
             None if pool.is_empty() || random.below(4) == 0 && (target.seeds)().is_empty() => {
                 mutate::fresh(&mut random)
             }

@@ -4,20 +4,21 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use labyard_fuzz::campaign;
+use labyard_fuzz::campaign::{self, Until};
 use labyard_fuzz::targets::{Target, all};
 
-const USAGE: &str = "usage: fuzz TARGET|all [--seconds N] [--seed S] [--corpus DIR] [--artifacts DIR]
+const USAGE: &str = "usage: fuzz TARGET|all [--seconds N | --inputs N] [--seed S] [--corpus DIR] [--artifacts DIR]
        fuzz TARGET --input FILE
-       fuzz --list
-TARGET runs on its seeds, on the files of DIR and on changes of both, for N seconds (30); `all` runs each target so long.
-The same seed (1) gives the same inputs. An input that fails is written to the artifacts folder (fuzz/artifacts), and the exit code is 1.";
+       fuzz --list | --files
+TARGET runs on its seeds, on the files of DIR and on changes of both, for N seconds (30) or inputs; `all` runs each target so
+long. --files says which source files each target answers for: docs/fuzzing.md. The same seed (1) gives the same inputs. An input that fails is written to the artifacts folder (fuzz/artifacts), and the exit code is 1.";
 
 struct Options {
     target: String,
-    seconds: f64,
+    until: Until,
     seed: u64,
     corpus: Option<PathBuf>,
     artifacts: PathBuf,
@@ -42,15 +43,22 @@ fn start() -> Result<bool> {
             all().iter().for_each(|target| println!("{}", target.name));
             return Ok(true);
         }
+        Some(word) if word == "--files" => {
+            for target in all() {
+                target.files.iter().for_each(|file| println!("{}\t{file}", target.name));
+            }
+            return Ok(true);
+        }
         Some(word) if !word.starts_with('-') => word,
         _ => bail!("no target named\n{USAGE}"),
     };
     let artifacts = "fuzz/artifacts".into();
-    let mut options = Options { target, seconds: 30.0, seed: 1, corpus: None, artifacts, input: None };
+    let mut options = Options { target, until: Until::Seconds(30.0), seed: 1, corpus: None, artifacts, input: None };
     while let Some(option) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{option}: a value is missing\n{USAGE}"))?;
         match option.as_str() {
-            "--seconds" => options.seconds = value.parse().with_context(|| format!("--seconds {value}"))?,
+            "--seconds" => options.until = Until::Seconds(value.parse().with_context(|| format!("--seconds {value}"))?),
+            "--inputs" => options.until = Until::Inputs(value.parse().with_context(|| format!("--inputs {value}"))?),
             "--seed" => options.seed = value.parse().with_context(|| format!("--seed {value}"))?,
             "--corpus" => options.corpus = Some(value.into()),
             "--artifacts" => options.artifacts = value.into(),
@@ -85,9 +93,11 @@ fn run(target: &Target, options: &Options) -> Result<bool> {
         println!("{name}: an input ran for more than {} s: {saved:?}", campaign::HANG.as_secs());
         std::process::exit(1);
     };
-    let outcome = campaign::run(target, &corpus(options)?, options.seed, options.seconds, hung);
+    let since = Instant::now();
+    let outcome = campaign::run(target, &corpus(options)?, options.seed, options.until, hung);
     let Some(crash) = outcome.crash else {
-        println!("{}: {} inputs in {} s, seed {}", target.name, outcome.inputs, options.seconds, options.seed);
+        let seconds = since.elapsed().as_secs_f32();
+        println!("{}: {} inputs in {seconds:.1} s, seed {}", target.name, outcome.inputs, options.seed);
         return Ok(true);
     };
     let path = campaign::save(&options.artifacts, &target.name, &crash.input)?;

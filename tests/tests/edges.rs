@@ -19,7 +19,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("labyard-supervisor", &["labyard-spec", "labyard-sys", "labyard-rootfs-builder"]),
     ("labyard-e2e", &["labyard-spec", "labyard-devices"]),
     ("labyard-bench", &["labyard-devices", "labyard-vmm", "labyard-rootfs-builder"]),
-    ("labyard-fuzz", &["labyard-spec", "labyard-devices", "labyard-vmm", "labyard-rootfs-builder"]),
+    ("labyard-fuzz", &["labyard-spec", "labyard-sys", "labyard-devices", "labyard-vmm", "labyard-rootfs-builder"]),
 ];
 
 /// Crate, what must not be in what is linked into its programs, and why.
@@ -42,6 +42,7 @@ const FEATURES: &[(&str, &str, &[&str])] = &[
     ("labyard-devices", "testing", &["labyard-e2e", "labyard-bench", "labyard-fuzz"]),
     ("labyard-spec", "manifest", &["labyard-supervisor"]),
     ("labyard-spec", "overlay", &["labyard-devices", "labyard-supervisor", "labyard-fuzz"]),
+    ("labyard-vmm", "testing", &["labyard-fuzz"]),
     ("labyard-rootfs-builder", "build", &["labyard-bench", "labyard-fuzz"]),
 ];
 

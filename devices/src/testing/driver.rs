@@ -50,6 +50,11 @@ impl Buffer {
         Self { flags: self.flags | DESC_F_INDIRECT, ..self }
     }
 
+    /// What it lets the device fill: address and length.
+    pub fn room(&self) -> Option<(u64, u32)> {
+        (self.flags & DESC_F_WRITE != 0).then_some((self.address, self.len))
+    }
+
     /// The descriptor, as it lies in memory.
     pub fn encode(self, following: Option<u16>) -> [u8; 16] {
         let next = self.next.or(following);
@@ -140,6 +145,12 @@ impl GuestDriver {
             self.write(register + 4, (address >> 32) as u32);
         }
         self.write(0x44, 1);
+    }
+
+    /// From the next set-up on the queue has `size` entries, where that is less than it may have.
+    pub fn shorten_queue(&mut self, queue: usize, size: u16) {
+        let most = self.transport.info().queue_sizes[queue];
+        self.queues[queue].size = size.clamp(1, most);
     }
 
     /// Offers one request without a kick; the index of its first descriptor.
@@ -271,6 +282,16 @@ impl GuestDriver {
     /// Whether the device has given up and waits for a reset.
     pub fn needs_reset(&mut self) -> bool {
         self.read(0x70) & status::NEEDS_RESET != 0
+    }
+
+    /// Whether the driver has said DRIVER_OK and the device has not given up.
+    pub fn is_at_work(&mut self) -> bool {
+        self.read(0x70) & (status::DRIVER_OK | status::NEEDS_RESET) == status::DRIVER_OK
+    }
+
+    /// The power goes: the device, where it was not lost.
+    pub fn power_off(self) -> Option<Box<dyn VirtioDevice>> {
+        self.transport.into_device()
     }
 
     /// The device behind its registers.

@@ -16,9 +16,15 @@ pub struct InlineHost {
     seats: Arc<Mutex<Vec<Seat>>>,
 }
 
-type Seat = Arc<Mutex<Option<(Box<dyn Worker>, bool)>>>;
+type Seat = Arc<Mutex<Option<Seated>>>;
 
-struct InlineRunning(Seat, Arc<GaveUp>);
+struct Seated {
+    worker: Box<dyn Worker>,
+    failed: bool,
+    gave_up: GaveUp,
+}
+
+struct InlineRunning(Seat);
 
 impl InlineHost {
     /// Handles everything that is ready, until nothing is. Panics of a worker count as its failure.
@@ -30,15 +36,19 @@ impl InlineHost {
         let seats = lock(&self.seats).clone();
         let mut handled = false;
         for seat in seats {
-            let mut worker = lock(&seat);
-            let Some((worker, failed)) = worker.as_mut() else { continue };
+            let mut seated = lock(&seat);
+            let Some(Seated { worker, failed, gave_up }) = seated.as_mut() else { continue };
             for source in worker.sources() {
                 if *failed || !is_readable(source.fd) {
                     continue;
                 }
                 handled = true;
-                let outcome = catch_unwind(AssertUnwindSafe(|| worker.on_event(source.token)));
-                *failed = !matches!(outcome, Ok(Ok(())));
+                match catch_unwind(AssertUnwindSafe(|| worker.on_event(source.token))) {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(fault)) => gave_up(&fault.to_string()),
+                    Err(_) => gave_up("a panic"),
+                }
+                *failed = true;
             }
         }
         handled
@@ -47,21 +57,18 @@ impl InlineHost {
 
 impl Host for InlineHost {
     fn start(&self, worker: Box<dyn Worker>, gave_up: GaveUp) -> Box<dyn Running> {
-        let seat: Seat = Arc::new(Mutex::new(Some((worker, false))));
+        let seat: Seat = Arc::new(Mutex::new(Some(Seated { worker, failed: false, gave_up })));
         let mut seats = lock(&self.seats);
         seats.retain(|seat| lock(seat).is_some());
         seats.push(Arc::clone(&seat));
-        Box::new(InlineRunning(seat, Arc::new(gave_up)))
+        Box::new(InlineRunning(seat))
     }
 }
 
 impl Running for InlineRunning {
     fn stop(self: Box<Self>) -> Option<Rest> {
-        let (worker, failed) = lock(&self.0).take()?;
-        if failed {
-            (self.1)("failed");
-        }
-        Some(worker.deactivate())
+        let seated = lock(&self.0).take()?;
+        Some(seated.worker.deactivate())
     }
 }
 

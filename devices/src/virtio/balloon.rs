@@ -23,6 +23,7 @@ use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
 use crate::Memory;
+use crate::counters::{Counters, Snapshot};
 use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
@@ -140,6 +141,12 @@ impl BalloonControl {
     }
 }
 
+impl Snapshot for BalloonControl {
+    fn snapshot(&self) -> Vec<(&'static str, u64)> {
+        vec![("given_back_bytes", self.given_back_bytes())]
+    }
+}
+
 /// A balloon at rest.
 pub struct Balloon {
     control: Arc<BalloonControl>,
@@ -237,6 +244,10 @@ impl VirtioDevice for Balloon {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::clone(&self.control) as _)
     }
 
     fn reset(&mut self) {

@@ -16,6 +16,7 @@ use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
 use crate::Memory;
+use crate::counters::{Counters, Set};
 use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
@@ -42,6 +43,11 @@ const RECEIVE: Token = 0;
 
 const TRANSMIT: Token = 1;
 const INPUT: Token = 2;
+
+/// What is counted, as positions.
+const COUNTS: [&str; 2] = ["printed_bytes", "typed_bytes"];
+const PRINTED: usize = 0;
+const TYPED: usize = 1;
 
 /// Where the guest's output goes.
 pub trait ConsoleOutput: Send {
@@ -102,12 +108,13 @@ pub struct Console {
     output: Box<dyn ConsoleOutput>,
     input: Arc<ConsoleInput>,
     faults: Faults,
+    counts: Arc<Set<{ COUNTS.len() }>>,
 }
 
 impl Console {
     /// A console between `output` and `input`.
     pub fn new(output: Box<dyn ConsoleOutput>, input: Arc<ConsoleInput>) -> Self {
-        Self { output, input, faults: Faults::new("console") }
+        Self { output, input, faults: Faults::new("console"), counts: Arc::new(Set::new(COUNTS)) }
     }
 }
 
@@ -138,6 +145,10 @@ impl VirtioDevice for Console {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::clone(&self.counts) as _)
     }
 
     /// The size of the terminal, and what was typed that the guest has not taken.
@@ -200,6 +211,7 @@ impl ConsoleWorker {
                 self.console.output.write(part);
                 offset = offset.saturating_add(n as u64);
             }
+            self.console.counts.add(PRINTED, offset);
             ring.complete(&self.mem, self.chain.head(), 0)?;
         }
         ring.signal_if_needed(&self.mem, &*self.irq)
@@ -227,6 +239,7 @@ impl ConsoleWorker {
                 self.console.faults.note("a receive buffer without room");
             }
             waiting.drain(..written);
+            self.console.counts.add(TYPED, written as u64);
             ring.complete(&self.mem, self.chain.head(), u32::try_from(written).unwrap_or(0))?;
         }
         drop(waiting);

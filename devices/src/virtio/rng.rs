@@ -11,6 +11,7 @@ use super::chain::{Chain, RingFault};
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceType, Refused, VirtioDevice, wrong_queues};
 use crate::Memory;
+use crate::counters::{Counters, Set};
 use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
 use crate::limiter::{Bucket, Limiter, Limits, Rate};
@@ -29,6 +30,12 @@ const ADMISSION: Token = 1;
 
 /// Bytes that a guest gets: enough to seed hundreds of generators a second, and far below what the host's yields.
 pub const DEFAULT_RATE: Rate = Rate { per_second: 1 << 20, burst: 256 << 10 };
+
+/// What is counted, as positions: requests, their bytes, and how often the guest had to wait for its rate.
+const COUNTS: [&str; 3] = ["requests", "bytes", "waits"];
+const REQUESTS: usize = 0;
+const BYTES: usize = 1;
+const WAITS: usize = 2;
 
 /// Where the random bytes come from.
 pub trait Entropy: Send {
@@ -51,6 +58,7 @@ pub struct Rng {
     /// Kept over resets, which renew no guest's share.
     bucket: Bucket,
     faults: Faults,
+    counts: Arc<Set<{ COUNTS.len() }>>,
 }
 
 impl Rng {
@@ -62,7 +70,7 @@ impl Rng {
     /// A device that yields what `entropy` gives, `rate` of it.
     pub fn with_entropy(entropy: Box<dyn Entropy>, rate: Rate) -> Self {
         let bucket = Bucket::new(Limits { bytes: Some(rate), operations: None });
-        Self { entropy, bucket, faults: Faults::new("rng") }
+        Self { entropy, bucket, faults: Faults::new("rng"), counts: Arc::new(Set::new(COUNTS)) }
     }
 }
 
@@ -94,6 +102,10 @@ impl VirtioDevice for Rng {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::clone(&self.counts) as _)
     }
 }
 
@@ -127,6 +139,7 @@ impl RngWorker {
             let want = usize::try_from(self.chain.writable_len()).unwrap_or(MAX_REQUEST).min(MAX_REQUEST);
             self.held = !self.limiter.admit(want as u64);
             if self.held {
+                self.rng.counts.add(WAITS, 1);
                 break;
             }
             turn = turn.saturating_add(1);
@@ -138,6 +151,8 @@ impl RngWorker {
                 },
                 _ => self.rng.faults.note("a request with nothing to fill, or with bytes for the device"),
             }
+            self.rng.counts.add(REQUESTS, 1);
+            self.rng.counts.add(BYTES, written as u64);
             ring.complete(&self.mem, self.chain.head(), u32::try_from(written).unwrap_or(0))?;
         }
         ring.signal_if_needed(&self.mem, &*self.irq)

@@ -4,10 +4,14 @@
 //! Beside panics, these rules are checked: what comes back is not longer than the chain's room, and after a reset the device
 //! serves an honest driver again.
 
+use labyard_devices::REGISTRY;
 use labyard_devices::bus::BusDevice;
-use labyard_devices::testing::{Buffer, GuestDriver, readable, writable};
+use labyard_devices::testing::{Buffer, GuestDriver, InlineHost, readable, writable};
+use labyard_devices::virtio::device::DeviceType;
 use labyard_devices::virtio::{Entry, feature};
 
+use super::requests;
+use super::worlds::{self, HostSide};
 use crate::input::Input;
 
 /// Below the driver's rings; buffers and tables lie here.
@@ -16,27 +20,53 @@ const BUFFERS_END: u64 = 0x30_0000;
 const MEMORY_END: u64 = 4 << 20;
 /// Things that one input does at most.
 const STEPS: usize = 200;
-/// Status register.
+/// Registers (VIRTIO 1.2, §4.2.2): of queues, and the status.
+const QUEUE_SEL: u32 = 0x30;
+const QUEUE_REGISTERS: [u32; 8] = [0x38, 0x44, 0x80, 0x84, 0x90, 0x94, 0xa0, 0xa4];
 const STATUS: u32 = 0x70;
+/// DRIVER_OK and the bits before it.
+const ACTIVE: u32 = 1 | 2 | 4 | 8;
+
+/// A guest with one device, and the host's side of that.
+struct Lab {
+    guest: GuestDriver,
+    host_side: HostSide,
+    kind: DeviceType,
+    queues: usize,
+}
+
+/// Reads the bytes as a driver's doings with any device.
+pub(super) fn any(bytes: &[u8]) {
+    let (number, rest) = bytes.split_first().unwrap_or((&0, bytes));
+    if let Some(entry) = REGISTRY.get(usize::from(*number) % REGISTRY.len()) {
+        run(entry, rest);
+    }
+}
 
 /// Reads the bytes as a driver's doings.
 pub(super) fn run(entry: &Entry, bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let mut guest = GuestDriver::power_on((entry.sample)());
+    let host = InlineHost::default();
+    let (device, host_side) = worlds::of(entry, &host, &mut input);
+    let mut guest = GuestDriver::power_on_at(device, host);
     let queues = guest.transport().info().queue_sizes.len();
     if !input.one_in(8) {
         set_up(&mut guest, &mut input);
     }
+    let mut lab = Lab { guest, host_side, kind: entry.device_type, queues };
     for _ in 0..STEPS {
         if input.is_empty() {
             break;
         }
-        step(&mut guest, queues, &mut input);
+        step(&mut lab, &mut input);
     }
-    guest.run();
-    honest_again(&mut guest, entry, queues);
+    lab.guest.run();
+    honest_again(&mut lab.guest, entry, queues);
+    go_on_elsewhere(&mut lab.guest, entry, &mut input);
+    assert!(lab.guest.power_off().is_some(), "{}: the device was lost", entry.name);
 }
 
+/// Mostly as a driver should, so that most inputs have a device at work.
 fn set_up(guest: &mut GuestDriver, input: &mut Input<'_>) {
     let mask = match input.below(4) {
         0 => input.long() | feature::VERSION_1,
@@ -44,13 +74,44 @@ fn set_up(guest: &mut GuestDriver, input: &mut Input<'_>) {
         2 => !feature::INDIRECT_DESC,
         _ => !feature::EVENT_IDX,
     };
+    if input.one_in(8) {
+        let size = 1 << (input.byte() % 4);
+        for queue in 0..guest.transport().info().queue_sizes.len() {
+            guest.shorten_queue(queue, size);
+        }
+    }
+    if input.one_in(16) {
+        // A queue is left out, or lies where no memory is.
+        guest.negotiate(mask);
+        for queue in 0..guest.transport().info().queue_sizes.len() {
+            match input.byte() % 4 {
+                0 => {}
+                1 => {
+                    guest.set_up_queue(queue);
+                    guest.write(0x44, 0);
+                    guest.write(input.pick(&QUEUE_REGISTERS[2..]), input.word());
+                    guest.write(0x44, 1);
+                }
+                _ => guest.set_up_queue(queue),
+            }
+        }
+        guest.write(STATUS, ACTIVE);
+        guest.run();
+        return;
+    }
     guest.set_up(mask);
 }
 
-fn step(guest: &mut GuestDriver, queues: usize, input: &mut Input<'_>) {
-    let queue = input.below(queues);
-    match input.below(16) {
-        0..=4 => offer(guest, queue, input),
+fn step(lab: &mut Lab, input: &mut Input<'_>) {
+    let queue = input.below(lab.queues);
+    let guest = &mut lab.guest;
+    match input.below(20) {
+        0..=2 => {
+            if !requests::offer(guest, lab.kind, queue, input) {
+                offer(guest, queue, input);
+            }
+        }
+        3 | 4 => offer(guest, queue, input),
         5..=7 => guest.kick(queue),
         8 => {
             // A header where a request may find it, or a table of descriptors.
@@ -72,11 +133,28 @@ fn step(guest: &mut GuestDriver, queues: usize, input: &mut Input<'_>) {
             let register = u32::from(input.byte() & 0x3f) * 4;
             let value = if input.one_in(2) { input.word() } else { input.byte().into() };
             guest.write(register, value);
+            guest.read(register);
             guest.run();
         }
         14 => {
             let saved = guest.transport().save();
             assert!(saved.is_some(), "the device was lost");
+            guest.run();
+        }
+        15 | 16 => {
+            (lab.host_side)(input);
+            guest.run();
+        }
+        17 => {
+            // A queue is changed under a device that may be at work.
+            guest.write(QUEUE_SEL, if input.one_in(4) { input.word() } else { queue as u32 });
+            guest.write(input.pick(&QUEUE_REGISTERS), if input.one_in(2) { input.word() } else { input.byte().into() });
+            guest.read(0x34);
+            guest.read(0x44);
+        }
+        18 => {
+            let status = guest.read(STATUS);
+            guest.write(STATUS, status & !u32::from(input.byte()) | u32::from(input.byte()));
             guest.run();
         }
         _ => {
@@ -114,18 +192,8 @@ fn buffer(input: &mut Input<'_>) -> Buffer {
     }
 }
 
+/// Buffers of any kind.
 fn offer(guest: &mut GuestDriver, queue: usize, input: &mut Input<'_>) {
-    // A block request, a frame or a packet that makes sense, as often as one that does not.
-    if input.one_in(2) {
-        let kind = u32::from(input.byte() % 12);
-        let sector = if input.one_in(4) { input.long() } else { u64::from(input.byte()) };
-        let header = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
-        guest.put(0x1000, &header);
-        let len = u32::from(input.byte() % 8) * 512;
-        let data = if input.one_in(2) { writable(0x2000, len) } else { readable(0x2000, len) };
-        guest.offer(queue, &[readable(0x1000, 16), data, writable(0x8000, 1)]);
-        return;
-    }
     let count = input.below(6) + 1;
     let buffers: Vec<Buffer> = (0..count).map(|_| buffer(input)).collect();
     guest.offer(queue, &buffers);
@@ -155,6 +223,7 @@ fn access(guest: &mut GuestDriver, input: &mut Input<'_>) {
 fn honest_again(guest: &mut GuestDriver, entry: &Entry, queues: usize) {
     guest.write(STATUS, 0);
     assert_eq!(guest.read(STATUS), 0, "{}: a reset device has no status", entry.name);
+    (0..queues).for_each(|queue| guest.shorten_queue(queue, u16::MAX));
     guest.set_up(!feature::EVENT_IDX);
     assert!(!guest.needs_reset(), "{}: a device that was reset works again", entry.name);
     for queue in 0..queues {
@@ -166,5 +235,20 @@ fn honest_again(guest: &mut GuestDriver, entry: &Entry, queues: usize) {
             assert!(written <= room, "{}: {written} bytes in a buffer of {room}", entry.name);
         }
         assert!(!guest.needs_reset(), "{}: queue {queue} serves an honest driver", entry.name);
+    }
+}
+
+/// What was saved is taken by a device of the same kind, and nothing else is.
+fn go_on_elsewhere(guest: &mut GuestDriver, entry: &Entry, input: &mut Input<'_>) {
+    let Some(state) = guest.transport().save() else { panic!("{}: the device was lost", entry.name) };
+    let mut other = GuestDriver::power_on((entry.sample)());
+    assert!(other.transport().restore(&state).is_ok(), "{}: its own state", entry.name);
+    other.run();
+    assert!(!format!("{:?}", other.transport().info()).is_empty());
+    assert!(other.transport().restore(&state).is_err() || !other.is_at_work(), "{}: a device at work", entry.name);
+    let stranger = &REGISTRY[input.below(REGISTRY.len())];
+    if stranger.device_type != entry.device_type {
+        let mut stranger = GuestDriver::power_on((stranger.sample)());
+        assert!(stranger.transport().restore(&state).is_err(), "another device's state");
     }
 }

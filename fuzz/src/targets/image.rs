@@ -4,8 +4,9 @@
 //! within its file.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 
+use labyard_rootfs_builder::digest::Digest;
 use labyard_rootfs_builder::ext4::{self, Options, Size};
 use labyard_rootfs_builder::layer::{self, Layer, Limits, Spool};
 use labyard_rootfs_builder::merge::Merge;
@@ -66,9 +67,9 @@ pub(super) fn run(bytes: &[u8]) {
         let archive = archive(&mut input);
         let layer = Layer {
             name: "layer".to_owned(),
-            section: Section::whole(stored(&archive)).expect("a length"),
-            digest: None,
-            diff_id: None,
+            section: Section::whole(stored(&packed(archive, &mut input))).expect("a length"),
+            digest: input.one_in(32).then(|| Digest::of(b"another layer")),
+            diff_id: input.one_in(32).then(|| Digest::of(b"another archive")),
         };
         match layer::unpack(&layer, &mut spool, left, &Watch::unattended(), |entry| merge.apply(entry)) {
             Ok(unpacked) => left -= unpacked.bytes,
@@ -87,6 +88,25 @@ pub(super) fn run(bytes: &[u8]) {
             assert!(error.is_input(), "a tree of a stranger is not the machine's fault: {error}");
         }
     }
+}
+
+/// As registries have layers: plain, gzip or zstd, sometimes spoilt.
+fn packed(archive: Vec<u8>, input: &mut Input<'_>) -> Vec<u8> {
+    let mut bytes = match input.byte() % 4 {
+        0 => {
+            let mut packed = Vec::new();
+            let mut encoder = flate2::read::GzEncoder::new(&archive[..], flate2::Compression::fast());
+            encoder.read_to_end(&mut packed).expect("packed");
+            packed
+        }
+        1 => zstd::bulk::compress(&archive, 1).expect("packed"),
+        _ => return archive,
+    };
+    if input.one_in(4) {
+        let at = input.below(bytes.len());
+        bytes[at] ^= input.byte();
+    }
+    bytes
 }
 
 fn stored(bytes: &[u8]) -> File {
@@ -135,7 +155,11 @@ fn archive(input: &mut Input<'_>) -> Vec<u8> {
     }
     let mut archive = Vec::new();
     for _ in 0..input.below(12) + 1 {
-        entry(&mut archive, input);
+        if input.one_in(8) {
+            sparse_pax(&mut archive, input);
+        } else {
+            entry(&mut archive, input, None);
+        }
     }
     if input.one_in(4) && !archive.is_empty() {
         // Cut, or changed behind a good checksum.
@@ -149,11 +173,42 @@ fn archive(input: &mut Input<'_>) -> Vec<u8> {
     archive
 }
 
+/// A sparse file of PAX format 0.1 or 1.0 that makes sense, or nearly.
+fn sparse_pax(archive: &mut Vec<u8>, input: &mut Input<'_>) {
+    let parts: Vec<(u64, u64)> = (0..u64::from(input.byte() % 5)).map(|part| (part * 4096, 512)).collect();
+    let numbers = |parts: &[(u64, u64)]| parts.iter().flat_map(|(offset, len)| [*offset, *len]).collect::<Vec<u64>>();
+    let data = vec![0x42; parts.len() * 512];
+    let (keys, before) = if input.one_in(2) {
+        let map: Vec<String> = numbers(&parts).iter().map(u64::to_string).collect();
+        (vec![("GNU.sparse.map", map.join(",")), ("GNU.sparse.size", "65536".to_owned())], Vec::new())
+    } else {
+        let mut lines = format!("{}\n", if input.one_in(16) { input.long() } else { parts.len() as u64 }).into_bytes();
+        for number in numbers(&parts) {
+            let digits = if input.one_in(32) { format!("{:030}", input.word()) } else { number.to_string() };
+            lines.extend_from_slice(format!("{digits}\n").as_bytes());
+        }
+        lines.resize(lines.len().next_multiple_of(BLOCK), 0);
+        let words = [
+            ("GNU.sparse.major", "1"),
+            ("GNU.sparse.minor", "0"),
+            ("GNU.sparse.realsize", "65536"),
+            ("GNU.sparse.name", "sparse"),
+        ];
+        (words.map(|(key, value)| (key, value.to_owned())).into(), lines)
+    };
+    let records: Vec<u8> = keys.iter().flat_map(|(key, value)| record(key, value, input)).collect();
+    entry(archive, input, Some((b'x', records)));
+    entry(archive, input, Some((b'0', [before, data].concat())));
+}
+
 /// A ustar header (POSIX.1-2017, pax, "ustar Interchange Format") and what follows it.
-fn entry(archive: &mut Vec<u8>, input: &mut Input<'_>) {
-    let kind = input.pick(b"0000555551122223467xxxgLKS\0A");
+fn entry(archive: &mut Vec<u8>, input: &mut Input<'_>, given: Option<(u8, Vec<u8>)>) {
+    let is_given = given.is_some();
+    let any = input.pick(b"0000555551122223467xxxgLKS\0A");
     let name = input.pick(NAMES);
+    let (kind, given) = given.map_or((any, None), |(kind, data)| (kind, Some(data)));
     let data: Vec<u8> = match kind {
+        _ if is_given => given.unwrap_or_default(),
         b'x' | b'g' => records(input),
         b'L' | b'K' => [input.pick(NAMES).as_bytes(), &[0]].concat(),
         b'0' | b'7' | b'S' | 0 => vec![0x42; input.below(1500)],
@@ -244,15 +299,16 @@ fn records(input: &mut Input<'_>) -> Vec<u8> {
     ];
     let mut records = Vec::new();
     for _ in 0..input.below(4) + 1 {
-        let body =
-            format!(" {}={}\n", input.pick(KEYS), if input.one_in(4) { input.pick(NAMES) } else { input.pick(VALUES) });
-        // The length counts its own digits.
-        let mut len = body.len() + 1;
-        len += usize::from(len + 1 > 10) + usize::from(len > 99);
-        if input.one_in(8) {
-            len = input.short().into();
-        }
-        records.extend_from_slice(format!("{len}{body}").as_bytes());
+        let (key, value) = (input.pick(KEYS), if input.one_in(4) { input.pick(NAMES) } else { input.pick(VALUES) });
+        records.extend_from_slice(&record(key, value, input));
     }
     records
+}
+
+/// One record; its length counts its own digits.
+fn record(key: &str, value: &str, input: &mut Input<'_>) -> Vec<u8> {
+    let body = format!(" {key}={value}\n");
+    let digits = (1..).find(|digits| (body.len() + digits).to_string().len() <= *digits).unwrap_or(1);
+    let len = if input.one_in(16) { input.short().into() } else { body.len() + digits };
+    format!("{len}{body}").into_bytes()
 }

@@ -1,12 +1,19 @@
-//! The list of targets.
+//! The list of targets, and which source files each answers for.
 
+mod chain;
+mod control;
 mod device;
 mod image;
 mod ioapic;
+mod kernel;
+mod legacy;
 mod messages;
 mod overlay;
+mod overlay_maps;
+mod requests;
 mod switch;
 mod vsock;
+mod worlds;
 
 use labyard_devices::REGISTRY;
 
@@ -21,30 +28,66 @@ pub struct Target {
     pub run: Run,
     /// Inputs to start from; none where every input means something.
     pub seeds: fn() -> Vec<Vec<u8>>,
+    /// Source files whose lines its inputs reach, from the top of the project; a name that ends in `/` is a folder with all that
+    /// no other target names.
+    pub files: Vec<String>,
 }
 
-fn target(name: &str, run: fn(&[u8])) -> Target {
-    Target { name: name.to_owned(), run: Box::new(run), seeds: Vec::new }
+fn target(name: &str, run: fn(&[u8]), files: &[&str]) -> Target {
+    let files = files.iter().map(|file| (*file).to_owned()).collect();
+    Target { name: name.to_owned(), run: Box::new(run), seeds: Vec::new, files }
 }
 
 /// Every target: one for each device, then the rest.
 pub fn all() -> Vec<Target> {
+    // One file or one folder is a device, and nobody else's.
     let mut targets: Vec<Target> = REGISTRY
         .iter()
         .map(|entry| Target {
             name: format!("device-{}", entry.name),
             run: Box::new(|bytes| device::run(entry, bytes)),
             seeds: Vec::new,
+            files: ["", "/"]
+                .map(|end| format!("devices/src/virtio/{}{}", entry.name, if end.is_empty() { ".rs" } else { end }))
+                .into(),
         })
         .collect();
     targets.extend([
-        target("vsock-packets", vsock::run),
-        target("ioapic", ioapic::run),
-        target("switch", switch::run),
-        target("image-layers", image::run),
-        target("overlay-maps", overlay::run),
-        Target { seeds: messages::seeds, ..target("messages", messages::run) },
-        target("agent-frames", messages::frames),
+        target("mmio", device::any, &["devices/src/virtio/transport/mmio.rs", "devices/src/virtio/config.rs"]),
+        target("chain", chain::run, &["devices/src/virtio/chain.rs"]),
+        target(
+            "vsock-packets",
+            vsock::run,
+            &[
+                "devices/src/virtio/vsock/connection.rs",
+                "devices/src/virtio/vsock/packet.rs",
+                "devices/src/virtio/vsock/streams.rs",
+                "devices/src/virtio/vsock/worker.rs",
+            ],
+        ),
+        target("ioapic", ioapic::run, &["devices/src/legacy/ioapic.rs"]),
+        target("legacy", legacy::run, &["devices/src/bus.rs", "devices/src/legacy/"]),
+        target("switch", switch::run, &["devices/src/switch/"]),
+        target("overlay", overlay::run, &["devices/src/backend/overlay/", "spec/src/overlay.rs"]),
+        target("overlay-maps", overlay_maps::run, &["spec/src/overlay/fit.rs", "spec/src/overlay/runs.rs"]),
+        target(
+            "image-layers",
+            image::run,
+            &["rootfs-builder/src/layer.rs", "rootfs-builder/src/layer/", "rootfs-builder/src/merge.rs"],
+        ),
+        target(
+            "kernel-store",
+            kernel::store,
+            &["rootfs-builder/src/kernel/image.rs", "rootfs-builder/src/kernel/elf.rs"],
+        ),
+        target("kernel-load", kernel::load, &["vmm/src/kernel.rs", "vmm/src/boot.rs", "vmm/src/boot/linux64.rs"]),
+        target(
+            "control",
+            control::run,
+            &["vmm/src/control.rs", "vmm/src/plan.rs", "vmm/src/change.rs", "sys/src/message.rs"],
+        ),
+        Target { seeds: messages::seeds, ..target("messages", messages::run, &["spec/src/source.rs"]) },
+        target("agent-frames", messages::frames, &["spec/src/agent.rs"]),
     ]);
     targets
 }

@@ -1,56 +1,208 @@
-//! Maps of overlay layers: files of a vmm that a guest may have taken over, read by the vmm's successor and by `drive export`.
+//! The files of an overlay after a bad night: maps whose bytes changed, that were cut, or that are of another drive; and a guest
+//! that uses what opens nevertheless.
+//!
+//! Rules: a drive opens or says what is wrong; one that opened reads, writes and flushes without an error, and keeps its size.
 
-use labyard_spec::overlay::fit::Place;
-use labyard_spec::overlay::runs::runs;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use labyard_devices::backend::overlay::{Base, Chain, LayerFiles, Overlay};
+use labyard_devices::counters::Snapshot;
+use labyard_devices::testing::{GuestDriver, readable, writable};
+use labyard_devices::virtio::block::Block;
+use labyard_devices::virtio::device::DeviceType;
 use labyard_spec::overlay::{
-    Header, LayerId, PAGE_BLOCKS, PAGE_BYTES, PAGE_WORDS, SECTOR_BYTES, decode_page, encode_page,
+    Header, LayerId, PAGE_BYTES, PAGE_WORDS, SECTOR_BYTES, Words, decode_page, encode_page, page_offset,
 };
+use labyard_sys::memfd;
 
-/// Takes the bytes for a header and a page, as they are and with checksums that hold.
+use super::requests;
+use crate::input::Input;
+
+/// Bytes of the drive, and of what it lies on.
+const DRIVE_BYTES: u64 = 1 << 20;
+const BASE_BYTES: u64 = (64 << 10) + 512;
+/// Requests of one input at most.
+const STEPS: usize = 64;
+
+/// Reads the bytes as what happened to a chain, and what its guest does then.
 pub(super) fn run(bytes: &[u8]) {
-    let (mut head, mut page) = ([0; SECTOR_BYTES], [0; PAGE_BYTES]);
-    let (first, rest) = bytes.split_at(bytes.len().min(SECTOR_BYTES));
-    head.iter_mut().zip(first).for_each(|(to, from)| *to = *from);
-    page.iter_mut().zip(rest).for_each(|(to, from)| *to = *from);
-    for sealed in [false, true] {
-        if sealed && let Some((body, sum)) = head.split_last_chunk_mut::<4>() {
-            *sum = crc32c::crc32c(body).to_le_bytes();
-        }
-        let Ok(header) = Header::decode(&head) else { continue };
-        assert_eq!(Header::decode(&header.encode()).as_ref(), Ok(&header), "a header comes back");
-        check(&header, &page, rest);
+    let mut input = Input::new(bytes);
+    forms(&mut input);
+    let files: Vec<LayerFiles> = (0..3).map(|_| LayerFiles { data: memory(0), map: memory(0) }).collect();
+    let base = memory(BASE_BYTES);
+    let frozen = 1 + input.below(2);
+    make(&files[..=frozen], &base, &mut input);
+    for _ in 0..input.byte() % 4 {
+        spoil(&files[input.below(frozen + 1)], &mut input);
     }
-    let usual = Header {
-        layer: LayerId([7; 16]),
-        capacity_bytes: 300 << 20,
-        base_bytes: 1 << 20,
-        below: "image".into(),
-        settled: false,
+    let chain = Chain {
+        base: (!input.one_in(32)).then(|| base_of(&base)),
+        frozen: files[..frozen].iter().map(again).collect(),
+        top: again(&files[frozen]),
+        live: input.one_in(2),
+        capacity_bytes: match input.byte() % 32 {
+            29 => input.long(),
+            30 => BASE_BYTES & !511,
+            31 => 2 * DRIVE_BYTES,
+            _ => DRIVE_BYTES,
+        },
     };
-    check(&usual, &page, rest);
+    match Overlay::new(chain) {
+        Ok(drive) => guest(drive, &mut input),
+        Err(error) => assert!(!error.to_string().is_empty(), "an error without a word"),
+    }
 }
 
-fn check(header: &Header, page: &[u8; PAGE_BYTES], rest: &[u8]) {
-    let place = Place {
-        map_bytes: header.map_bytes(),
-        data_bytes: header.capacity_bytes,
-        below: &header.below,
-        base_bytes: header.base_bytes,
-        drive_bytes: header.capacity_bytes,
-        is_top: false,
+fn memory(bytes: u64) -> File {
+    memfd::create("a layer", bytes).expect("a memfd")
+}
+
+/// Another descriptor of the same files. A lease is the open file's, so this is not another machine.
+fn again(files: &LayerFiles) -> LayerFiles {
+    let [data, map] = [&files.data, &files.map].map(|file| file.try_clone().expect("a descriptor"));
+    LayerFiles { data, map }
+}
+
+fn base_of(file: &File) -> Base {
+    Base { file: file.try_clone().expect("a descriptor"), name: "image".into() }
+}
+
+/// A sound chain of these layers, the last of them the top, with a few blocks in each.
+fn make(layers: &[LayerFiles], base: &File, input: &mut Input<'_>) {
+    let Some((first, others)) = layers.split_first() else { return };
+    let chain = Chain {
+        base: Some(base_of(base)),
+        frozen: Vec::new(),
+        top: again(first),
+        live: true,
+        capacity_bytes: DRIVE_BYTES,
     };
-    assert_eq!(header.fits(&place), Ok(()), "it belongs where it says");
+    let mut drive = Overlay::new(chain).expect("a new chain");
+    for next in others {
+        drive = written(drive, input);
+        drive.make_next(next).expect("room in memory");
+        let engine = |files| Ok(labyard_devices::backend::engine::SyncEngine::new(files));
+        drive.freeze(again(next), engine).expect("nothing is under way");
+    }
+    written(drive, input);
+}
+
+/// The drive after a few writes of a guest without virtio.
+fn written<E: labyard_devices::backend::engine::Engine>(mut drive: Overlay<E>, input: &mut Input<'_>) -> Overlay<E> {
+    use labyard_devices::Memory;
+    use labyard_devices::backend::block::{BlockBackend, Operation};
+    use labyard_sys::iov::GuestSlices;
+    use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+    let memory = Memory::from_ranges(&[(GuestAddress(0), 0x4000)]).expect("memory");
+    drive.attach(&memory);
+    for _ in 0..input.byte() % 4 {
+        let (sector, len) = (u64::from(input.short()) % 2000, 512 << (input.byte() % 5));
+        let from = GuestSlices::one(memory.get_slice(GuestAddress(0), len).expect("in memory"));
+        drive.submit(0, Operation::Write { offset: sector * 512, from });
+        while drive.collect().is_some() {}
+    }
+    if input.one_in(2) {
+        drive.submit(0, Operation::Flush);
+        while drive.collect().is_some() {}
+    }
+    drive.detach();
+    drive
+}
+
+/// What disks and people do to files.
+fn spoil(files: &LayerFiles, input: &mut Input<'_>) {
+    let file = if input.one_in(4) { &files.data } else { &files.map };
+    let len = file.metadata().expect("its size").len();
+    match input.byte() % 8 {
+        0 => file.set_len(u64::from(input.word()) % (2 * len.max(1))).expect("resized"),
+        1 => file.set_len(0).expect("resized"),
+        2 => {
+            // A header with a good checksum that says something else.
+            let mut bytes = [0; SECTOR_BYTES];
+            let read = files.map.read_exact_at(&mut bytes, 0).map_err(|error| error.to_string());
+            if let Ok(header) = read.and_then(|()| Header::decode(&bytes).map_err(|error| error.to_string())) {
+                let other = changed(header, input).encode();
+                files.map.write_all_at(&other, 0).expect("written");
+            }
+        }
+        3 => {
+            let mut page = [0; PAGE_BYTES];
+            encode_page(LayerId(input.array()), 0, &words(input), &mut page);
+            files.map.write_all_at(&page, page_offset(u64::from(input.byte() % 4))).expect("written");
+        }
+        _ => {
+            let at = if input.one_in(2) { u64::from(input.byte()) } else { u64::from(input.word()) % len.max(1) };
+            file.write_all_at(&input.array::<2>(), at).expect("written");
+        }
+    }
+}
+
+fn changed(header: Header, input: &mut Input<'_>) -> Header {
+    match input.byte() % 5 {
+        0 => Header { capacity_bytes: input.long(), ..header },
+        1 => Header { capacity_bytes: header.capacity_bytes + 512, ..header },
+        2 => Header { base_bytes: input.long(), ..header },
+        3 => Header { below: String::from_utf8_lossy(input.bytes(80)).into_owned(), ..header },
+        _ => Header { settled: !header.settled, ..header },
+    }
+}
+
+fn words(input: &mut Input<'_>) -> Words {
     let mut words = [0; PAGE_WORDS];
-    let _ = decode_page(header, 0, 0, page, &mut words); // most are damaged
-    let (mut other, mut sealed) = ([0; PAGE_WORDS], [0; PAGE_BYTES]);
-    for (to, from) in other.iter_mut().zip(rest.chunks(8)) {
-        *to = from.iter().fold(0, |word, byte| word << 8 | u64::from(*byte));
+    for _ in 0..input.byte() % 8 {
+        words[input.below(PAGE_WORDS)] = input.long();
     }
-    encode_page(header.layer, 1, &other, &mut sealed);
-    if decode_page(header, 1, 0, &sealed, &mut words).is_ok() {
-        assert_eq!(words, other, "a page comes back");
-        let pieces: Vec<_> = runs(&[words, other], PAGE_BLOCKS).collect();
-        assert!(pieces.iter().all(|run| run.count > 0), "runs go on");
-        assert_eq!(pieces.iter().map(|run| run.count).sum::<u64>(), PAGE_BLOCKS, "runs are the whole page");
+    words
+}
+
+/// Headers and pages by themselves: what was written is read, what was changed is noticed.
+fn forms(input: &mut Input<'_>) {
+    let header = Header {
+        layer: LayerId(input.array()),
+        capacity_bytes: u64::from(input.word()) * 512,
+        base_bytes: 0,
+        below: "image".into(),
+        settled: input.one_in(2),
+    };
+    let mut bytes = header.encode();
+    assert_eq!(Header::decode(&bytes).as_ref(), Ok(&header));
+    let (words, page) = (words(input), u64::from(input.byte()));
+    let mut coded = [0; PAGE_BYTES];
+    encode_page(header.layer, page, &words, &mut coded);
+    let mut read = [0; PAGE_WORDS];
+    if decode_page(&header, page, 0, &coded, &mut read).is_ok() {
+        assert_eq!(read, words);
     }
+    let at = input.below(SECTOR_BYTES);
+    bytes[at] ^= input.byte();
+    assert!(Header::decode(&bytes).is_err() || bytes == header.encode(), "byte {at} has no checksum");
+    let at = input.below(PAGE_BYTES);
+    coded[at] ^= input.byte();
+    let _ = decode_page(&header, page, 0, &coded, &mut read).map_err(|error| error.to_string());
+}
+
+/// A guest uses the drive.
+fn guest<E: labyard_devices::backend::engine::Engine + 'static>(drive: Overlay<E>, input: &mut Input<'_>) {
+    let block = Block::new("d00", Box::new(drive));
+    let handle = block.handle();
+    let mut guest = GuestDriver::attach(Box::new(block));
+    let capacity = guest.config(0, 8);
+    for _ in 0..STEPS {
+        if input.is_empty() {
+            break;
+        }
+        if !requests::offer(&mut guest, DeviceType::Block, 0, input) {
+            guest.offer(0, &[readable(requests::HEADER, 16), writable(requests::LARGE, 4096)]);
+        }
+        if !input.one_in(4) {
+            guest.kick(0);
+            guest.used(0);
+        }
+    }
+    guest.kick(0);
+    let errors = handle.counters().snapshot().into_iter().find(|(name, _)| *name == "errors");
+    assert_eq!(errors, Some(("errors", 0)), "a drive that opened serves its guest");
+    assert_eq!(guest.config(0, 8), capacity);
 }

@@ -52,6 +52,8 @@ pub(super) fn run(bytes: &[u8]) {
         })
         .collect();
     let agreed = masks[1] & FEATURES;
+    let link = Net::new("the cable's end", plugs[1].clone()).link();
+    let mut sent = 0;
     for _ in 0..40 {
         if input.is_empty() {
             break;
@@ -70,15 +72,34 @@ pub(super) fn run(bytes: &[u8]) {
                 guests[1].kick(CONTROL);
                 guests[1].used(CONTROL);
             }
-            _ => send(&mut guests[0], &mut input),
+            2 if input.one_in(8) => match input.byte() % 4 {
+                0 => link.set(false),
+                1 => link.set(true),
+                // A ring that makes no sense, until the driver begins anew.
+                2 => guests[1].set_avail(RX, 0x7000),
+                _ => drop(guests[1].transport().save()),
+            },
+            3 if input.one_in(8) => again(&mut guests[1], masks[1]),
+            _ => {
+                send(&mut guests[0], &mut input);
+                sent += 1;
+            }
         }
         receive(&mut guests[1], agreed);
-        if guests[1].needs_reset() {
-            break; // it has offered more buffers than its queue is long
+        if guests[1].needs_reset() && input.one_in(4) {
+            again(&mut guests[1], masks[1]); // its ring was broken, or it has offered more buffers than that is long
         }
     }
     let [a, b] = [&plugs[0], &plugs[1]].map(|plug| plug.port().expect("a port").snapshot());
     assert_eq!(a.get(Count::SentFrames), a.get(Count::SentToNobody) + b.offered_frames(), "every frame is somewhere");
+    let told: u64 = a.list().iter().filter(|(name, _)| name.starts_with("refused")).map(|(_, value)| value).sum();
+    assert_eq!(told, a.refused_frames(), "what is told is what is counted");
+    assert!(a.get(Count::SentFrames) + told >= sent, "every frame was forwarded or refused");
+}
+
+fn again(guest: &mut GuestDriver, mask: u64) {
+    guest.write(0x70, 0);
+    guest.set_up(mask & FEATURES | feature::COMMON & !feature::EVENT_IDX);
 }
 
 fn send(guest: &mut GuestDriver, input: &mut Input<'_>) {
@@ -86,7 +107,10 @@ fn send(guest: &mut GuestDriver, input: &mut Input<'_>) {
         input.pick(&[(0x0800, &TCP4[..]), (0x86dd, &TCP6[..]), (0x0800, &UDP4[..]), (0x0806, &[0; 28][..])]);
     let to = if input.one_in(4) { 0xff } else { 2 };
     let mut frame = [&[to, 0, 0, 0, 0, 2], &[2, 0, 0, 0, 0, 1], &kind.to_be_bytes()[..], headers].concat();
-    let payload = input.pick(&[0usize, 1, 100, 1400, 3000, 20_000, 60_000]);
+    let payload = match input.byte() % 2 {
+        0 => input.pick(&[0usize, 1, 100, 1400, 3000, 20_000, 60_000]),
+        _ => usize::from(input.short()) % 4200,
+    };
     frame.resize(frame.len() + payload, 0x5a);
     let len = (frame.len() - 14) as u16;
     match kind {

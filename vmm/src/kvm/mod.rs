@@ -86,6 +86,19 @@ impl Hypervisor {
         Ok(Self { kvm, cpuid, msrs })
     }
 
+    /// A hypervisor that has no processor for any machine, for fuzzing what lies in front of it.
+    ///
+    /// # Errors
+    /// Where there is no `/dev/null`.
+    #[cfg(feature = "testing")]
+    pub fn nowhere() -> std::io::Result<Self> {
+        let device = OwnedFd::from(std::fs::File::open("/dev/null")?);
+        // SAFETY: as in `new`; each call of KVM's fails on a descriptor that is not KVM's.
+        let kvm = unsafe { <Kvm as std::os::fd::FromRawFd>::from_raw_fd(device.into_raw_fd()) };
+        let cpuid = CpuId::new(0).map_err(|_| std::io::ErrorKind::OutOfMemory)?;
+        Ok(Self { kvm, cpuid, msrs: Vec::new().into() })
+    }
+
     /// MSRs that make a vCPU's state (KVM_GET_MSR_INDEX_LIST).
     pub fn msrs(&self) -> Arc<[u32]> {
         Arc::clone(&self.msrs)

@@ -1,5 +1,6 @@
 //! Guests on a switch, from their drivers' side.
 
+mod counted;
 mod forwarding;
 mod hostile;
 mod offloads;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::counters::Snapshot;
 
 /// Counters of a drive. `discards` counts write-zeroes, too; `errors` are the backend's, not a guest's mistakes; `throttled` requests
-/// have waited for a limit.
+/// have waited for a limit. Each is exact and only grows; together they are not one instant.
 #[derive(Debug, Default)]
 pub struct Counters {
     pub(super) reads: Count,

@@ -1,6 +1,7 @@
 use super::*;
 use crate::backend::block::{Completion, Operation, Tag};
 use crate::backend::engine::{self, Choice, Engine};
+use crate::backend::overlay::{Chain, LayerFiles, Overlay};
 use crate::backend::raw::RawFile;
 use crate::limiter::{Bucket, Limits, Rate};
 use crate::testing::{Buffer, GuestDriver, readable, writable};
@@ -380,6 +381,40 @@ fn a_reset_waits_for_what_is_in_flight() {
     slow.0.1.write(1).expect("it ends");
     guest.write(0x70, 0);
     assert_eq!((guest.used(0), status(&guest)), (vec![(head, 1)], 0));
+}
+
+/// A drive in layers, whose steps end at once but which has a descriptor to wait on, too.
+fn layered() -> Box<dyn BlockBackend> {
+    let [data, map] = [(); 2].map(|()| tempfile::tempfile().expect("file"));
+    let top = LayerFiles { data, map };
+    let chain = Chain { base: None, frozen: Vec::new(), top, live: false, capacity_bytes: DRIVE_BYTES };
+    Box::new(Overlay::new(chain).expect("a new layer"))
+}
+
+#[test]
+fn a_ring_that_breaks_behind_good_requests_does_not_hold_up_the_reset() {
+    let raw = |choice| -> Box<dyn BlockBackend> {
+        let file = tempfile::tempfile().expect("file");
+        file.set_len(DRIVE_BYTES).expect("size");
+        let (engine, _) = engine::choose(choice, vec![file]).expect("an engine");
+        Box::new(RawFile::over(engine, DRIVE_BYTES, false))
+    };
+    for backend in [raw(Choice::Sync), raw(Choice::Uring), layered()] {
+        let mut guest = GuestDriver::attach(Box::new(Block::new("d00", backend)));
+        header(&guest, 0, 0);
+        let head = guest.offer(0, &[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)]);
+        guest.offer_head(0, QUEUE_SIZE);
+        guest.kick(0);
+        assert!(guest.needs_reset(), "a head outside of the table");
+        // On a thread of its own: a reset that hangs fails the test, and does not hang it.
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            guest.write(0x70, 0);
+            sender.send((guest.used(0), status(&guest)))
+        });
+        let answered = done.recv_timeout(std::time::Duration::from_secs(5));
+        assert_eq!(answered, Ok((vec![(head, 513)], 0)), "what was taken before is answered");
+    }
 }
 
 #[test]

@@ -244,13 +244,19 @@ impl Worker for BlockWorker {
         if let Some(limiter) = &mut self.block.limiter {
             limiter.forget();
         }
-        while !self.flight.is_empty() {
+        // A ring that broke within a round has left requests that were not started, and ends that were not collected.
+        self.block.backend.kick();
+        loop {
+            if let Err(fault) = self.finish() {
+                // The memory of the others is in use until they have ended, too.
+                log::error!("{}: answering one of the last requests: {fault}", self.block.faults.device());
+                continue;
+            }
+            if self.flight.is_empty() {
+                break;
+            }
             if let Some(fd) = self.block.backend.source() {
                 crate::worker::wait_readable(fd);
-            }
-            if let Err(fault) = self.finish() {
-                log::error!("{}: answering the last requests: {fault}", self.block.faults.device());
-                break;
             }
         }
         self.block.backend.detach();

@@ -169,3 +169,17 @@ fn hostile_buffers_come_back_and_the_console_goes_on() {
     assert_eq!(guest.used(0), [(readable_for_input, 0), (good, 2)]);
     assert_eq!((paper.0.lock().expect("lock").len(), guest.faults()), (0, 2));
 }
+
+#[test]
+fn what_went_through_is_counted() {
+    let input = ConsoleInput::new().expect("eventfd");
+    let device = Console::new(Box::new(Paper::default()), input.clone());
+    let counters = device.counters();
+    let mut guest = GuestDriver::attach(Box::new(device));
+    input.push(b"abc");
+    guest.offer(0, &[writable(0x1000, 2)]);
+    guest.offer(1, &[readable(0x1000, 5000)]);
+    guest.kick(0);
+    guest.kick(1);
+    assert_eq!(counters.read(), [("faults", 0), ("printed_bytes", 5000), ("typed_bytes", 2)]);
+}

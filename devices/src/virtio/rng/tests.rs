@@ -85,10 +85,39 @@ fn one_request_yields_at_most_4096_bytes() {
 
 #[test]
 fn requests_that_cannot_be_filled_come_back_empty_and_are_counted() {
-    for buffers in [vec![readable(0x1000, 8)], vec![readable(0x1000, 8), writable(0x2000, 8)], vec![writable(0, 0)]] {
+    let cases = [
+        ("bytes for the device", vec![readable(0x1000, 8)]),
+        ("some of each", vec![readable(0x1000, 8), writable(0x2000, 8)]),
+        ("the wrong way round", vec![writable(0x2000, 8), readable(0x1000, 8)]),
+        ("nothing to fill", vec![writable(0, 0)]),
+        ("a loop", vec![writable(0x1000, 8).then(0)]),
+        ("out of the table", vec![writable(0x1000, 8).then(QUEUE_SIZE)]),
+        ("behind memory", vec![writable(4 << 20, 1)]),
+        ("over the end of memory", vec![writable((4 << 20) - 1, 2)]),
+        ("around the end of all", vec![writable(u64::MAX, 2)]),
+        ("4 GiB in two", vec![writable(0, u32::MAX), writable(0, u32::MAX)]),
+        ("a table of itself", vec![writable(0x30_0000, 64).indirect()]),
+    ];
+    for (name, buffers) in cases {
         let mut guest = guest();
         let head = guest.offer(0, &buffers);
         guest.kick(0);
-        assert_eq!((guest.used(0), guest.faults()), (vec![(head, 0)], 1), "{buffers:?}");
+        assert_eq!((guest.used(0), guest.faults()), (vec![(head, 0)], 1), "{name}");
+        let good = guest.offer(0, &[writable(0x1000, 8)]);
+        guest.kick(0);
+        assert_eq!((guest.used(0), guest.needs_reset()), (vec![(good, 8)], false), "{name}: the next one is filled");
     }
+}
+
+#[test]
+fn requests_bytes_and_waits_are_counted() {
+    let rate = Rate { burst: 4096, per_second: 1 };
+    let rng = Rng::with_entropy(Box::new(Repeat(1)), rate);
+    let counters = rng.counters();
+    let mut guest = GuestDriver::attach(Box::new(rng));
+    for _ in 0..2 {
+        guest.offer(0, &[writable(0x1000, 100)]);
+    }
+    guest.kick(0);
+    assert_eq!(counters.read(), [("faults", 0), ("requests", 1), ("bytes", 100), ("waits", 1)]);
 }

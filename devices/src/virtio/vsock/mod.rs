@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use super::config::ConfigSpace;
 use super::device::{DeviceInfo, DeviceState, DeviceType, Refused, StateError, VirtioDevice, wrong_queues};
+use crate::counters::{Counters, Set};
 use crate::fault::Faults;
 use crate::worker::{Activation, Worker};
 pub use hub::{ConnectError, Hub};
@@ -37,6 +38,20 @@ pub const QUEUE_SIZE: u16 = 128;
 pub const HOST_CID: u64 = 2;
 /// Connections of one guest at most.
 pub const MAX_CONNECTIONS: usize = 4096;
+
+/// What is counted: connections by who began them, connections that were refused or broken off, and bytes by direction.
+#[derive(Clone, Copy)]
+enum Count {
+    FromGuest,
+    FromHost,
+    Resets,
+    BytesToHost,
+    BytesToGuest,
+}
+
+impl Count {
+    const NAMES: [&str; 5] = ["from_guest", "from_host", "resets", "bytes_to_host", "bytes_to_guest"];
+}
 
 /// Decides about connections that the guest opens.
 pub trait Incoming: Send {
@@ -50,6 +65,7 @@ pub struct Vsock {
     hub: Arc<Hub>,
     incoming: Box<dyn Incoming>,
     faults: Faults,
+    counts: Arc<Set<{ Count::NAMES.len() }>>,
     /// What the worker had when it stopped without a reset.
     kept: Option<worker::Traffic>,
     /// The driver's connections were another device's.
@@ -59,7 +75,8 @@ pub struct Vsock {
 impl Vsock {
     /// The device of the guest with context id `cid`. Connections to the guest are asked for at `hub`.
     pub fn new(cid: u32, hub: Arc<Hub>, incoming: Box<dyn Incoming>) -> Self {
-        Self { cid: cid.into(), hub, incoming, faults: Faults::new("vsock"), kept: None, restored: false }
+        let (faults, counts) = (Faults::new("vsock"), Arc::new(Set::new(Count::NAMES)));
+        Self { cid: cid.into(), hub, incoming, faults, counts, kept: None, restored: false }
     }
 }
 
@@ -82,6 +99,10 @@ impl VirtioDevice for Vsock {
 
     fn faults(&self) -> &Faults {
         &self.faults
+    }
+
+    fn counters(&self) -> Counters {
+        Counters::of_faults(&self.faults).and(Arc::clone(&self.counts) as _)
     }
 
     fn reset(&mut self) {

@@ -385,3 +385,44 @@ fn a_foreign_or_damaged_state_is_refused() {
         assert!(sample().restore(&state).is_err(), "{state:?}");
     }
 }
+
+#[test]
+fn connections_and_bytes_are_counted() {
+    let (sender, accepted) = mpsc::channel();
+    let device = Vsock::new(CID, Hub::new().expect("eventfd"), Box::new(Accept(sender)));
+    let counters = device.counters();
+    let mut guest = GuestDriver::attach(Box::new(device));
+    for number in 0..4 {
+        guest.offer(RX, &[writable(RX_BUFFERS + number * RX_BYTES, RX_BYTES as u32)]);
+    }
+    let base = Header {
+        src_cid: CID.into(),
+        dst_cid: HOST_CID,
+        src_port: 5000,
+        dst_port: 1025,
+        kind: TYPE_STREAM,
+        buf_alloc: 1 << 20,
+        ..Header::default()
+    };
+    for header in [
+        Header { op: op::REQUEST, ..base },
+        Header { op: op::REQUEST, dst_port: 99, ..base }, // is refused
+        Header { op: op::RW, len: 7, ..base },
+    ] {
+        guest.put(0x1000, &header.encode());
+        guest.offer(TX, &[readable(0x1000, 44), readable(0x2000, header.len)]);
+        guest.kick(TX);
+    }
+    let (_, mut host) = accepted.try_recv().expect("accepted");
+    host.write_all(b"hello").expect("sent");
+    guest.run();
+    let expected = [
+        ("faults", 0),
+        ("from_guest", 1),
+        ("from_host", 0),
+        ("resets", 1),
+        ("bytes_to_host", 7),
+        ("bytes_to_guest", 5),
+    ];
+    assert_eq!(counters.read(), expected);
+}

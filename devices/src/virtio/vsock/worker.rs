@@ -10,7 +10,7 @@ use super::connection::{Connection, FromHost, Taken};
 use super::hub::{Answer, ConnectError, Wish};
 use super::packet::{EVENT_TRANSPORT_RESET, HEADER_BYTES, Header, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::streams::{Key, Ready, Streams};
-use super::{HOST_CID, QUEUE_SIZE, Vsock};
+use super::{Count, HOST_CID, QUEUE_SIZE, Vsock};
 use crate::Memory;
 use crate::irq::{Interrupt, Line};
 use crate::virtio::chain::{Chain, RingFault};
@@ -223,6 +223,7 @@ impl VsockWorker {
             let part = usize::try_from(claimed.saturating_sub(offset)).unwrap_or(CHUNK).min(CHUNK);
             let Some(chunk) = self.chunk.get_mut(..part) else { break };
             let there = self.chain.read_at(&self.mem, offset, chunk) == part;
+            self.device.counts.add(Count::BytesToHost as usize, part as u64);
             match if there { connection.take(chunk) } else { Taken::Unlawful } {
                 Taken::All => {}
                 Taken::Unlawful => return self.break_off(key, "more bytes than there is room for"),
@@ -319,6 +320,7 @@ impl VsockWorker {
         };
         match connection.read(chunk) {
             Ok(FromHost::Bytes(n)) => {
+                self.device.counts.add(Count::BytesToGuest as usize, n as u64);
                 let mut header = self.header(key, op::RW);
                 header.len = u32::try_from(n).unwrap_or(u32::MAX);
                 if let Some(connection) = self.streams.get_mut(key) {
@@ -376,7 +378,10 @@ impl VsockWorker {
             self.device.faults.note("a request that has taken bytes already");
             return Err(io::ErrorKind::InvalidData.into());
         }
-        self.streams.insert(key, connection)
+        self.streams.insert(key, connection)?;
+        let count = if request.is_some() { Count::FromGuest } else { Count::FromHost };
+        self.device.counts.add(count as usize, 1);
+        Ok(())
     }
 
     /// Passes a connection's bytes on to its stream.
@@ -428,6 +433,9 @@ impl VsockWorker {
     }
 
     fn send(&mut self, key: Key, op: u16, flags: u32) {
+        if op == op::RST {
+            self.device.counts.add(Count::Resets as usize, 1);
+        }
         let mut header = Header { flags, ..self.header(key, op) };
         if let Some(connection) = self.streams.get_mut(key) {
             connection.stamp(&mut header);

@@ -7,6 +7,10 @@ use crate::testing::{Buffer, GuestDriver, InlineHost, readable, writable};
 use crate::virtio::Entry;
 use crate::virtio::rng::Rng;
 
+/// Below the rings: memory that only buffers are in, and what is in it.
+const LOW: u64 = 0x30_0000;
+const UNTOUCHED: u8 = 0x5a;
+
 /// A hostile guest with one device, and its neighbour.
 struct Pair {
     name: &'static str,
@@ -295,11 +299,25 @@ fn hostile_chains_on_every_queue_of_every_device_harm_nobody() {
     for entry in REGISTRY {
         for (name, buffers) in cases {
             let mut pair = Pair::at_work(entry);
+            pair.guest.put(0, &vec![UNTOUCHED; LOW as usize]);
             for queue in 0..pair.queues {
-                pair.guest.offer(queue, buffers);
+                let head = pair.guest.offer(queue, buffers);
                 pair.guest.kick(queue);
-                pair.guest.used(queue);
+                for (used, _) in pair.guest.used(queue) {
+                    assert_eq!(used, head, "{}, {name}: queue {queue}", entry.name);
+                }
             }
+            // What was offered to be filled may be; nothing else is.
+            let mut memory = pair.guest.bytes(0, LOW as usize);
+            for (address, len) in buffers.iter().filter_map(Buffer::room).filter(|(address, _)| *address < LOW) {
+                let end = (address + u64::from(len)).min(LOW);
+                memory[address as usize..end as usize].fill(UNTOUCHED);
+            }
+            assert!(
+                memory.iter().all(|byte| *byte == UNTOUCHED),
+                "{}, {name}: memory that was not offered",
+                entry.name
+            );
             pair.survives(name);
         }
     }
@@ -314,7 +332,81 @@ fn an_index_that_jumps_stops_the_device_until_it_is_reset() {
                 pair.guest.set_avail(queue, jump);
                 pair.guest.kick(queue);
             }
+            // Where only a switch looks into the queue, the next frame would tell.
+            assert!(pair.guest.needs_reset(), "{}: DEVICE_NEEDS_RESET (§2.1.2)", entry.name);
+            assert_eq!(pair.guest.read(0x60) & 2, 2, "{}: the driver is told by a configuration change", entry.name);
             pair.survives(&format!("an index of {jump}"));
         }
+    }
+}
+
+#[test]
+fn a_device_that_gave_up_serves_no_queue_until_it_is_reset() {
+    for entry in REGISTRY {
+        let queues = Pair::new(entry).queues;
+        for broken in 0..queues {
+            let mut pair = Pair::at_work(entry);
+            pair.guest.offer_head(broken, u16::MAX);
+            pair.guest.kick(broken);
+            if !pair.guest.needs_reset() {
+                continue; // nothing asks for this queue's buffers by itself
+            }
+            for queue in 0..queues {
+                pair.guest.offer(queue, &[readable(0x1000, 64), writable(0x2000, 64)]);
+                pair.guest.kick(queue);
+                assert_eq!(pair.guest.used(queue), [], "{}: queue {queue} after queue {broken}", entry.name);
+            }
+            // The bit is the device's: a driver neither clears it nor gets on with it.
+            pair.guest.write(0x70, 15);
+            assert!(pair.guest.needs_reset(), "{}", entry.name);
+            pair.survives(&format!("a head outside of queue {broken}"));
+        }
+    }
+}
+
+#[test]
+fn a_reset_between_any_two_requests_leaves_memory_alone_from_then_on() {
+    let end = 4 << 20;
+    for entry in REGISTRY {
+        for (requests, kicked) in (0..4).flat_map(|requests| [(requests, false), (requests, true)]) {
+            let mut pair = Pair::at_work(entry);
+            for queue in 0..pair.queues {
+                for _ in 0..requests {
+                    pair.guest.offer(queue, &[readable(0x1000, 64), writable(0x2000, 4096)]);
+                }
+                if kicked {
+                    pair.guest.kick(queue);
+                }
+            }
+            pair.guest.write(0x70, 0);
+            let edges = pair.guest.interrupts();
+            pair.guest.put(0, &vec![UNTOUCHED; end]);
+            for queue in 0..pair.queues {
+                pair.guest.kick(queue);
+            }
+            let memory = pair.guest.bytes(0, end);
+            assert!(memory.iter().all(|byte| *byte == UNTOUCHED), "{}: after {requests} requests", entry.name);
+            assert_eq!(pair.guest.interrupts(), edges, "{}: a signal after the reset", entry.name);
+            pair.survives(&format!("a reset after {requests} requests"));
+        }
+    }
+}
+
+#[test]
+fn a_full_queue_of_the_longest_requests_is_served_and_signalled_by_turns() {
+    for entry in REGISTRY {
+        let mut pair = Pair::at_work(entry);
+        for queue in 0..pair.queues {
+            let size = pair.guest.transport().info().queue_sizes[queue];
+            for _ in 0..size {
+                pair.guest.offer(queue, &[writable(0, LOW as u32)]);
+            }
+            pair.guest.kick(queue);
+            let back = pair.guest.used(queue).len();
+            assert!(back <= size.into(), "{}: queue {queue} gave {back} back", entry.name);
+            assert!(pair.guest.interrupts() <= (1 + queue as u64) * u64::from(size), "{}: a storm", entry.name);
+        }
+        assert!(!pair.guest.needs_reset(), "{}", entry.name);
+        pair.survives("full queues");
     }
 }
