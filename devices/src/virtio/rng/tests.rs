@@ -111,7 +111,7 @@ fn requests_that_cannot_be_filled_come_back_empty_and_are_counted() {
 
 #[test]
 fn requests_bytes_and_waits_are_counted() {
-    let rate = Rate { burst: 4096, per_second: 1 };
+    let rate = Rate { burst: 50, per_second: 1 };
     let rng = Rng::with_entropy(Box::new(Repeat(1)), rate);
     let counters = rng.counters();
     let mut guest = GuestDriver::attach(Box::new(rng));
