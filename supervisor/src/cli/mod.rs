@@ -4,11 +4,13 @@ mod args;
 mod console;
 mod down;
 mod exec;
+mod hold;
 mod kernel;
 mod logs;
 mod naming;
 mod output;
 mod ps;
+mod saved;
 mod stop;
 mod store;
 mod supervise;
@@ -114,6 +116,10 @@ fn run(command: Command) -> Outcome {
         Verb::Logs(logs) => logs::logs(&home, &logs),
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
+        Verb::Pause(hold) => hold::hold(&home, &hold, hold::PAUSE),
+        Verb::Resume(hold) => hold::hold(&home, &hold, hold::RESUME),
+        Verb::Save(save) => saved::save(&home, &save),
+        Verb::Restore(restore) => saved::restore(&home, &restore),
         Verb::Down(down) => down::down(&home, &down),
         Verb::Kernel(kernel) => match kernel.verb {
             KernelVerb::Ls(json) => kernel::ls(&home, json.json),

@@ -34,6 +34,17 @@ pub(super) struct Shared {
     bell: tokio::sync::watch::Sender<Phase>,
 }
 
+/// How far a save is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Saving {
+    /// Nobody saves.
+    No,
+    /// It is being written.
+    Begun,
+    /// It is there, and the vmm ends.
+    Done,
+}
+
 /// What the lock guards.
 pub(super) struct Inner {
     pub(super) state: State,
@@ -43,13 +54,15 @@ pub(super) struct Inner {
     lines: Vec<(Option<String>, What)>,
     /// Somebody asked for the end.
     stopping: bool,
+    /// How far a save is.
+    saving: Saving,
     /// Streams to the readiness port that are open, of all machines.
     hellos: usize,
 }
 
 impl Shared {
     pub(super) fn new(folder: Folder, state: State, journal: Journal) -> Self {
-        let inner = Inner { state, journal, lines: Vec::new(), stopping: false, hellos: 0 };
+        let inner = Inner { state, journal, lines: Vec::new(), stopping: false, saving: Saving::No, hellos: 0 };
         Self { folder, inner: Mutex::new(inner), bell: tokio::sync::watch::Sender::new(Phase::Starting) }
     }
 
@@ -121,6 +134,14 @@ impl Shared {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.lock().stopping
+    }
+
+    /// Moves a save from one step to the next; `false` where it is not there.
+    pub(super) fn saving(&self, from: Saving, to: Saving) -> bool {
+        let mut inner = self.lock();
+        let is_there = inner.saving == from;
+        inner.saving = if is_there { to } else { inner.saving };
+        is_there
     }
 
     /// Counts a stream to the readiness port; `false` where there are `most` already.

@@ -3,5 +3,6 @@
 mod host;
 mod kernels;
 mod lifecycle;
+mod saved;
 mod stopping;
 mod streams;
