@@ -4,6 +4,7 @@ mod device;
 mod image;
 mod ioapic;
 mod messages;
+mod saved;
 mod switch;
 mod vsock;
 
@@ -43,6 +44,8 @@ pub fn all() -> Vec<Target> {
         target("image-layers", image::run),
         Target { seeds: messages::seeds, ..target("messages", messages::run) },
         target("agent-frames", messages::frames),
+        Target { seeds: saved::bodies, ..target("saved-state", saved::body) },
+        Target { seeds: saved::devices, ..target("saved-devices", saved::device) },
     ]);
     targets
 }
