@@ -73,8 +73,11 @@ const NEEDS: &[(u64, u64, &str)] = &[
 const STATUS: usize = 6;
 /// VIRTIO_NET_S_LINK_UP.
 const S_LINK_UP: u16 = 1;
-/// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up).
-const STATE_VERSION: u32 = 2;
+/// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up), whether the driver
+/// goes on (1), and the frames that wait for it: first segment and length (a u32 each), virtio header and frame.
+const STATE_VERSION: u32 = 3;
+/// Bytes of one frame that waits, at most: a segment of 64 KiB with tags and a virtio header.
+const MAX_WAITING_BYTES: usize = 128 << 10;
 
 /// A NIC at rest.
 pub struct Net {
@@ -173,6 +176,13 @@ impl VirtioDevice for Net {
     fn save(&self) -> DeviceState {
         let mut bytes = self.offloads.unwrap_or(u64::MAX).to_le_bytes().to_vec();
         bytes.push(self.plug.port().is_some_and(|port| port.is_link_up()).into());
+        let waiting = self.plug.port().and_then(|port| port.save());
+        bytes.push(waiting.is_some().into());
+        for (next, frame) in waiting.into_iter().flatten() {
+            bytes.extend_from_slice(&next.to_le_bytes());
+            bytes.extend_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
+            bytes.extend_from_slice(&frame);
+        }
         DeviceState { device_type: DeviceType::Net, version: STATE_VERSION, bytes }
     }
 
@@ -181,15 +191,34 @@ impl VirtioDevice for Net {
         if *device_type != DeviceType::Net || *version != STATE_VERSION {
             return Err(StateError::Foreign { expected: DeviceType::Net, found: *device_type, version: *version });
         }
-        match bytes.split_first_chunk::<8>() {
-            Some((offloads, [up @ (0 | 1)])) => {
-                self.offloads = Some(u64::from_le_bytes(*offloads));
-                self.link().set(*up == 1);
-                Ok(())
-            }
-            _ => Err(StateError::Damaged(DeviceType::Net, "not offloads and a link")),
+        let damaged = |what| StateError::Damaged(DeviceType::Net, what);
+        let Some((offloads, [up @ (0 | 1), goes_on @ (0 | 1), waiting @ ..])) = bytes.split_first_chunk::<8>() else {
+            return Err(damaged("not offloads, a link and a driver"));
+        };
+        let frames = frames(waiting).ok_or(damaged("not frames"))?;
+        match (self.plug.port(), goes_on) {
+            (Some(port), 1) => port.restore(&frames).map_err(|_| damaged("a frame that nobody can have sent"))?,
+            _ if !frames.is_empty() => return Err(damaged("frames for a driver that does not go on")),
+            _ => {}
         }
+        self.offloads = Some(u64::from_le_bytes(*offloads));
+        self.link().set(*up == 1);
+        Ok(())
     }
+}
+
+/// Frames as `save` writes them; `None` where they are something else.
+fn frames(mut bytes: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let (next, rest) = bytes.split_first_chunk::<4>()?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_le_bytes(*len)).ok().filter(|len| *len <= MAX_WAITING_BYTES)?;
+        let (frame, rest) = rest.split_at_checked(len)?;
+        frames.push((u32::from_le_bytes(*next), frame.to_vec()));
+        bytes = rest;
+    }
+    Some(frames)
 }
 
 /// A NIC alone on its network, for tests and fuzzing.

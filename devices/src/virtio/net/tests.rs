@@ -215,8 +215,21 @@ fn saved_offloads_and_links_come_back() {
     net.restore(&state).expect("its own state");
     assert_eq!((net.offloads, net.plug.port().map(|port| port.is_link_up())), (Some(F_GUEST_CSUM), Some(false)));
     assert_eq!(net.save(), state);
-    for bytes in [vec![], vec![0; 8], [vec![0; 8], vec![2]].concat(), vec![0; 10]] {
-        assert!(net.restore(&DeviceState { bytes, ..state.clone() }).is_err());
+    let (none, short) = (vec![0; 8], [1u32, 30].map(u32::to_le_bytes).concat());
+    for bytes in [
+        vec![],
+        none.clone(),
+        [&none[..], &[2, 0]].concat(),
+        [&none[..], &[1, 2]].concat(),
+        [&none[..], &[1, 1, 0]].concat(),
+        [&none[..], &[1, 1], &short[..]].concat(),
+        [&none[..], &[1, 1], &short[..], &[0; 30]].concat(), // its first segment is behind the last
+        [&none[..], &[1, 1, 0, 0, 0, 0], &30u32.to_le_bytes(), &[0xff; 30]].concat(),
+        [&none[..], &[1, 0, 0, 0, 0, 0], &30u32.to_le_bytes(), &[0; 30]].concat(),
+        [&none[..], &[1, 1, 0, 0, 0, 0], &u32::MAX.to_le_bytes(), &[0; 30]].concat(),
+    ] {
+        let refused = sample().restore(&DeviceState { bytes: bytes.clone(), ..state.clone() });
+        assert!(refused.is_err(), "{bytes:?}");
     }
     assert!(net.restore(&DeviceState { version: 1, ..state }).is_err());
 }
