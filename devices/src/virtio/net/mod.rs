@@ -41,6 +41,8 @@ pub const F_MRG_RXBUF: u64 = 1 << 15;
 pub const F_STATUS: u64 = 1 << 16;
 /// VIRTIO_NET_F_CTRL_VQ.
 pub const F_CTRL_VQ: u64 = 1 << 17;
+/// VIRTIO_NET_F_GUEST_ANNOUNCE: the driver tells its network where it is when it is asked to.
+pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 /// What is offered.
 pub const FEATURES: u64 = F_CSUM
     | F_GUEST_CSUM
@@ -54,6 +56,7 @@ pub const FEATURES: u64 = F_CSUM
     | F_MRG_RXBUF
     | F_STATUS
     | F_CTRL_VQ
+    | F_GUEST_ANNOUNCE
     | F_GUEST_USO4
     | F_GUEST_USO6
     | F_HOST_USO;
@@ -66,6 +69,7 @@ const NEEDS: &[(u64, u64, &str)] = &[
     (F_HOST_TSO4, F_CSUM, "VIRTIO_NET_F_HOST_TSO4 without CSUM"),
     (F_HOST_TSO6, F_CSUM, "VIRTIO_NET_F_HOST_TSO6 without CSUM"),
     (F_HOST_USO, F_CSUM, "VIRTIO_NET_F_HOST_USO without CSUM"),
+    (F_GUEST_ANNOUNCE, F_CTRL_VQ, "VIRTIO_NET_F_GUEST_ANNOUNCE without CTRL_VQ"),
     (F_CTRL_GUEST_OFFLOADS, F_CTRL_VQ, "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS without CTRL_VQ"),
 ];
 
@@ -73,6 +77,8 @@ const NEEDS: &[(u64, u64, &str)] = &[
 const STATUS: usize = 6;
 /// VIRTIO_NET_S_LINK_UP.
 const S_LINK_UP: u16 = 1;
+/// VIRTIO_NET_S_ANNOUNCE: the driver is asked to tell where it is.
+const S_ANNOUNCE: u16 = 2;
 /// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up), whether the driver
 /// goes on (1), and the frames that wait for it: first segment and length (a u32 each), virtio header and frame.
 const STATE_VERSION: u32 = 3;
@@ -85,6 +91,8 @@ pub struct Net {
     config: ConfigSpace,
     /// What the driver has left on of the offloads that it accepted; `None` until it has said so.
     offloads: Option<u64>,
+    /// Its driver goes on elsewhere, which its network has yet to hear.
+    moved: bool,
     faults: Faults,
 }
 
@@ -106,7 +114,18 @@ impl Net {
         config.extend_from_slice(&1u16.to_le_bytes());
         config.extend_from_slice(&mtu.to_le_bytes());
         let faults = Faults::new(&format!("net {name}"));
-        Self { plug, config: ConfigSpace::new(config), offloads: None, faults }
+        Self { plug, config: ConfigSpace::new(config), offloads: None, moved: false, faults }
+    }
+
+    /// The link as the configuration space has it.
+    fn status(&self) -> u16 {
+        if self.plug.port().is_some_and(|port| port.is_link_up()) { S_LINK_UP } else { 0 }
+    }
+
+    /// Asks the driver to tell its network where it is, or no longer.
+    fn ask_to_announce(&self, asked: bool) {
+        let status = self.status() | if asked { S_ANNOUNCE } else { 0 };
+        self.config.update(STATUS, &status.to_le_bytes());
     }
 
     /// Its link.
@@ -142,13 +161,17 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
+    fn activate(mut self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
         let features = with.features;
         let Some(([receive, transmit, control], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
         if !receive.ring.is_ready() || !transmit.ring.is_ready() {
             return Err(Refused { device: self, why: "its receive or its transmit queue was left out".into() });
         }
         let receive_kick = receive.source();
+        if std::mem::take(&mut self.moved) && features & F_GUEST_ANNOUNCE != 0 {
+            self.ask_to_announce(true);
+            irq.signal_config();
+        }
         let accepted = features & GUEST_OFFLOADS;
         let abilities =
             Abilities { offloads: self.offloads.unwrap_or(accepted) & accepted, merges: features & F_MRG_RXBUF != 0 };
@@ -167,7 +190,8 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        self.offloads = None;
+        (self.offloads, self.moved) = (None, false);
+        self.ask_to_announce(false);
         if let Some(port) = self.plug.port() {
             port.forget();
         }
@@ -202,6 +226,7 @@ impl VirtioDevice for Net {
             _ => {}
         }
         self.offloads = Some(u64::from_le_bytes(*offloads));
+        self.moved = *goes_on == 1;
         self.link().set(*up == 1);
         Ok(())
     }
