@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, Lock, append_to, names};
 use crate::record::{Standing, State, Who};
+use crate::saved::{self, Written};
 
 /// What a raw stream is called in an upgrade.
 pub const STREAM_PROTOCOL: &str = "labyard-stream";
@@ -158,6 +159,9 @@ pub fn attach_locked(folder: &Folder, _lock: &Lock) -> Result<Client, ClientErro
             launch(folder, &mut state)?;
             Ok(Client { folder: folder.clone() })
         }
+        Standing::Ended if saved::is_there(folder) => {
+            Err(not_running(&state, &format!("it was saved, and `labyard restore {}` lets it go on", folder.name)))
+        }
         Standing::Ended => Err(not_running(&state, &format!("{}; {remove}", state.end_reason()))),
         Standing::Interrupted => Err(not_running(&state, &remove)),
         _ => Err(not_running(&state, "its supervisor does not answer; see supervisor.log in its folder")),
@@ -204,6 +208,26 @@ impl Client {
         let response = self.send(Method::POST, &path, false).await?;
         let text = self.body(response).await?;
         Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Lets one machine, or all, stand still (`pause`) or go on (`resume`).
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn stand_still(&self, machine: Option<&str>, verb: &str) -> Result<(), ClientError> {
+        let path = machine.map_or_else(|| format!("/v1/{verb}"), |machine| format!("/v1/machines/{machine}/{verb}"));
+        let response = self.send(Method::POST, &path, false).await?;
+        self.body(response).await.map(|_| ())
+    }
+
+    /// Saves the playground, and ends it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason; it runs on then.
+    pub async fn save(&self) -> Result<Written, ClientError> {
+        let response = self.send(Method::POST, "/v1/save", false).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
     /// A stream to a vsock port of a guest.

@@ -53,7 +53,11 @@ impl Control {
         Ok(control)
     }
 
-    fn patience(&self, limit: Option<Duration>) -> Result<(), ControlError> {
+    /// How long the vmm may take from now on; for ever where missing.
+    ///
+    /// # Errors
+    /// What setsockopt(2) says.
+    pub fn patience(&self, limit: Option<Duration>) -> Result<(), ControlError> {
         let set = self.stream.set_read_timeout(limit).and_then(|()| self.stream.set_write_timeout(limit));
         set.map_err(|source| ControlError::Socket { doing: "setting a deadline", source })
     }

@@ -35,6 +35,10 @@ pub mod names {
     pub const VMM_LOG: &str = "vmm.log";
     /// Written by the vmm when machines end.
     pub const LAST_WORDS: &str = "last-words.jsonl";
+    /// What was saved of a lab that goes on later, whole ([`crate::saved`]).
+    pub const SAVED: &str = "saved";
+    /// The same while it is being written.
+    pub const SAVED_DRAFT: &str = ".saved";
     /// One folder for each machine.
     pub const MACHINES: &str = "machines";
     /// In a machine's folder: what it printed.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use labyard_spec::control::{MAX_DESCRIPTORS, Request};
+use labyard_spec::control::{MAX_DESCRIPTORS, Request, RestoreSpec};
 use labyard_spec::jail::{JailSpec, SPEC_FD, fd};
 use labyard_spec::playground::Slot;
 use labyard_sys::{spawn, wait};
@@ -20,6 +20,7 @@ use crate::home::{Folder, HomeError, append_to, names};
 use crate::host::{HostError, Programs, kvm_device};
 use crate::plan::{FileAccess, Plan, PlannedFile, STREAMS_PER_MACHINE};
 use crate::record::Who;
+use crate::saved::{self, SaveError};
 use crate::words;
 
 /// Numbers at which the jail finds what it passes on.
@@ -56,6 +57,10 @@ pub enum StartError {
     HandOver(#[source] ControlError),
     #[error("creating the machines")]
     Create(#[source] ControlError),
+    #[error("what was saved")]
+    Saved(#[from] SaveError),
+    #[error("restoring the machines")]
+    Restore(#[source] ControlError),
 }
 
 /// Whether the host lets a process have as many descriptors as the plan needs.
@@ -150,7 +155,8 @@ pub fn start(
     Ok(child)
 }
 
-/// Waits until the vmm answers, hands over every file and has the machines created and started.
+/// Waits until the vmm answers, hands over every file and has the machines created and started; or restored and let go on, where
+/// they were saved.
 ///
 /// # Errors
 /// What the vmm says, or that it died without a word.
@@ -177,7 +183,15 @@ pub fn create(folder: &Folder, plan: &Plan, vmm: BorrowedFd<'_>, jailed: impl Fn
         control.tell(&Request::Descriptors { first: Slot(first), count }, &borrowed).map_err(StartError::HandOver)?;
         first += count;
     }
-    control.tell(&Request::Create(Box::new(plan.spec.clone())), &[]).map_err(StartError::Create)
+    let machines: Vec<_> = plan.spec.machines.iter().map(|machine| machine.name.clone()).collect();
+    let Some(files) = saved::open(folder, &machines)? else {
+        return control.tell(&Request::Create(Box::new(plan.spec.clone())), &[]).map_err(StartError::Create);
+    };
+    let saved = saved::hand_over(&control, first, &files).map_err(StartError::HandOver)?;
+    let restore = Request::Restore(Box::new(RestoreSpec { playground: plan.spec.clone(), saved }));
+    control.patience(Some(saved::PATIENCE)).and_then(|()| control.tell(&restore, &[])).map_err(StartError::Restore)?;
+    saved::go_on(folder, &control)?;
+    Ok(())
 }
 
 /// The socket listens from the start; the vmm answers once it has come through the jail, or the socket closes with it.

@@ -175,11 +175,16 @@ impl Reader {
 /// Number of the last event of the vmm that was written down.
 pub fn last_vmm_event(folder: &Folder) -> u64 {
     let Ok(Some(mut reader)) = Reader::open(folder) else { return 0 };
-    let numbers = reader.entries().unwrap_or_default().into_iter().filter_map(|entry| match entry.what {
-        What::Vmm { number, .. } => Some(number),
-        _ => None,
-    });
-    numbers.max().unwrap_or(0)
+    let mut last = 0;
+    for entry in reader.entries().unwrap_or_default() {
+        match entry.what {
+            What::Vmm { number, .. } => last = last.max(number),
+            // Its vmm is gone; that of a lab that was saved and goes on begins to count anew.
+            What::Ended(_) => last = 0,
+            _ => {}
+        }
+    }
+    last
 }
 
 #[cfg(test)]
@@ -200,6 +205,8 @@ mod tests {
         journal.file.write_all(b"\"what\":{\"note\":\"x\"}}\n").expect("writing");
         assert_eq!(reader.entries().expect("reading")[0].what, What::Note("x".into()));
         assert_eq!(last_vmm_event(&folder), 7);
+        journal.write(None, What::Ended("saved".into()));
+        assert_eq!(last_vmm_event(&folder), 0, "another vmm counts anew");
     }
 
     #[test]

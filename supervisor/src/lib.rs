@@ -15,6 +15,7 @@
 //! - [`control`]: the caller's side of the control socket.
 //! - [`jailed`]: starts the vmm in its jail.
 //! - [`run`]: the supervisor process.
+//! - [`saved`]: labs that were saved and go on later.
 //! - [`client`]: finds, starts and asks a supervisor.
 //! - [`call`]: the caller's side of the agent in a guest.
 //! - [`end`]: ends whatever runs of a playground and removes its folder.
@@ -36,4 +37,5 @@ pub mod journal;
 pub mod plan;
 pub mod record;
 pub mod run;
+pub mod saved;
 pub mod words;

@@ -59,6 +59,9 @@ pub const F_HOST_TSO6: u64 = 1 << 12;
 /// VIRTIO_NET_F_HOST_USO.
 pub const F_HOST_USO: u64 = 1 << 56;
 
+/// All that a driver can leave to others.
+pub const SENDER_OFFLOADS: u64 = F_CSUM | F_HOST_TSO4 | F_HOST_TSO6 | F_HOST_USO;
+
 /// What is to be done before a frame is as it would be on a wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Undone {
@@ -187,6 +190,31 @@ impl NetHeader {
         let [flags, gso_type, _, _, s0, s1, c0, c1, o0, o1, _, _] = *bytes;
         let word = |low, high| u16::from_le_bytes([low, high]);
         Self { flags, gso_type, gso_size: word(s0, s1), csum_start: word(c0, c1), csum_offset: word(o0, o1) }
+    }
+
+    /// The claim that leaves just this undone.
+    pub fn of(undone: Undone) -> Self {
+        let none = Self { flags: 0, gso_type: GSO_NONE, gso_size: 0, csum_start: 0, csum_offset: 0 };
+        match undone {
+            Undone::Nothing => none,
+            Undone::Checksum { start, offset } => {
+                Self { flags: NEEDS_CSUM, csum_start: start, csum_offset: offset, ..none }
+            }
+            Undone::Segments(Cut { kind, size, transport, .. }) => Self {
+                flags: NEEDS_CSUM,
+                gso_type: kind.gso_type(),
+                gso_size: size,
+                csum_start: u16::try_from(transport).unwrap_or(u16::MAX), // within MAX_HEADERS
+                csum_offset: kind.checksum_offset(),
+            },
+        }
+    }
+
+    /// As [`Self::read`] reads it.
+    pub fn encode(&self) -> [u8; NET_HEADER_BYTES] {
+        let ([s0, s1], [c0, c1]) = (self.gso_size.to_le_bytes(), self.csum_start.to_le_bytes());
+        let [o0, o1] = self.csum_offset.to_le_bytes();
+        [self.flags, self.gso_type, 0, 0, s0, s1, c0, c1, o0, o1, 0, 0]
     }
 
     /// Holds the claim against the headers at the beginning of a frame of `len` bytes. What was left undone, and how many

@@ -192,6 +192,26 @@ pub struct Kept {
 }
 
 impl Kept {
+    /// As a driver would send it: a virtio header, and the frame.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = NetHeader::of(self.undone).encode().to_vec();
+        bytes.extend_from_slice(&self.bytes);
+        bytes
+    }
+
+    /// The other way; what it claims is checked as a driver's claim is.
+    ///
+    /// # Errors
+    /// The claim does not hold.
+    pub fn decode(bytes: &[u8]) -> Result<Self, BadClaim> {
+        let (net_header, bytes) = bytes.split_first_chunk::<NET_HEADER_BYTES>().ok_or(BadClaim::Short)?;
+        let front = bytes.get(..bytes.len().min(MAX_HEADERS)).unwrap_or_default();
+        let (undone, used) = NetHeader::read(net_header).check(front, bytes.len() as u64, claim::SENDER_OFFLOADS)?;
+        let is_small = undone.is_whole() && bytes.len() <= MAX_HEADERS;
+        let headers = if is_small { bytes.len() } else { used };
+        Ok(Self { bytes: bytes.to_vec(), headers, undone })
+    }
+
     /// The frame.
     pub fn frame(&self) -> Frame<'_> {
         let (headers, payload) = self.bytes.split_at_checked(self.headers).unwrap_or_default();

@@ -1,14 +1,17 @@
 //! A NIC's place in a switch. It owns the NIC's receive queue.
 //!
 //! ```text
-//!             plug(receiver)                    the receiver's ring is broken
+//!             plug(receiver)            the receiver's ring is broken
 //!   Unplugged ─────────────▶ Up ───────────────────────────────────▶ Broken
-//!       ▲                    │                                         │
-//!       └────── unplug ──────┴───────────────── unplug ────────────────┘
+//!       ▲                   │  ▲                                        │
+//!       │            unplug ▼  │ plug                                   │
+//!       ├─── forget ───── Resting                                       │
+//!       └─────────────────────────────── unplug ────────────────────────┘
 //! ```
 //!
-//! Without buffers from the guest, frames wait in a backlog that is counted in bytes; a full one drops the newest. They wait
-//! through a rest of the device for a snapshot, and go with its reset. The link is up or down whatever the place is.
+//! Without buffers from the guest, frames wait in a backlog that is counted in bytes; a full one drops the newest. They wait, and
+//! more may come, while the device rests because all machines stand still or are saved; they go with its reset. The link is up or
+//! down whatever the place is.
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,6 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::PortSpec;
+use super::claim::BadClaim;
 use super::counters::{Count, Counters, Snapshot};
 use super::frame::{Frame, Kept};
 use super::receiver::{Delivery, Receiver};
@@ -29,6 +33,8 @@ pub(super) const WAITING_BYTES: u64 = size_of::<Waiting>() as u64;
 
 enum Place {
     Unplugged,
+    /// The NIC will go on where it was.
+    Resting,
     Up(Receiver),
     Broken(Receiver),
 }
@@ -85,14 +91,20 @@ impl Port {
 
     /// The NIC goes back to rest. Its guest is told of what it was given first: its signal may not have been sent yet.
     pub fn unplug(&self) -> Option<Receiver> {
-        match std::mem::replace(&mut self.lock().place, Place::Unplugged) {
+        let mut inbox = self.lock();
+        match std::mem::replace(&mut inbox.place, Place::Unplugged) {
             Place::Up(mut receiver) => {
+                inbox.place = Place::Resting;
                 if let Err(fault) = receiver.queue.ring.signal_if_needed(&receiver.mem, &*receiver.irq) {
                     receiver.faults.note(fault);
                 }
                 Some(receiver)
             }
             Place::Broken(receiver) => Some(receiver),
+            Place::Resting => {
+                inbox.place = Place::Resting;
+                None
+            }
             Place::Unplugged => None,
         }
     }
@@ -101,9 +113,39 @@ impl Port {
     pub fn forget(&self) {
         let mut inbox = self.lock();
         inbox.backlog_bytes = 0;
+        if matches!(inbox.place, Place::Resting) {
+            inbox.place = Place::Unplugged;
+        }
         for waiting in std::mem::take(&mut inbox.backlog) {
             self.counters.add(Count::DroppedUnplugged, waiting.left().into());
         }
+    }
+
+    /// What a snapshot keeps: frames that wait, each with its first segment that the guest has not got; nothing where no driver
+    /// is to go on.
+    pub fn save(&self) -> Option<Vec<(u32, Vec<u8>)>> {
+        let inbox = self.lock();
+        let frames = || inbox.backlog.iter().map(|waiting| (waiting.next, waiting.frame.encode())).collect();
+        (!matches!(inbox.place, Place::Unplugged)).then(frames)
+    }
+
+    /// Takes back what `save` gave. The NIC is at rest.
+    ///
+    /// # Errors
+    /// A frame that no guest can have sent, or more than a backlog holds.
+    pub fn restore(&self, frames: &[(u32, Vec<u8>)]) -> Result<(), BadClaim> {
+        let mut inbox = self.lock();
+        inbox.place = Place::Resting;
+        for (next, bytes) in frames {
+            let waiting = Waiting { frame: Kept::decode(bytes)?, next: *next };
+            let after = inbox.backlog_bytes.saturating_add(cost(&waiting.frame.frame()));
+            if waiting.left() == 0 || after > MAX_BACKLOG_BYTES {
+                return Err(BadClaim::Length);
+            }
+            inbox.backlog_bytes = after;
+            inbox.backlog.push_back(waiting);
+        }
+        Ok(())
     }
 
     /// The driver has turned offloads on or off.
@@ -151,12 +193,15 @@ impl Port {
         };
         let receiver = match place {
             _ if !self.is_link_up() => return drop_all(Count::DroppedLink),
-            Place::Up(receiver) => receiver,
+            Place::Up(receiver) => Some(receiver),
+            Place::Resting => None,
             Place::Broken(_) => return drop_all(Count::DroppedBroken),
             Place::Unplugged => return drop_all(Count::DroppedUnplugged),
         };
         let mut next = 0;
-        if backlog.is_empty() {
+        if let Some(receiver) = receiver
+            && backlog.is_empty()
+        {
             let given = receiver.give(frame, &mut next);
             self.received(frame, 0, next);
             match given {
@@ -195,7 +240,7 @@ impl Port {
                 receiver.queue.take_kick();
                 return Ok(());
             }
-            Place::Unplugged => return Ok(()),
+            Place::Unplugged | Place::Resting => return Ok(()),
         };
         receiver.queue.take_kick();
         while let Some(Waiting { frame, next }) = backlog.front_mut() {

@@ -11,6 +11,7 @@ mod messages;
 mod overlay;
 mod overlay_maps;
 mod requests;
+mod saved;
 mod switch;
 mod vsock;
 mod worlds;
@@ -88,6 +89,11 @@ pub fn all() -> Vec<Target> {
         ),
         Target { seeds: messages::seeds, ..target("messages", messages::run, &["spec/src/source.rs"]) },
         target("agent-frames", messages::frames, &["spec/src/agent.rs"]),
+        Target { seeds: saved::bodies, ..target("saved-state", saved::body, &["vmm/src/snapshot/mod.rs"]) },
+        Target {
+            seeds: saved::devices,
+            ..target("saved-devices", saved::device, &["devices/src/virtio/transport/mmio/state.rs"])
+        },
     ]);
     targets
 }

@@ -79,6 +79,37 @@ Examples:
   labyard stop lab/web
   labyard stop lab --grace 2m")]
     Stop(Stop),
+    /// Let a lab or one machine stand still
+    #[command(after_help = "\
+All machines stand still at one instant; what they have open stays open. Pausing what is paused is no error.
+
+Examples:
+  labyard pause lab
+  labyard pause lab/web")]
+    Pause(Hold),
+    /// Let a paused lab or machine go on
+    #[command(after_help = "\
+Examples:
+  labyard resume lab
+  labyard resume lab/web")]
+    Resume(Hold),
+    /// Write a running lab to files and end it
+    #[command(after_help = "\
+All machines stand still at one instant, memory and devices are written to the lab's folder, and the lab ends. Connections
+into machines end. `restore` lets it go on; nothing else may use its drives in between.
+
+Examples:
+  labyard save lab
+  labyard save lab --json | jq .disk_bytes")]
+    Save(Saved),
+    /// Let a saved lab go on
+    #[command(after_help = "\
+Machines go on where they stood, and learn that they are copies. What was saved is used up by it.
+
+Examples:
+  labyard restore lab
+  labyard restore lab --json | jq -r '.machines[].name'")]
+    Restore(Saved),
     /// End labs and remove all of them
     #[command(after_help = "\
 Examples:
@@ -231,6 +262,21 @@ pub(crate) struct Stop {
     /// How long guests may take to power off before their power is cut
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
     pub(crate) grace: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Hold {
+    /// LAB or LAB/MACHINE; the only lab where not given
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Saved {
+    /// The lab; the only one where not given
+    pub(crate) name: Option<String>,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

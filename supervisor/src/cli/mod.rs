@@ -5,6 +5,7 @@ mod console;
 mod down;
 mod drive;
 mod exec;
+mod hold;
 mod image;
 mod kernel;
 mod limit;
@@ -12,6 +13,7 @@ mod logs;
 mod naming;
 mod output;
 mod ps;
+mod saved;
 mod stop;
 mod supervise;
 mod terminal;
@@ -123,6 +125,10 @@ fn run(command: Command) -> Outcome {
         Verb::Logs(logs) => logs::logs(&home, &logs),
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
+        Verb::Pause(hold) => hold::hold(&home, &hold, hold::PAUSE),
+        Verb::Resume(hold) => hold::hold(&home, &hold, hold::RESUME),
+        Verb::Save(save) => saved::save(&home, &save),
+        Verb::Restore(restore) => saved::restore(&home, &restore),
         Verb::Down(down) => down::down(&home, &down),
         Verb::Drive(drive) => match drive.verb {
             DriveVerb::Export(export) => drive::export(&home, &export),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use labyard_supervisor::client;
 use labyard_supervisor::home::Home;
 use labyard_supervisor::record::{Condition, ConditionName, Machine, Standing, State, ended_text, now_ms};
+use labyard_supervisor::saved;
 use labyard_supervisor::words::chain;
 use serde::Serialize;
 
@@ -95,6 +96,10 @@ pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
     output::table(&["LAB", "MACHINE", "LAB IS", "MACHINE IS", "SIZE", "ADDRESSES", "AGE"], &rows);
     for lab in &labs {
         match lab.standing {
+            Standing::Ended if saved::is_there(&home.folder(&lab.name)) => {
+                let why = lab.end.as_deref().unwrap_or_default();
+                output::line(&format!("{}: {why}; `labyard restore {}` lets it go on", lab.name, lab.name));
+            }
             Standing::Ended => {
                 let why = lab.end.as_deref().unwrap_or_default();
                 output::line(&format!("{}: {why}; `labyard down {}` removes it", lab.name, lab.name));

@@ -7,7 +7,7 @@ use labyard_spec::control::{MachineState, Request};
 use labyard_spec::guest::AGENT_PORT;
 
 use super::shared::{Phase, Shared};
-use super::{RunError, stay, watch};
+use super::{RunError, hold, stay, watch};
 use crate::control::{Control, ControlError};
 use crate::journal::last_vmm_event;
 use crate::record::{ConditionName, Who};
@@ -34,6 +34,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, vmm: &Who) -> Result<String, Run
         // It lives and does not answer: it can still be killed.
         Err(why) => shared.note(None, &format!("the vmm does not say how it is: {why}")),
     }
+    hold::go_on(shared).await;
     for machine in shared.state().machines {
         if machine.ended.is_none() && !machine.has(ConditionName::AgentReachable) {
             tokio::spawn(look_for_agent(Arc::clone(shared), machine.name));

@@ -7,6 +7,9 @@
 //!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
 //!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
 //!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
+//!   POST /v1/machines/NAME/pause, resume     204 once it stands still or goes on
+//!   POST /v1/pause, resume                   the same for all
+//!   POST /v1/save                            200 and what was written, as JSON, once all is durable and the vmm has ended
 //!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
 //! ```
 //!
@@ -32,6 +35,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::change::ChangeError;
+use super::hold::{self, HoldError};
 use super::shared::Shared;
 use super::stop;
 use crate::client::{STREAM_PROTOCOL, Wish};
@@ -57,6 +61,11 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/machines/{machine}/console/size", post(console_size))
         .route("/v1/machines/{machine}/stop", post(stop_machine))
         .route("/v1/change", post(change))
+        .route("/v1/machines/{machine}/pause", post(pause_machine))
+        .route("/v1/machines/{machine}/resume", post(resume_machine))
+        .route("/v1/pause", post(pause))
+        .route("/v1/resume", post(resume))
+        .route("/v1/save", post(save))
         .route("/v1/down", post(down))
         .with_state(Arc::clone(shared));
     let (farewell, goodbye) = oneshot::channel::<()>();
@@ -124,6 +133,56 @@ async fn stop_machine(
     }
 }
 
+async fn pause(State(shared): State<Arc<Shared>>) -> Result<StatusCode, (StatusCode, String)> {
+    stand_still(&shared, control::Request::Pause { machine: None }).await
+}
+
+async fn resume(State(shared): State<Arc<Shared>>) -> Result<StatusCode, (StatusCode, String)> {
+    stand_still(&shared, control::Request::Resume { machine: None }).await
+}
+
+async fn pause_machine(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    runs(&shared.state(), &machine)?;
+    stand_still(&shared, control::Request::Pause { machine: Some(machine) }).await
+}
+
+async fn resume_machine(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    runs(&shared.state(), &machine)?;
+    stand_still(&shared, control::Request::Resume { machine: Some(machine) }).await
+}
+
+async fn stand_still(shared: &Shared, wish: control::Request) -> Result<StatusCode, (StatusCode, String)> {
+    hold::tell(shared, wish).await.map_err(|error| bad_gateway(&error))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn save(State(shared): State<Arc<Shared>>) -> Answer {
+    match hold::save(&shared).await {
+        Ok(written) => Ok(axum::Json(written).into_response()),
+        Err(error @ HoldError::State { .. }) => Err((StatusCode::CONFLICT, chain(&error))),
+        Err(error) => Err(bad_gateway(&error)),
+    }
+}
+
+/// The machine of this name, which has not ended.
+fn runs(state: &record::State, machine: &str) -> Result<(), (StatusCode, String)> {
+    match &known(state, machine)?.ended {
+        None => Ok(()),
+        Some(ended) => {
+            // The console's last lines are for `logs`.
+            let how = record::ended_text(ended);
+            let how = how.lines().next().unwrap_or_default();
+            Err((StatusCode::CONFLICT, format!("machine `{machine}` does not run: {how}")))
+        }
+    }
+}
+
 /// The machine of this name.
 fn known<'a>(state: &'a record::State, machine: &str) -> Result<&'a record::Machine, (StatusCode, String)> {
     let found = state.machines.iter().find(|other| other.name == machine);
@@ -183,13 +242,7 @@ async fn stream(shared: &Shared, machine: &str, wish: control::Request, request:
     if !wanted {
         return Err((StatusCode::UPGRADE_REQUIRED, format!("ask for an upgrade to {STREAM_PROTOCOL}")));
     }
-    let state = shared.state();
-    if let Some(ended) = &known(&state, machine)?.ended {
-        // The console's last lines are for `logs`.
-        let how = record::ended_text(ended);
-        let how = how.lines().next().unwrap_or_default();
-        return Err((StatusCode::CONFLICT, format!("machine `{machine}` does not run: {how}")));
-    }
+    runs(&shared.state(), machine)?;
     let folder = shared.folder.clone();
     let dial = move || Control::connect(&folder)?.stream(&wish);
     let guest = tokio::task::spawn_blocking(dial).await.map_err(|panicked| bad_gateway(&panicked))?;

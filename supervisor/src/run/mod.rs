@@ -11,6 +11,7 @@
 mod adopt;
 mod api;
 mod change;
+mod hold;
 mod shared;
 mod stop;
 mod watch;
@@ -30,7 +31,7 @@ use crate::journal::{Journal, What};
 use crate::plan::Plan;
 use crate::record::{ConditionName, Standing, State};
 use crate::words::{chain, last_line};
-use shared::{Phase, Shared};
+use shared::{Phase, Saving, Shared};
 
 /// How long events that are on their way may take once the vmm has ended.
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
@@ -180,6 +181,9 @@ fn happened(shared: &Arc<Shared>, event: &Event, stream: Option<std::os::unix::n
 fn how_it_ended(shared: &Shared, status: Option<ExitStatus>) -> String {
     if shared.is_stopping() {
         return "stopped".to_owned();
+    }
+    if shared.saving(Saving::Done, Saving::Done) {
+        return "saved".to_owned();
     }
     let how = match status {
         Some(status) => format!("the vmm ended with {status}"),

@@ -39,6 +39,17 @@ pub(super) struct Shared {
     pub(super) planning: Mutex<()>,
 }
 
+/// How far a save is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Saving {
+    /// Nobody saves.
+    No,
+    /// It is being written.
+    Begun,
+    /// It is there, and the vmm ends.
+    Done,
+}
+
 /// What the lock guards.
 pub(super) struct Inner {
     pub(super) state: State,
@@ -48,6 +59,8 @@ pub(super) struct Inner {
     lines: Vec<(Option<String>, What)>,
     /// Somebody asked for the end.
     stopping: bool,
+    /// How far a save is.
+    saving: Saving,
     /// Streams to the readiness port that are open, of all machines.
     hellos: usize,
     /// Streams that each machine's guest has opened to this supervisor.
@@ -56,7 +69,15 @@ pub(super) struct Inner {
 
 impl Shared {
     pub(super) fn new(folder: Folder, state: State, journal: Journal) -> Self {
-        let inner = Inner { state, journal, lines: Vec::new(), stopping: false, hellos: 0, calls: HashMap::new() };
+        let inner = Inner {
+            state,
+            journal,
+            lines: Vec::new(),
+            stopping: false,
+            saving: Saving::No,
+            hellos: 0,
+            calls: HashMap::new(),
+        };
         let bell = tokio::sync::watch::Sender::new(Phase::Starting);
         Self { folder, inner: Mutex::new(inner), bell, planning: Mutex::default() }
     }
@@ -129,6 +150,14 @@ impl Shared {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.lock().stopping
+    }
+
+    /// Moves a save from one step to the next; `false` where it is not there.
+    pub(super) fn saving(&self, from: Saving, to: Saving) -> bool {
+        let mut inner = self.lock();
+        let is_there = inner.saving == from;
+        inner.saving = if is_there { to } else { inner.saving };
+        is_there
     }
 
     /// Counts a stream to the readiness port; `false` where there are `most` already.

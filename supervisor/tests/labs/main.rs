@@ -5,5 +5,6 @@ mod host;
 mod images;
 mod kernels;
 mod lifecycle;
+mod saved;
 mod stopping;
 mod streams;

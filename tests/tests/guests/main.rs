@@ -11,4 +11,5 @@ mod machines;
 mod net;
 mod quiet;
 mod refused;
+mod saved;
 mod two_machines;

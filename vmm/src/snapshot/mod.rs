@@ -23,8 +23,8 @@ const MAGIC: &[u8; 8] = b"LABYSNAP";
 const VERSION: u32 = 1;
 /// Magic, version, length and checksum of the body.
 const HEADER_BYTES: usize = 24;
-/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and their devices.
-const MAX_BODY_BYTES: u64 = 64 << 20;
+/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and three NICs with 1 MiB of frames that wait.
+const MAX_BODY_BYTES: u64 = 256 << 20;
 
 /// All machines of a playground.
 #[derive(Debug, Serialize, Deserialize)]
@@ -119,6 +119,12 @@ impl Saved {
     pub fn write(&self, file: &File) -> Result<(), SnapshotError> {
         must_be_empty(file, "the file for the state")?;
         let body = self.encode()?;
+        if body.len() as u64 > MAX_BODY_BYTES {
+            let bytes = body.len();
+            return Err(SnapshotError::Other(format!(
+                "a state of {bytes} bytes, at most {MAX_BODY_BYTES} are read again"
+            )));
+        }
         let mut bytes = Vec::with_capacity(HEADER_BYTES + body.len());
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -139,6 +145,10 @@ impl Saved {
             other => other.map_err(file_error("reading the state"))?,
         }
         let Header { len, checksum } = Header::decode(header)?;
+        let file_bytes = file.metadata().map_err(file_error("looking at the state"))?.len();
+        if file_bytes.saturating_sub(HEADER_BYTES as u64) < len as u64 {
+            return Err(SnapshotError::Damaged("cut short"));
+        }
         let mut body = vec![0; len];
         match file.read_exact_at(&mut body, HEADER_BYTES as u64) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {

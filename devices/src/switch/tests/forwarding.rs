@@ -148,6 +148,23 @@ fn what_waits_stays_through_a_rest_for_a_snapshot() {
 }
 
 #[test]
+fn what_comes_while_a_nic_is_held_waits_for_it_and_goes_with_a_reset() {
+    let mut nics = network(&[ALL; 2]);
+    let head = post(&mut nics[1], 0x4000);
+    nics[1].driver.transport().hold();
+    nics[0].send(COMPLETE, &frame(mac(2), mac(1), b"waits"));
+    assert_eq!(nics[1].driver.used(RX), []);
+    nics[1].driver.transport().release();
+    nics[1].driver.run();
+    assert_eq!(nics[1].driver.used(RX), [(head, 31)]);
+    nics[1].driver.transport().hold();
+    nics[0].send(COMPLETE, &frame(mac(2), mac(1), b"goes"));
+    nics[1].driver.write(0x70, 0);
+    nics[0].send(COMPLETE, &frame(mac(2), mac(1), b"to nobody"));
+    assert_eq!(nics[1].count(Count::DroppedUnplugged), 2);
+}
+
+#[test]
 fn one_burst_is_one_signal_for_each_receiver() {
     let mut nics = network(&[ALL; 3]);
     nics[1].post(40, 1600);

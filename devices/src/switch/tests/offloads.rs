@@ -57,6 +57,32 @@ fn check_segments(sent: &Packet, got: &[Received], size: u16, finished: bool) {
 }
 
 #[test]
+fn a_large_segment_that_waited_through_a_save_is_as_it_would_have_been() {
+    for form in FORMS {
+        let mut nics = network(&[ALL, ALL, NOTHING]);
+        let sent = packet(form, BROADCAST, &noise(60_000));
+        nics[1..].iter_mut().for_each(|nic| nic.driver.transport().hold());
+        nics[0].send(sent.claim(1400), &sent.bytes);
+        for nic in &mut nics[1..] {
+            let port = nic.plug.port().expect("a port");
+            let waiting = port.save().expect("its driver goes on");
+            assert_eq!(waiting.len(), 1);
+            port.forget();
+            assert!(port.save().is_none());
+            port.restore(&waiting).expect("its own state");
+            assert_eq!(port.save().as_ref(), Some(&waiting));
+            nic.driver.transport().release();
+        }
+        nics[1].post(60, 1526);
+        nics[2].post(60, 1600);
+        let got = nics[1].received();
+        assert_eq!(got.len(), 1, "{form:?}");
+        check_whole(&sent, &got[0].0, &got[0].1, 1400);
+        check_segments(&sent, &nics[2].received(), 1400, true);
+    }
+}
+
+#[test]
 fn a_large_segment_reaches_each_receiver_in_its_own_form() {
     for form in FORMS {
         let mut nics = network(&[ALL, ALL, LARGE_BUFFERS, CHECKSUMS, NOTHING]);

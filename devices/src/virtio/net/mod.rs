@@ -42,6 +42,8 @@ pub const F_MRG_RXBUF: u64 = 1 << 15;
 pub const F_STATUS: u64 = 1 << 16;
 /// VIRTIO_NET_F_CTRL_VQ.
 pub const F_CTRL_VQ: u64 = 1 << 17;
+/// VIRTIO_NET_F_GUEST_ANNOUNCE: the driver tells its network where it is when it is asked to.
+pub const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 /// What is offered.
 pub const FEATURES: u64 = F_CSUM
     | F_GUEST_CSUM
@@ -55,6 +57,7 @@ pub const FEATURES: u64 = F_CSUM
     | F_MRG_RXBUF
     | F_STATUS
     | F_CTRL_VQ
+    | F_GUEST_ANNOUNCE
     | F_GUEST_USO4
     | F_GUEST_USO6
     | F_HOST_USO;
@@ -67,6 +70,7 @@ const NEEDS: &[(u64, u64, &str)] = &[
     (F_HOST_TSO4, F_CSUM, "VIRTIO_NET_F_HOST_TSO4 without CSUM"),
     (F_HOST_TSO6, F_CSUM, "VIRTIO_NET_F_HOST_TSO6 without CSUM"),
     (F_HOST_USO, F_CSUM, "VIRTIO_NET_F_HOST_USO without CSUM"),
+    (F_GUEST_ANNOUNCE, F_CTRL_VQ, "VIRTIO_NET_F_GUEST_ANNOUNCE without CTRL_VQ"),
     (F_CTRL_GUEST_OFFLOADS, F_CTRL_VQ, "VIRTIO_NET_F_CTRL_GUEST_OFFLOADS without CTRL_VQ"),
 ];
 
@@ -74,8 +78,13 @@ const NEEDS: &[(u64, u64, &str)] = &[
 const STATUS: usize = 6;
 /// VIRTIO_NET_S_LINK_UP.
 const S_LINK_UP: u16 = 1;
-/// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up).
-const STATE_VERSION: u32 = 2;
+/// VIRTIO_NET_S_ANNOUNCE: the driver is asked to tell where it is.
+const S_ANNOUNCE: u16 = 2;
+/// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up), whether the driver
+/// goes on (1), and the frames that wait for it: first segment and length (a u32 each), virtio header and frame.
+const STATE_VERSION: u32 = 3;
+/// Bytes of one frame that waits, at most: a segment of 64 KiB with tags and a virtio header.
+const MAX_WAITING_BYTES: usize = 128 << 10;
 
 /// A NIC at rest.
 pub struct Net {
@@ -85,6 +94,8 @@ pub struct Net {
     offloads: Option<u64>,
     /// What its guest sends passes this.
     limiter: Option<Limiter>,
+    /// Its driver goes on elsewhere, which its network has yet to hear.
+    moved: bool,
     faults: Faults,
 }
 
@@ -106,7 +117,7 @@ impl Net {
         config.extend_from_slice(&1u16.to_le_bytes());
         config.extend_from_slice(&mtu.to_le_bytes());
         let faults = Faults::new(&format!("net {name}"));
-        Self { plug, config: ConfigSpace::new(config), offloads: None, limiter: None, faults }
+        Self { plug, config: ConfigSpace::new(config), offloads: None, limiter: None, moved: false, faults }
     }
 
     /// The same NIC, where what its guest sends passes these limits: an operation is what the guest hands over at once, a frame or a
@@ -114,6 +125,17 @@ impl Net {
     #[must_use]
     pub fn limited_by(self, limiter: Limiter) -> Self {
         Self { limiter: Some(limiter), ..self }
+    }
+
+    /// The link as the configuration space has it.
+    fn status(&self) -> u16 {
+        if self.plug.port().is_some_and(|port| port.is_link_up()) { S_LINK_UP } else { 0 }
+    }
+
+    /// Asks the driver to tell its network where it is, or no longer.
+    fn ask_to_announce(&self, asked: bool) {
+        let status = self.status() | if asked { S_ANNOUNCE } else { 0 };
+        self.config.update(STATUS, &status.to_le_bytes());
     }
 
     /// Its link.
@@ -149,13 +171,17 @@ impl VirtioDevice for Net {
         }
     }
 
-    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
+    fn activate(mut self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
         let features = with.features;
         let Some(([receive, transmit, control], mem, irq)) = with.queues() else { return Err(wrong_queues(self)) };
         if !receive.ring.is_ready() || !transmit.ring.is_ready() {
             return Err(Refused { device: self, why: "its receive or its transmit queue was left out".into() });
         }
         let receive_kick = receive.source();
+        if std::mem::take(&mut self.moved) && features & F_GUEST_ANNOUNCE != 0 {
+            self.ask_to_announce(true);
+            irq.signal_config();
+        }
         let accepted = features & GUEST_OFFLOADS;
         let abilities =
             Abilities { offloads: self.offloads.unwrap_or(accepted) & accepted, merges: features & F_MRG_RXBUF != 0 };
@@ -174,7 +200,8 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
-        self.offloads = None;
+        (self.offloads, self.moved) = (None, false);
+        self.ask_to_announce(false);
         if let Some(port) = self.plug.port() {
             port.forget();
         }
@@ -183,6 +210,13 @@ impl VirtioDevice for Net {
     fn save(&self) -> DeviceState {
         let mut bytes = self.offloads.unwrap_or(u64::MAX).to_le_bytes().to_vec();
         bytes.push(self.plug.port().is_some_and(|port| port.is_link_up()).into());
+        let waiting = self.plug.port().and_then(|port| port.save());
+        bytes.push(waiting.is_some().into());
+        for (next, frame) in waiting.into_iter().flatten() {
+            bytes.extend_from_slice(&next.to_le_bytes());
+            bytes.extend_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
+            bytes.extend_from_slice(&frame);
+        }
         DeviceState { device_type: DeviceType::Net, version: STATE_VERSION, bytes }
     }
 
@@ -191,15 +225,35 @@ impl VirtioDevice for Net {
         if *device_type != DeviceType::Net || *version != STATE_VERSION {
             return Err(StateError::Foreign { expected: DeviceType::Net, found: *device_type, version: *version });
         }
-        match bytes.split_first_chunk::<8>() {
-            Some((offloads, [up @ (0 | 1)])) => {
-                self.offloads = Some(u64::from_le_bytes(*offloads));
-                self.link().set(*up == 1);
-                Ok(())
-            }
-            _ => Err(StateError::Damaged(DeviceType::Net, "not offloads and a link")),
+        let damaged = |what| StateError::Damaged(DeviceType::Net, what);
+        let Some((offloads, [up @ (0 | 1), goes_on @ (0 | 1), waiting @ ..])) = bytes.split_first_chunk::<8>() else {
+            return Err(damaged("not offloads, a link and a driver"));
+        };
+        let frames = frames(waiting).ok_or(damaged("not frames"))?;
+        match (self.plug.port(), goes_on) {
+            (Some(port), 1) => port.restore(&frames).map_err(|_| damaged("a frame that nobody can have sent"))?,
+            _ if !frames.is_empty() => return Err(damaged("frames for a driver that does not go on")),
+            _ => {}
         }
+        self.offloads = Some(u64::from_le_bytes(*offloads));
+        self.moved = *goes_on == 1;
+        self.link().set(*up == 1);
+        Ok(())
     }
+}
+
+/// Frames as `save` writes them; `None` where they are something else.
+fn frames(mut bytes: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
+    let mut frames = Vec::new();
+    while !bytes.is_empty() {
+        let (next, rest) = bytes.split_first_chunk::<4>()?;
+        let (len, rest) = rest.split_first_chunk::<4>()?;
+        let len = usize::try_from(u32::from_le_bytes(*len)).ok().filter(|len| *len <= MAX_WAITING_BYTES)?;
+        let (frame, rest) = rest.split_at_checked(len)?;
+        frames.push((u32::from_le_bytes(*next), frame.to_vec()));
+        bytes = rest;
+    }
+    Some(frames)
 }
 
 /// A NIC alone on its network, for tests and fuzzing.

@@ -3,6 +3,7 @@ use crate::switch::counters::Count;
 use crate::switch::{PortSpec, Switch};
 use crate::testing::{GuestDriver, InlineHost, readable, writable};
 use crate::virtio::feature;
+use crate::virtio::transport::mmio::MmioTransport;
 
 const RX: usize = 0;
 const TX: usize = 1;
@@ -77,7 +78,7 @@ fn features_that_need_another_are_refused_without_it() {
 #[test]
 fn a_driver_without_control_queue_does_not_set_it_up() {
     let mut guest = GuestDriver::power_on(Box::new(sample()));
-    guest.negotiate(!(F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS));
+    guest.negotiate(!(F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS | F_GUEST_ANNOUNCE));
     guest.set_up_queue(RX);
     guest.set_up_queue(TX);
     guest.write(STATUS_REGISTER, 0xf);
@@ -96,7 +97,7 @@ fn a_driver_without_control_queue_does_not_set_it_up() {
 
 #[test]
 fn a_control_queue_that_was_not_accepted_is_not_served() {
-    let ([mut guest, _], ..) = pair(ALL & !(F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS));
+    let ([mut guest, _], ..) = pair(ALL & !(F_CTRL_VQ | F_CTRL_GUEST_OFFLOADS | F_GUEST_ANNOUNCE));
     guest.offer(CONTROL, &[readable(0x1000, 10), writable(0x2000, 1)]);
     guest.write(0x50, CONTROL as u32);
     guest.run();
@@ -215,10 +216,54 @@ fn saved_offloads_and_links_come_back() {
     net.restore(&state).expect("its own state");
     assert_eq!((net.offloads, net.plug.port().map(|port| port.is_link_up())), (Some(F_GUEST_CSUM), Some(false)));
     assert_eq!(net.save(), state);
-    for bytes in [vec![], vec![0; 8], [vec![0; 8], vec![2]].concat(), vec![0; 10]] {
-        assert!(net.restore(&DeviceState { bytes, ..state.clone() }).is_err());
+    let (none, short) = (vec![0; 8], [1u32, 30].map(u32::to_le_bytes).concat());
+    for bytes in [
+        vec![],
+        none.clone(),
+        [&none[..], &[2, 0]].concat(),
+        [&none[..], &[1, 2]].concat(),
+        [&none[..], &[1, 1, 0]].concat(),
+        [&none[..], &[1, 1], &short[..]].concat(),
+        [&none[..], &[1, 1], &short[..], &[0; 30]].concat(), // its first segment is behind the last
+        [&none[..], &[1, 1, 0, 0, 0, 0], &30u32.to_le_bytes(), &[0xff; 30]].concat(),
+        [&none[..], &[1, 0, 0, 0, 0, 0], &30u32.to_le_bytes(), &[0; 30]].concat(),
+        [&none[..], &[1, 1, 0, 0, 0, 0], &u32::MAX.to_le_bytes(), &[0; 30]].concat(),
+    ] {
+        let refused = sample().restore(&DeviceState { bytes: bytes.clone(), ..state.clone() });
+        assert!(refused.is_err(), "{bytes:?}");
     }
     assert!(net.restore(&DeviceState { version: 1, ..state }).is_err());
+}
+
+#[test]
+fn a_driver_that_goes_on_elsewhere_is_asked_once_to_tell_its_network() {
+    let ([_, mut b], ..) = pair(ALL);
+    assert_eq!(command(&mut b, &[3, 0]), (1, 0), "nobody asked");
+    let state = b.transport().save().expect("a device");
+    assert_eq!(b.config(6, 2), [1, 0], "it has not moved");
+    let elsewhere = |mask| {
+        let mut guest = GuestDriver::power_on(Box::new(sample()));
+        guest.set_up(mask);
+        let state = if mask == ALL { &state } else { &guest.transport().save().expect("a device") };
+        let line = crate::testing::Recorder::default();
+        let host = Arc::new(InlineHost::default());
+        let mut restored = MmioTransport::new(Box::new(sample()), guest.memory().clone(), Box::new(line.clone()), host)
+            .expect("eventfds");
+        restored.restore(state).expect("its own state");
+        let mut status = [0; 2];
+        restored.info().config.read(6, &mut status);
+        (status, line.edges() > 0)
+    };
+    assert_eq!(elsewhere(ALL), ([3, 0], true));
+    assert_eq!(elsewhere(ALL & !F_GUEST_ANNOUNCE), ([1, 0], false));
+
+    let mut asked = sample();
+    asked.restore(state.device()).expect("its own state");
+    let mut guest = GuestDriver::attach(Box::new(asked));
+    assert_eq!(guest.config(6, 2), [3, 0]);
+    assert_eq!(command(&mut guest, &[3, 0, 0]).1, 1);
+    assert_eq!(command(&mut guest, &[3, 0]), (1, 0));
+    assert_eq!(guest.config(6, 2), [1, 0]);
 }
 
 /// A driver with VIRTIO_F_EVENT_IDX kicks and is signalled exactly when the indices say so.

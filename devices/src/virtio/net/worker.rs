@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{F_CTRL_VQ, Net, control};
+use super::control::{self, Command};
+use super::{F_CTRL_VQ, Net};
 use crate::Memory;
 use crate::irq::Interrupt;
 use crate::switch::Touched;
@@ -118,8 +119,12 @@ impl NetWorker {
         loop {
             while left != 0 && ring.pop(&self.mem, &mut self.order, &self.net.faults)? {
                 left = left.saturating_sub(1);
-                let answer = match control::offloads(&self.mem, &self.order, self.features) {
-                    Ok(offloads) => {
+                let answer = match control::command(&self.mem, &self.order, self.features) {
+                    Ok(Command::Announced) => {
+                        self.net.ask_to_announce(false);
+                        control::OK
+                    }
+                    Ok(Command::Offloads(offloads)) => {
                         self.net.offloads = Some(offloads);
                         if let Some(port) = self.net.plug.port() {
                             port.set_offloads(offloads);
