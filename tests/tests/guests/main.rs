@@ -11,4 +11,5 @@ mod machines;
 mod net;
 mod quiet;
 mod refused;
+mod sizes;
 mod two_machines;
