@@ -96,9 +96,18 @@ fn use_200_mib(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// What is held in the end is what the guest uses, which also holds for a system that still comes up meanwhile. The bytes that it
-/// has reported say less: most are of pages that it never touched, and some are reported again when they join others.
+/// Waits until the guest's system is up. What it reads on its way lies among what others use meanwhile, and leaves holes that are
+/// too small to be reported.
+fn settled(lab: &Lab) -> Result<()> {
+    let state = || Ok::<_, anyhow::Error>(lab.exec(MACHINE, &["systemctl", "is-system-running"])?.text());
+    let up = || Ok(["running", "degraded"].contains(&state()?.trim()).then_some(()));
+    host::wait_for("a system that is up", PATIENCE, up, || format!("{:?}", state()))
+}
+
+/// What is held in the end is what the guest uses. The bytes that it has reported say less: most are of pages that it never touched,
+/// and some are reported again when they join others.
 fn freed_memory_comes_back(lab: &Lab) -> Result<()> {
+    settled(lab)?;
     let memory = lab.guest_memory(MACHINE)?;
     let most = lab::most_held_bytes(&memory, || use_200_mib(lab))? / MIB;
     ensure!(most >= 200, "{most} MiB held while a program uses 200");
