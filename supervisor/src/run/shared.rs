@@ -177,8 +177,11 @@ impl Shared {
         self.lock().journal.write(machine, What::Note(bounded(text)));
     }
 
-    /// Writes down that something was reached, the first time.
+    /// Writes down that something was reached, the first time. A guest that says so again and again costs no write.
     pub(super) fn reached(&self, machine: Option<&str>, name: ConditionName, message: &str) {
+        if self.lock().conditions(machine).is_some_and(|known| known.iter().any(|condition| condition.name == name)) {
+            return;
+        }
         self.change(|inner| inner.reached(machine, name, message));
     }
 
@@ -268,14 +271,16 @@ impl Inner {
         }
     }
 
+    /// What was reached by a machine, or by the playground as a whole; `None` where there is no such machine.
+    fn conditions(&mut self, machine: Option<&str>) -> Option<&mut Vec<Condition>> {
+        match machine {
+            None => Some(&mut self.state.conditions),
+            Some(name) => Some(&mut self.state.machines.iter_mut().find(|other| other.name == name)?.conditions),
+        }
+    }
+
     fn reached(&mut self, machine: Option<&str>, name: ConditionName, message: &str) {
-        let conditions = match machine {
-            None => &mut self.state.conditions,
-            Some(machine) => match self.state.machines.iter_mut().find(|other| other.name == machine) {
-                Some(machine) => &mut machine.conditions,
-                None => return,
-            },
-        };
+        let Some(conditions) = self.conditions(machine) else { return };
         if conditions.iter().any(|condition| condition.name == name) {
             return;
         }

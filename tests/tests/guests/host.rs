@@ -107,6 +107,35 @@ pub(crate) fn reap(child: &mut Child) -> Result<()> {
         .map(|_| ())
 }
 
+/// Whether memory of memfds is in transparent huge pages.
+pub(crate) const SHMEM_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// A file of the kernel's settings, with what it held before.
+pub(crate) struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    /// Changes it; it is as before once this is dropped.
+    pub(crate) fn set(path: &'static str, value: &str) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
+        // Of a choice the word in brackets holds.
+        let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(word, _)| word);
+        let before = chosen.unwrap_or(text.trim()).to_owned();
+        fs::write(path, value).with_context(|| format!("{path}: {value}"))?;
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(self.path, &self.before) {
+            eprintln!("{}: {error}", self.path);
+        }
+    }
+}
+
 /// What a lab could leave behind on this host.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Traces {

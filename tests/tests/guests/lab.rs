@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -31,6 +33,30 @@ pub(crate) fn manifest(folder: &Path, name: &str, machines: &str) -> Result<Path
     let path = folder.join(format!("{name}.yaml"));
     fs::write(&path, text.replace("IMAGE", &image))?;
     Ok(path)
+}
+
+/// Bytes that the host holds for the guest whose memory is this file.
+pub(crate) fn held_bytes(memory: &fs::File) -> Result<u64> {
+    Ok(memory.metadata()?.blocks() * 512)
+}
+
+/// Runs something; the most bytes that the host held for a guest meanwhile.
+pub(crate) fn most_held_bytes(memory: &fs::File, work: impl FnOnce() -> Result<()>) -> Result<u64> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looking = scope.spawn(|| -> Result<u64> {
+            let mut most = 0;
+            while !over.load(Ordering::SeqCst) {
+                most = held_bytes(memory)?.max(most);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Ok(most)
+        });
+        let outcome = work();
+        over.store(true, Ordering::SeqCst);
+        let most = looking.join().map_err(|_| anyhow::anyhow!("the look at the memory panicked"))?;
+        outcome.and(most)
+    })
 }
 
 impl Lab {
@@ -132,6 +158,19 @@ impl Lab {
             lab[name].as_u64().and_then(|id| u32::try_from(id).ok()).with_context(|| format!("{name} in {lab}"))
         };
         Ok((id("supervisor_pid")?, id("vmm_pid")?))
+    }
+
+    /// The file that a machine's memory is, which tells what the host holds for it: its blocks. What a process has in its own page
+    /// tables (`RssShmem`) is another thing.
+    pub(crate) fn guest_memory(&self, machine: &str) -> Result<fs::File> {
+        let (_, vmm) = self.processes()?;
+        let name = format!("/memfd:{machine} ");
+        for entry in fs::read_dir(format!("/proc/{vmm}/fd"))?.flatten() {
+            if fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with(&name)) {
+                return Ok(fs::File::open(entry.path())?);
+            }
+        }
+        bail!("machine {machine}: no file `{name}` in process {vmm}")
     }
 
     /// The ends of all its logs.

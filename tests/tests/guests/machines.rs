@@ -94,6 +94,9 @@ fn thirty_two_processors_come_up() -> Result<()> {
     let lab = Lab::new("broad");
     lab.up(&manifest)?;
     ensure!(lab.exec("broad", &["nproc"])?.expect(0)?.text() == "32\n");
+    let cores = lab.exec("broad", &["lscpu", "-p=CPU,CORE,SOCKET"])?.expect(0)?.text();
+    let seen: Vec<_> = cores.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    ensure!(seen == (0..32).map(|cpu| format!("{cpu},{cpu},0")).collect::<Vec<_>>(), "{cores}");
     Ok(())
 }
 

@@ -12,4 +12,5 @@ mod net;
 mod quiet;
 mod refused;
 mod saved;
+mod sizes;
 mod two_machines;
