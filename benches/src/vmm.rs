@@ -42,6 +42,17 @@ const HERE: &str = "printf . && exec";
 
 /// Labyard's vmm without its jail, as the jail starts it: descriptors at fixed numbers (`docs/formats.md`).
 pub fn labyard(program: &Path, guest: &Guest, folder: &Path) -> Result<Started> {
+    labyard_with(program, guest, folder, Vec::new(), &json!([]))
+}
+
+/// The same with drives, whose files have the slots from 3 on.
+pub(crate) fn labyard_with(
+    program: &Path,
+    guest: &Guest,
+    folder: &Path,
+    more: Vec<OwnedFd>,
+    drives: &Value,
+) -> Result<Started> {
     let socket = folder.join("control.sock");
     drop(std::fs::remove_file(&socket)); // of the last boot, if there was one
     let listener = UnixListener::bind(&socket).context("control.sock")?;
@@ -54,11 +65,12 @@ pub fn labyard(program: &Path, guest: &Guest, folder: &Path) -> Result<Started> 
     drop(command); // and with it our end of the listening socket
 
     let open = |path: &Path| std::fs::File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
-    let files = [open(&guest.kernel)?, open(&guest.initramfs)?, printed.into()];
+    let files: Vec<_> =
+        [open(&guest.kernel)?, open(&guest.initramfs)?, printed.into()].into_iter().chain(more).collect();
     send(&control, &json!({"descriptors": {"first": 0, "count": files.len()}}), &files)?;
     let boot = json!({"kernel": 0, "initrd": [1], "extra_cmdline": ""});
     let machine = json!({
-        "name": "bench", "cpu_count": 1, "memory_mib": guest.memory_mib, "boot": boot, "drives": [], "interfaces": [], "cid": 3,
+        "name": "bench", "cpu_count": 1, "memory_mib": guest.memory_mib, "boot": boot, "drives": drives, "interfaces": [], "cid": 3,
         "console_log": 2,
     });
     send(&control, &json!({"create": {"name": "bench", "networks": [], "machines": [machine]}}), &[])?;
@@ -108,7 +120,7 @@ pub fn qemu(program: &Path, guest: &Guest) -> Result<Started> {
 }
 
 /// One message to labyard's control socket: a length, JSON, and descriptors beside the first byte.
-fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> Result<()> {
+pub(crate) fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> Result<()> {
     let body = serde_json::to_vec(message)?;
     let bytes = [&u32::try_from(body.len())?.to_le_bytes(), body.as_slice()].concat();
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
@@ -129,12 +141,18 @@ fn receive(mut socket: &UnixStream) -> Result<Value> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// Asks labyard for the milestones of the boot, in microseconds since its start.
-pub fn milestones(control: &UnixStream) -> Result<Vec<(String, f64)>> {
+/// Takes the replies to what was sent at the start.
+pub(crate) fn replies(control: &UnixStream) -> Result<()> {
     for what in ["descriptors", "create"] {
         let reply = receive(control)?;
         ensure!(reply == "done", "{what}: {reply}");
     }
+    Ok(())
+}
+
+/// Asks labyard for the milestones of the boot, in microseconds since its start.
+pub fn milestones(control: &UnixStream) -> Result<Vec<(String, f64)>> {
+    replies(control)?;
     send(control, &json!("status"), &[])?;
     let status = receive(control)?;
     let list =
