@@ -11,10 +11,10 @@ use serde_json::json;
 pub const MARKER: &str = "labyard-init: reached user space";
 
 /// File types of cpio entries (stat(2)).
-const FOLDER: u32 = 0o040_755;
-const PROGRAM: u32 = 0o100_755;
-const FILE: u32 = 0o100_644;
-const NODE: u32 = 0o020_666;
+pub(crate) const FOLDER: u32 = 0o040_755;
+pub(crate) const PROGRAM: u32 = 0o100_755;
+pub(crate) const FILE: u32 = 0o100_644;
+pub(crate) const NODE: u32 = 0o020_666;
 
 /// The ELF image of a kernel: the file itself, or what a bzImage with a zstd payload holds.
 pub fn elf(path: &Path) -> Result<Vec<u8>> {
@@ -55,7 +55,7 @@ pub fn initramfs(init: &Path) -> Result<Vec<u8>> {
 }
 
 /// Appends one entry (Linux, Documentation/driver-api/early-userspace/buffer-format.rst): magic, thirteen numbers, name, data.
-fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, (major, minor): (u32, u32), data: &[u8]) {
+pub(crate) fn entry(archive: &mut Vec<u8>, name: &str, mode: u32, (major, minor): (u32, u32), data: &[u8]) {
     let number = archive.len() as u32 + 1;
     let (size, name_size) = (data.len() as u32, name.len() as u32 + 1);
     let fields = [number, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];

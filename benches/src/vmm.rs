@@ -53,16 +53,7 @@ pub const MAX_MACHINES: usize = 60;
 /// machines, all alike.
 pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) -> Result<Started> {
     ensure!((1..=MAX_MACHINES).contains(&machines), "{machines} machines, not 1 to {MAX_MACHINES}");
-    let socket = folder.join("control.sock");
-    drop(std::fs::remove_file(&socket)); // of the last boot, if there was one
-    let listener = UnixListener::bind(&socket).context("control.sock")?;
-    let control = UnixStream::connect(&socket).context("control.sock")?;
-    let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("{HERE} \"$0\" 3<&0 </dev/null 4<>/dev/kvm 5>/dev/null")]).arg(program);
-    command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped());
-    let child = command.spawn().context("sh")?;
-    drop(command); // and with it our end of the listening socket
-
+    let (child, control) = begin(program, folder)?;
     let open = |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
     let mut files = vec![open(&guest.kernel)?, open(&guest.initramfs)?];
     let (mut consoles, mut list) = (Vec::new(), Vec::new());
@@ -90,14 +81,54 @@ pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) ->
             "cid": 3 + number, "console_log": console_log,
         }));
     }
+    let network = json!({"name": "local", "subnet": "172.16.0.0/24", "gateway": "172.16.0.1", "private": true});
+    create(&control, &files, &[network], &list)?;
+    Ok(Started { child, consoles, control: Some(control) })
+}
+
+/// The same with one machine and these drives, whose files have the slots from 3 on.
+pub(crate) fn labyard_with(
+    program: &Path,
+    guest: &Guest,
+    folder: &Path,
+    more: Vec<OwnedFd>,
+    drives: &Value,
+) -> Result<Started> {
+    let (child, control) = begin(program, folder)?;
+    let open = |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
+    let (console, printed) = io::pipe()?;
+    let files: Vec<_> =
+        [open(&guest.kernel)?, open(&guest.initramfs)?, printed.into()].into_iter().chain(more).collect();
+    let machine = json!({
+        "name": "bench", "cpu_count": 1, "memory_mib": guest.memory_mib,
+        "boot": {"kernel": 0, "initrd": [1], "extra_cmdline": ""}, "drives": drives, "interfaces": [], "cid": 3, "console_log": 2,
+    });
+    create(&control, &files, &[], &[machine])?;
+    Ok(Started { child, consoles: vec![console], control: Some(control) })
+}
+
+/// The process, and its control socket.
+fn begin(program: &Path, folder: &Path) -> Result<(Child, UnixStream)> {
+    let socket = folder.join("control.sock");
+    drop(std::fs::remove_file(&socket)); // of the last boot, if there was one
+    let listener = UnixListener::bind(&socket).context("control.sock")?;
+    let control = UnixStream::connect(&socket).context("control.sock")?;
+    let mut command = Command::new("/bin/sh");
+    command.args(["-c", &format!("{HERE} \"$0\" 3<&0 </dev/null 4<>/dev/kvm 5>/dev/null")]).arg(program);
+    command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped());
+    let child = command.spawn().context("sh")?;
+    drop(command); // and with it our end of the listening socket
+    Ok((child, control))
+}
+
+/// Hands over the files and asks for the machines; the reply to that is still to come.
+fn create(control: &UnixStream, files: &[OwnedFd], networks: &[Value], machines: &[Value]) -> Result<()> {
     for (first, batch) in (0..).step_by(MAX_SENT).zip(files.chunks(MAX_SENT)) {
-        send(&control, &json!({"descriptors": {"first": first, "count": batch.len()}}), batch)?;
-        let reply = receive(&control)?;
+        send(control, &json!({"descriptors": {"first": first, "count": batch.len()}}), batch)?;
+        let reply = receive(control)?;
         ensure!(reply == "done", "descriptors: {reply}");
     }
-    let network = json!({"name": "local", "subnet": "172.16.0.0/24", "gateway": "172.16.0.1", "private": true});
-    send(&control, &json!({"create": {"name": "bench", "networks": [network], "machines": list}}), &[])?;
-    Ok(Started { child, consoles, control: Some(control) })
+    send(control, &json!({"create": {"name": "bench", "networks": networks, "machines": machines}}), &[])
 }
 
 /// An empty file of this length, also where there is one already.
@@ -165,7 +196,7 @@ pub fn qemu(program: &Path, guest: &Guest, folder: &Path, number: usize) -> Resu
 const MAX_SENT: usize = 64;
 
 /// One message to labyard's control socket: a length, JSON, and descriptors beside the first byte.
-fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> Result<()> {
+pub(crate) fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> Result<()> {
     let body = serde_json::to_vec(message)?;
     let bytes = [&u32::try_from(body.len())?.to_le_bytes(), body.as_slice()].concat();
     let borrowed: Vec<_> = files.iter().map(AsFd::as_fd).collect();
@@ -186,10 +217,16 @@ fn receive(mut socket: &UnixStream) -> Result<Value> {
     Ok(serde_json::from_slice(&body)?)
 }
 
-/// Asks labyard for the milestones of the boot, in microseconds since its start.
-pub fn milestones(control: &UnixStream) -> Result<Vec<(String, f64)>> {
+/// Takes the reply to what was asked for at the start.
+pub(crate) fn created(control: &UnixStream) -> Result<()> {
     let reply = receive(control)?;
     ensure!(reply == "done", "create: {reply}");
+    Ok(())
+}
+
+/// Asks labyard for the milestones of the boot, in microseconds since its start.
+pub fn milestones(control: &UnixStream) -> Result<Vec<(String, f64)>> {
+    created(control)?;
     send(control, &json!("status"), &[])?;
     let status = receive(control)?;
     let list =

@@ -129,7 +129,7 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
                 read_only: drive.read_only,
                 base,
                 overlay,
-                engine: Engine::Auto,
+                engine: drive.engine,
             });
         }
         // Last, so that the manifest's drives keep their letters.

@@ -139,6 +139,7 @@ written! {
         read_only: Option<bool>,
         persistent: Option<bool>,
         snapshot: Maybe<Snapshot>,
+        engine: Maybe<String>,
     }
     MachineNetwork {
         interfaces: At<Vec<At<Interface>>>,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Place, Placed};
 use crate::net::{Ipv4Subnet, Mac};
-use crate::playground::Entry;
+use crate::playground::{Engine, Entry};
 use crate::source::Source;
 
 /// Bytes of the largest packet on every network.
@@ -128,6 +128,8 @@ pub struct Drive {
     pub read_only: bool,
     /// Meant to be kept when the lab is stopped.
     pub persistent: bool,
+    /// How its bytes reach the host's files; labyard's own field `engine`.
+    pub engine: Engine,
 }
 
 /// File systems of blank drives.

@@ -211,6 +211,7 @@ fn every_broken_rule_is_one_complaint_with_its_place() {
             "- {filesystem: zfs}",
             "machines[1].drives[1].filesystem: `zfs` is none of ext4, ext3, ext2, xfs, btrfs",
         ),
+        ("- {size: 1GiB}", "- {engine: io}", "machines[1].drives[1].engine: `io` is none of auto, sync, uring"),
         (
             "cpuCount: 2",
             "cpuCount: two",

@@ -19,8 +19,8 @@ use labyard_sys::timer::Alarm;
 
 use super::super::block::{Grow, GrowError};
 use super::super::engine::Engine;
+use super::Overlay;
 use super::layer::{self, Layer, LayerFiles};
-use super::{Overlay, RETRY_AFTER};
 
 /// How long a drive may take to answer: a flush has to end first.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -38,7 +38,7 @@ pub(super) struct Mail {
 
 struct Letter {
     /// The top layer's, and what wakes the drive; `None` while no guest uses it.
-    at_work: Option<(LayerFiles, Arc<Alarm>)>,
+    at_work: Option<(Arc<LayerFiles>, Arc<Alarm>)>,
     wanted: Option<u64>,
     answer: Option<Result<(), GrowError>>,
 }
@@ -65,11 +65,7 @@ impl Mail {
 
     /// A guest uses the drive from now on, or its top layer is another one.
     pub(super) fn begins(&self, top: Option<&Layer>, alarm: &Arc<Alarm>) {
-        let copies = top.map(|top| {
-            Ok::<_, io::Error>(LayerFiles { data: top.files.data.try_clone()?, map: top.files.map.try_clone()? })
-        });
-        let files = copies.transpose().inspect_err(|error| log::error!("a drive that cannot grow: {error}"));
-        self.letter().at_work = files.ok().flatten().map(|files| (files, Arc::clone(alarm)));
+        self.letter().at_work = top.map(|top| (Arc::clone(&top.files), Arc::clone(alarm)));
     }
 
     /// No guest uses it any more.
@@ -103,15 +99,10 @@ impl<E: Engine> Overlay<E> {
 
     /// The alarm has rung, or a mail came: what waits for either goes on.
     pub(super) fn awakened(&mut self) {
-        let rung = self.alarm.has_rung();
-        if self.mail.is_asked() {
-            self.grow_if_asked();
-            if self.room.is_out
-                && let Err(error) = self.alarm.set(RETRY_AFTER)
-            {
-                log::error!("setting the alarm for a full disk: {error}");
-            }
-        } else if rung && self.room.is_out {
+        let has_rung = self.alarm.has_rung();
+        self.grow_if_asked();
+        // A mail makes what found no room try a little earlier, and wait again.
+        if has_rung && self.room.is_out {
             self.room.is_out = false;
             self.retry_pages();
             self.start_waiting();

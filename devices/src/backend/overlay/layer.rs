@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use labyard_spec::overlay::fit::{Misfit, Place};
 use labyard_spec::overlay::{
@@ -80,7 +81,8 @@ pub enum OverlayError {
 pub(super) struct Layer {
     pub(super) header: Header,
     pub(super) bits: Bitmap,
-    pub(super) files: LayerFiles,
+    /// Shared with who makes the drive larger, while a guest uses it.
+    pub(super) files: Arc<LayerFiles>,
 }
 
 /// The layers of a chain, lowest first.
@@ -173,7 +175,7 @@ impl Opened {
             grown.map_err(|source| OverlayError::File { layer, doing: "giving it its size", source })?;
         }
         let bits = Bitmap::new(header.pages());
-        self.layers.push(Layer { header, bits, files });
+        self.layers.push(Layer { header, bits, files: Arc::new(files) });
         Ok(())
     }
 }

@@ -5,10 +5,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Refuses whatever needs room while the disk is full.
-struct Filling {
-    inner: SyncEngine,
-    full: Arc<AtomicBool>,
-    refused: Vec<IoTag>,
+pub(super) struct Filling {
+    pub(super) inner: SyncEngine,
+    pub(super) full: Arc<AtomicBool>,
+    pub(super) refused: Vec<IoTag>,
 }
 
 impl Engine for Filling {

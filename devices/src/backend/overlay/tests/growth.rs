@@ -75,6 +75,29 @@ fn a_drive_grows_while_flushes_and_writes_never_stop() {
 }
 
 #[test]
+fn a_drive_whose_flush_waits_for_room_grows_once_there_is_some() {
+    use super::full::Filling;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let full = Arc::new(AtomicBool::new(false));
+    let place = Place::new(None, SMALL);
+    let make = |files| Ok(Filling { inner: SyncEngine::new(files), full: full.clone(), refused: Vec::new() });
+    let mut guest = Guest::new(Overlay::open(place.chain(), make).expect("a drive"));
+    guest.write(0, &[1; 4096]);
+    full.store(true, Ordering::SeqCst);
+    guest.drive.submit(1, Operation::Flush);
+    assert!(guest.drive.collect().is_none(), "its page of the map finds no room");
+    let mut flushed = false;
+    let work = |guest: &mut Guest<_>| {
+        if guest.drive.mail.is_asked() {
+            full.store(false, Ordering::SeqCst);
+        }
+        flushed |= guest.drive.collect().is_some_and(|completion| completion.result.is_ok());
+    };
+    grown(&mut guest, LARGE, work).expect("larger");
+    assert!(flushed);
+}
+
+#[test]
 fn a_growth_that_is_cut_short_leaves_the_old_size_or_the_new_one() {
     let lengthened: fn(&Place) = |place| open(&place.path(0, "data")).set_len(LARGE).expect("longer");
     let both: fn(&Place) = |place| {
