@@ -159,7 +159,8 @@ fn request(input: &mut Input<'_>) -> Request {
         10..=12 => Request::Change { machine: (!input.one_in(4)).then_some(machine), change: change(input) },
         13 => Request::PowerButton { machine },
         14 => Request::Kill { machine: Some(machine) },
-        _ if input.one_in(4) => Request::Events { after: input.byte().into() },
+        // Rarely: the other end looks only every two seconds whether we are still there.
+        _ if input.one_in(128) => Request::Events { after: input.byte().into() },
         _ => Request::Status,
     }
 }

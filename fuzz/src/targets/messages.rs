@@ -27,8 +27,10 @@ pub(super) fn run(bytes: &[u8]) {
     both_ways::<MachineConfig>(bytes);
     both_ways::<Hello>(bytes);
     both_ways::<JailSpec>(bytes);
-    if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = Source::from_str(text);
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(source) = Source::from_str(text)
+    {
+        assert_eq!(Source::from_str(&source.to_string()), Ok(source), "what was read can be written");
     }
 }
 
@@ -159,6 +161,15 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
     seeds.push(json(&|| serde_json::to_vec(&config)));
     seeds.push(json(&|| serde_json::to_vec(&Hello::InitDone { kernel: "6.12".into() })));
     seeds.push(json(&|| serde_json::to_vec(&jail)));
-    seeds.push(b"oci-layout:layout:debian".to_vec());
+    let digest = format!("oci://registry.example:5000/a/b:1@sha256:{}", "0".repeat(64));
+    let sources = [
+        "oci-layout:layout:debian",
+        "docker://registry/b",
+        "docker-archive:a.tar",
+        "rootfs-tar:b.tar",
+        "debian",
+        &digest,
+    ];
+    seeds.extend(sources.map(|source| source.as_bytes().to_vec()));
     seeds
 }
