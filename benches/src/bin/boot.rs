@@ -1,6 +1,7 @@
 //! `boot`: from exec to the guest's init, and memory beside the guest's, for labyard's vmm and QEMU's microvm in turns.
 //!
 //! Runs where guests run: tests/host/run -- boot --kernel FILE --libexec DIR
+//! Several kernels are booted in turns, too, so that they can be compared with each other.
 
 #![forbid(unsafe_code)]
 
@@ -13,93 +14,138 @@ use labyard_bench::guest;
 use labyard_bench::table::{markdown, median};
 use labyard_bench::vmm::{Guest, labyard, qemu, qemu_arguments};
 
-const USAGE: &str = "usage: boot --kernel FILE --libexec DIR [--runs N] [--memory-mib N] [--qemu PROGRAM]
-FILE is an ELF kernel or a bzImage; DIR holds labyard-vmm and labyard-init. 5 runs of each and 128 MiB unless told.";
+const USAGE: &str = "usage: boot --kernel FILE... --libexec DIR [--runs N] [--memory-mib N] [--qemu PROGRAM|none]
+FILE is an ELF kernel or a bzImage, and `--kernel` may come again: the others are compared with the first. DIR holds labyard-vmm and
+labyard-init. 5 runs of each and 128 MiB unless told; `--qemu none` leaves the peer out.";
 
 struct Options {
-    kernel: PathBuf,
+    kernels: Vec<PathBuf>,
     libexec: PathBuf,
     runs: usize,
     memory_mib: u64,
-    qemu: PathBuf,
+    qemu: Option<PathBuf>,
 }
 
 fn options() -> Result<Options> {
-    let (mut kernel, mut libexec, mut runs, mut memory_mib) = (None, None, 5, 128);
-    let mut qemu = PathBuf::from("qemu-system-x86_64");
+    let (mut kernels, mut libexec, mut runs, mut memory_mib) = (Vec::new(), None, 5, 128);
+    let mut qemu = Some(PathBuf::from("qemu-system-x86_64"));
     let mut arguments = std::env::args().skip(1);
     while let Some(option) = arguments.next() {
         let value = arguments.next().with_context(|| format!("{option}: a value is missing\n{USAGE}"))?;
         match option.as_str() {
-            "--kernel" => kernel = Some(PathBuf::from(value)),
+            "--kernel" => kernels.push(PathBuf::from(value)),
             "--libexec" => libexec = Some(PathBuf::from(value)),
             "--runs" => runs = value.parse().context("--runs")?,
             "--memory-mib" => memory_mib = value.parse().context("--memory-mib")?,
-            "--qemu" => qemu = value.into(),
+            "--qemu" => qemu = Some(value).filter(|value| value != "none").map(PathBuf::from),
             _ => bail!("{option}: not an option\n{USAGE}"),
         }
     }
-    let (Some(kernel), Some(libexec)) = (kernel, libexec) else { bail!("{USAGE}") };
-    Ok(Options { kernel, libexec, runs: runs.max(1), memory_mib, qemu })
+    let (false, Some(libexec)) = (kernels.is_empty(), libexec) else { bail!("{USAGE}") };
+    Ok(Options { kernels, libexec, runs: runs.max(1), memory_mib, qemu })
 }
 
 fn main() -> Result<()> {
     let options = options()?;
     // Copies in memory: a VMM that reads its kernel from a network file system measures that.
     let folder = tempfile::tempdir().context("a folder for the guest's files")?;
-    let guest = Guest {
-        kernel: folder.path().join("vmlinux"),
-        initramfs: folder.path().join("initramfs.cpio"),
-        memory_mib: options.memory_mib,
-        furnished: false,
-    };
-    std::fs::write(&guest.kernel, guest::elf(&options.kernel)?).context("vmlinux")?;
-    std::fs::write(&guest.initramfs, guest::initramfs(&options.libexec.join("labyard-init"))?).context("initramfs")?;
+    let initramfs = folder.path().join("initramfs.cpio");
+    std::fs::write(&initramfs, guest::initramfs(&options.libexec.join("labyard-init"))?).context("initramfs")?;
+    let mut contests = Vec::new();
+    for (number, source) in options.kernels.iter().enumerate() {
+        let kernel = folder.path().join(format!("vmlinux-{number}"));
+        std::fs::write(&kernel, guest::elf(source)?).context("vmlinux")?;
+        let guest = Guest { kernel, initramfs: initramfs.clone(), memory_mib: options.memory_mib, furnished: false };
+        contests.push(Contest { source, guest, ours: Vec::new(), peers: Vec::new() });
+    }
     let vmm = folder.path().join("labyard-vmm");
     std::fs::copy(options.libexec.join("labyard-vmm"), &vmm).context("labyard-vmm")?;
 
-    let (mut ours, mut peers) = (Vec::new(), Vec::new());
     // The first boot of each fills caches and is not counted.
     for run in 0..=options.runs {
-        let own = watch(labyard(&vmm, &guest, folder.path(), 1)?, guest.memory_mib).context("labyard-vmm")?;
-        let peer = watch(qemu(&options.qemu, &guest, folder.path(), 0)?, guest.memory_mib).context("qemu")?;
-        eprintln!("run {run}: labyard {:.3} s, qemu {:.3} s", own.to_init.as_secs_f64(), peer.to_init.as_secs_f64());
-        if run > 0 {
-            ours.push(own);
-            peers.push(peer);
+        for contest in &mut contests {
+            let guest = &contest.guest;
+            let own = watch(labyard(&vmm, guest, folder.path(), 1)?, guest.memory_mib).context("labyard-vmm")?;
+            eprint!("run {run}: {}: labyard {:.3} s", contest.source.display(), own.to_init.as_secs_f64());
+            let peer = options
+                .qemu
+                .as_ref()
+                .map(|program| watch(qemu(program, guest, folder.path(), 0)?, guest.memory_mib))
+                .transpose();
+            let peer = peer.context("qemu")?;
+            eprintln!(
+                "{}",
+                peer.as_ref().map_or(String::new(), |peer| format!(", qemu {:.3} s", peer.to_init.as_secs_f64()))
+            );
+            if run > 0 {
+                contest.ours.push(own);
+                contest.peers.extend(peer);
+            }
         }
     }
-    report(&options, &guest, &ours, &peers);
+    println!("\n{} boots of each in turns, 1 vCPU, {} MiB; medians; {}", options.runs, options.memory_mib, processor());
+    contests.iter().for_each(report);
+    compare(&contests);
+    println!("\ncommand line of all guests: {}", Guest::command_line());
+    if let (Some(program), Some(contest)) = (&options.qemu, contests.first()) {
+        let arguments = quoted(&qemu_arguments(&contest.guest, Path::new("")));
+        println!("the peer, {}:\n  {} {arguments}", version(program), program.display());
+    }
     Ok(())
 }
 
-fn report(options: &Options, guest: &Guest, ours: &[Boot], peers: &[Boot]) {
-    let head = |cells: [&str; 4]| cells.map(str::to_owned).to_vec();
-    let row = |name: &str, unit: &str, own: f64, peer: f64| {
-        vec![name.to_owned(), format!("{own:.2} {unit}"), format!("{peer:.2} {unit}"), format!("{:.2}", own / peer)]
+/// One kernel's boots.
+struct Contest<'a> {
+    source: &'a Path,
+    guest: Guest,
+    ours: Vec<Boot>,
+    /// Empty where nobody asked for the peer.
+    peers: Vec<Boot>,
+}
+
+fn seconds(boots: &[Boot]) -> f64 {
+    median(boots.iter().map(|boot| boot.to_init.as_secs_f64()).collect())
+}
+
+fn beside_mib(boots: &[Boot]) -> f64 {
+    median(boots.iter().map(|boot| boot.beside_kib as f64 / 1024.0).collect())
+}
+
+fn report(contest: &Contest<'_>) {
+    let Contest { source, ours, peers, .. } = contest;
+    println!("\n{}:\n", source.display());
+    let row = |name: &str, unit: &str, of: fn(&[Boot]) -> f64| {
+        let peer = (!peers.is_empty()).then(|| of(peers));
+        let (own, dash) = (of(ours), || "-".to_owned());
+        let ratio = peer.map_or_else(dash, |peer| format!("{:.2}", own / peer));
+        vec![
+            name.to_owned(),
+            format!("{own:.2} {unit}"),
+            peer.map_or_else(dash, |peer| format!("{peer:.2} {unit}")),
+            ratio,
+        ]
     };
-    let seconds = |boots: &[Boot]| median(boots.iter().map(|boot| boot.to_init.as_secs_f64()).collect());
-    let memory = |boots: &[Boot]| median(boots.iter().map(|boot| boot.beside_kib as f64 / 1024.0).collect());
-    println!("\n{} boots of each in turns, 1 vCPU, {} MiB; medians; {}", options.runs, guest.memory_mib, processor());
-    let rows = [
-        head(["", "labyard", "QEMU microvm", "ratio"]),
-        row("exec to guest init", "s", seconds(ours), seconds(peers)),
-        row("memory beside the guest's (PSS)", "MiB", memory(ours), memory(peers)),
-    ];
-    print!("\n{}", markdown(&rows));
+    let head = ["", "labyard", "QEMU microvm", "ratio"].map(str::to_owned).to_vec();
+    let rows =
+        [head, row("exec to guest init", "s", seconds), row("memory beside the guest's (PSS)", "MiB", beside_mib)];
+    print!("{}", markdown(&rows));
     for (number, (name, _)) in
         ours.first().map(|boot| boot.milestones.as_slice()).unwrap_or_default().iter().enumerate()
     {
         let times = ours.iter().filter_map(|boot| boot.milestones.get(number)).map(|(_, us)| us / 1000.0).collect();
         println!("labyard, start of the process to {name}: {:.1} ms", median(times));
     }
-    println!("\ncommand line of both guests: {}", Guest::command_line());
-    println!(
-        "the peer, {}:\n  {} {}",
-        version(&options.qemu),
-        options.qemu.display(),
-        quoted(&qemu_arguments(guest, Path::new("")))
-    );
+}
+
+/// The kernels beside each other, on labyard.
+fn compare(contests: &[Contest<'_>]) {
+    let [first, _, ..] = contests else { return };
+    let mut rows = vec![["kernel", "exec to guest init", "to the first"].map(str::to_owned).to_vec()];
+    rows.extend(contests.iter().map(|contest| {
+        let own = seconds(&contest.ours);
+        vec![contest.source.display().to_string(), format!("{own:.2} s"), format!("{:.2}", own / seconds(&first.ours))]
+    }));
+    print!("\n{}", markdown(&rows));
 }
 
 fn quoted(words: &[String]) -> String {
