@@ -4,10 +4,12 @@
 //! fetches it; who wants the same blob waits. What a killed process left there is taken up again: its bytes are hashed
 //! anew, so nothing that lies there is trusted.
 
+use std::cell::Cell;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
@@ -56,7 +58,9 @@ impl Blobs {
     }
 
     /// The place to write a blob to; `None` while somebody else has it.
-    pub(super) fn begin(&self, digest: &Digest) -> io::Result<Option<Part>> {
+    ///
+    /// What is there when it is dropped stays if `keep` says so by then.
+    pub(super) fn begin(&self, digest: &Digest, keep: &Rc<Cell<bool>>) -> io::Result<Option<Part>> {
         let path = self.folder.join(format!("{PREFIX}{}", digest.hex()));
         loop {
             let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -75,7 +79,8 @@ impl Blobs {
                         file,
                         hash: Sha256::new(),
                         len: 0,
-                        keep: false,
+                        keep: Rc::clone(keep),
+                        done: false,
                     };
                     part.take_up()?;
                     return Ok(Some(part));
@@ -95,7 +100,7 @@ fn tempfile_in(folder: &Path, digest: &Digest) -> io::Result<(PathBuf, File)> {
     Ok((path, file))
 }
 
-/// A blob that is being written. Dropped, it is removed, unless somebody said [`Part::keep`].
+/// A blob that is being written. Dropped, it is removed, unless it is to be kept for who goes on from it.
 #[derive(Debug)]
 pub(super) struct Part {
     blobs: Blobs,
@@ -104,7 +109,9 @@ pub(super) struct Part {
     file: File,
     hash: Sha256,
     len: u64,
-    keep: bool,
+    keep: Rc<Cell<bool>>,
+    /// There is nothing under the temporary name, or nothing worth keeping.
+    done: bool,
 }
 
 impl Part {
@@ -142,20 +149,16 @@ impl Part {
         Ok(())
     }
 
-    /// What is there stays for whoever comes next, who goes on from it.
-    pub(super) fn keep(&mut self) {
-        self.keep = true;
-    }
-
     /// Gives the blob its name, or tells what its bytes are instead.
     pub(super) fn finish(mut self) -> io::Result<Result<(), Digest>> {
         let found = Digest::from(std::mem::take(&mut self.hash));
+        self.done = true;
         if found != self.digest {
+            fs::remove_file(&self.path)?;
             return Ok(Err(found));
         }
         self.file.sync_all()?;
         fs::rename(&self.path, self.blobs.path(&self.digest))?;
-        self.keep = true;
         File::open(&self.blobs.folder)?.sync_all()?;
         Ok(Ok(()))
     }
@@ -163,7 +166,7 @@ impl Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        if !self.keep {
+        if !self.done && !self.keep.get() {
             // What stays is taken up, or removed, by the next one.
             let _ = fs::remove_file(&self.path);
         }
@@ -184,11 +187,12 @@ mod tests {
     fn a_part_that_was_left_is_taken_up_and_checked() {
         let (_home, blobs) = blobs();
         let digest = Digest::of(b"hello world");
-        let mut part = blobs.begin(&digest).expect("begin").expect("free");
+        let keep = Rc::new(Cell::new(false));
+        let mut part = blobs.begin(&digest, &keep).expect("begin").expect("free");
         part.append(b"hello ").expect("writing");
-        part.keep();
+        keep.set(true);
         drop(part);
-        let mut part = blobs.begin(&digest).expect("begin").expect("free");
+        let mut part = blobs.begin(&digest, &keep).expect("begin").expect("free");
         assert_eq!(part.len(), 6);
         part.append(b"world").expect("writing");
         assert_eq!(part.finish().expect("finish"), Ok(()));
@@ -199,7 +203,7 @@ mod tests {
     fn wrong_bytes_are_told_and_leave_nothing() {
         let (_home, blobs) = blobs();
         let digest = Digest::of(b"right");
-        let mut part = blobs.begin(&digest).expect("begin").expect("free");
+        let mut part = blobs.begin(&digest, &Rc::default()).expect("begin").expect("free");
         part.append(b"wrong").expect("writing");
         assert_eq!(part.finish().expect("finish"), Err(Digest::of(b"wrong")));
         assert_eq!(fs::read_dir(&blobs.folder).expect("listing").count(), 0);
@@ -209,9 +213,9 @@ mod tests {
     fn one_at_a_time_fetches_a_blob() {
         let (_home, blobs) = blobs();
         let digest = Digest::of(b"x");
-        let part = blobs.begin(&digest).expect("begin").expect("free");
-        assert!(blobs.begin(&digest).expect("begin").is_none());
+        let part = blobs.begin(&digest, &Rc::default()).expect("begin").expect("free");
+        assert!(blobs.begin(&digest, &Rc::default()).expect("begin").is_none());
         drop(part);
-        assert!(blobs.begin(&digest).expect("begin").is_some());
+        assert!(blobs.begin(&digest, &Rc::default()).expect("begin").is_some());
     }
 }

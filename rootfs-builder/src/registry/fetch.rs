@@ -6,6 +6,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::rc::Rc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -119,6 +120,8 @@ struct Puller<'a> {
     done: Cell<u64>,
     of: Cell<u64>,
     came: Cell<u64>,
+    /// Unfinished blobs stay for who asks again.
+    keep: Rc<Cell<bool>>,
     step: RefCell<String>,
 }
 
@@ -154,6 +157,7 @@ impl<'a> Puller<'a> {
             done: Cell::new(0),
             of: Cell::new(0),
             came: Cell::new(0),
+            keep: Rc::default(),
             step: RefCell::default(),
         })
     }
@@ -301,9 +305,9 @@ impl<'a> Puller<'a> {
                 self.tell(size)?;
                 return Ok(());
             }
-            match self.blobs.begin(digest).map_err(self.unwritten(digest))? {
+            match self.blobs.begin(digest, &self.keep).map_err(self.unwritten(digest))? {
                 // Who had it before may have finished between our two looks.
-                Some(_) if self.blobs.has(digest) => {}
+                Some(part) if self.blobs.has(digest) => drop(part),
                 Some(part) => break part,
                 None => {
                     self.watch.at("waiting for somebody else who fetches the same", 0, 0)?;
@@ -326,7 +330,8 @@ impl<'a> Puller<'a> {
             }
             (left, pause) = if part.len() > before { (ATTEMPTS, PAUSE) } else { (left - 1, pause * 2) };
             if left == 0 {
-                part.keep();
+                // What came of the others is as good.
+                self.keep.set(true);
                 let problem = format!("broken off at {} of {size} bytes: {}", part.len(), trouble.text());
                 return Err(RegistryError::Broken { image, blob, problem });
             }

@@ -220,7 +220,7 @@ fn what_came_before_a_registry_went_away_is_kept() {
     let digest = layout.layer_digests()[1].clone();
     let whole = fs::metadata(registry.blob(&digest)).unwrap().len();
     let part = format!(".part-{}", digest.strip_prefix("sha256:").unwrap());
-    assert!(home.blobs().contains(&part), "{:?}", home.blobs());
+    assert!(home.blobs().contains(&part), "of both layers, whichever broke first: {:?}", home.blobs());
     let counting = Proxy::new(registry.port, Fault::None);
     home.built(&format!("127.0.0.1:{}/it:1", counting.port));
     let bytes = counting.bytes();
