@@ -33,6 +33,8 @@ pub(super) struct NetWorker {
     chain: Chain,
     /// The chain has what no limit has let through yet; while it waits nothing else is taken.
     held: bool,
+    /// A command's chain; commands come while a frame waits, too.
+    command: Chain,
     scratch: Scratch,
     touched: Touched,
 }
@@ -48,6 +50,7 @@ impl NetWorker {
         features: u64,
     ) -> Self {
         let (chain, touched) = (Chain::with_capacity(transmit.ring.size()), net.plug.touched());
+        let command = Chain::with_capacity(control.ring.size());
         Self {
             net,
             receive_kick,
@@ -58,6 +61,7 @@ impl NetWorker {
             features,
             chain,
             held: false,
+            command,
             scratch: Scratch::default(),
             touched,
         }
@@ -112,9 +116,9 @@ impl NetWorker {
         let ActiveQueue { ring, kick } = &mut self.control;
         let mut left = ring.size();
         loop {
-            while left != 0 && ring.pop(&self.mem, &mut self.chain, &self.net.faults)? {
+            while left != 0 && ring.pop(&self.mem, &mut self.command, &self.net.faults)? {
                 left = left.saturating_sub(1);
-                let answer = match control::offloads(&self.mem, &self.chain, self.features) {
+                let answer = match control::offloads(&self.mem, &self.command, self.features) {
                     Ok(offloads) => {
                         self.net.offloads = Some(offloads);
                         if let Some(port) = self.net.plug.port() {
@@ -127,8 +131,8 @@ impl NetWorker {
                         control::ERR
                     }
                 };
-                let written = self.chain.write_at(&self.mem, 0, &[answer]);
-                ring.complete(&self.mem, self.chain.head(), u32::from(written == 1))?;
+                let written = self.command.write_at(&self.mem, 0, &[answer]);
+                ring.complete(&self.mem, self.command.head(), u32::from(written == 1))?;
             }
             if left == 0 {
                 again(kick);
