@@ -81,7 +81,7 @@ fn known(lab: &Lab) -> Result<()> {
     for told in ["drive d00: io_uring", "drive d03: io_uring", "drive d04: system calls, as asked for"] {
         ensure!(log.contains(told), "no `{told}` in {log}");
     }
-    let said = run(lab, "for d in /sys/block/vd?; do echo ${d##*/} $(cat $d/serial $d/device/features); done")?;
+    let said = run(lab, "for d in /sys/block/vd?; do echo ${d##*/} $(cat $d/serial) $(cat $d/device/features); done")?;
     let serials: Vec<_> = (0..11).map(|n| (device(n).replace("/dev/", ""), format!("d{n:02}"))).collect();
     for (name, serial) in serials {
         let line = said.lines().find(|line| line.starts_with(&format!("{name} {serial} ")));
@@ -248,16 +248,22 @@ fn status(lab: &Lab) -> Result<Status> {
 struct Filler(PathBuf);
 
 impl Filler {
-    /// Leaves `left_bytes` of room, of what even root may use.
+    /// Takes all that it gets, and leaves `left_bytes`.
     fn new(left_bytes: u64) -> Result<Self> {
         let filler = Self(host::given("LABYARD_SCRATCH")?.join("filler"));
-        let said = Command::new("stat").args(["-f", "-c", "%f %S"]).arg(host::given("LABYARD_SCRATCH")?).output()?;
-        let text = String::from_utf8(said.stdout)?;
-        let numbers = text.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-        let [blocks, size] = numbers[..] else { bail!("stat -f: {text}") };
-        let len = (blocks * size).saturating_sub(left_bytes).to_string();
-        let said = Command::new("fallocate").args(["-l", &len]).arg(&filler.0).output()?;
-        ensure!(said.status.success(), "fallocate: {said:?}");
+        let mut taken = 0;
+        for step in [1024 * MIB, 64 * MIB, 4 * MIB, MIB] {
+            let take = |at: u64| -> Result<bool> {
+                let (offset, len) = (at.to_string(), step.to_string());
+                let said = Command::new("fallocate").args(["-o", &offset, "-l", &len]).arg(&filler.0).output()?;
+                Ok(said.status.success())
+            };
+            while take(taken)? {
+                taken += step;
+            }
+        }
+        ensure!(taken > left_bytes, "{taken} bytes of room");
+        fs::OpenOptions::new().write(true).open(&filler.0)?.set_len(taken - left_bytes)?;
         Ok(filler)
     }
 }
