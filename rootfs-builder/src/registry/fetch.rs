@@ -1,7 +1,7 @@
 //! One image, from a reference to complete blobs.
 //!
 //! The manifest is asked for first, of each endpoint in turn; who has it gives the blobs. Each blob is fetched in as many
-//! pieces as connections hold, [`CONNECTIONS`] blobs at a time. Nobody's secrets go anywhere but to the registry that they are
+//! pieces as connections hold, `CONNECTIONS` blobs at a time. Nobody's secrets go anywhere but to the registry that they are
 //! for: `oci-client` sends them to it and to the token server that it names, and never along a redirection to another host.
 
 use std::cell::{Cell, RefCell};
