@@ -72,7 +72,7 @@ impl Journal {
         line.push(b'\n');
         // One write, so that lines of two writers do not mix (O_APPEND).
         if let Err(error) = self.file.write_all(&line) {
-            eprintln!("writing an event: {error}");
+            crate::words::log(&format!("writing an event: {error}"));
         }
     }
 }
