@@ -89,7 +89,7 @@ impl Journal {
         line.push(b'\n');
         // One write, so that lines of two writers do not mix (O_APPEND).
         if let Err(error) = self.file.write_all(&line) {
-            eprintln!("writing an event: {error}");
+            crate::words::log(&format!("writing an event: {error}"));
         }
         if let Err(error) = self.give_back() {
             eprintln!("the journal ends here, its file system keeps all of it: {error}");

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// An error with its causes, on one line.
@@ -19,6 +19,11 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
         cause = inner.source();
     }
     text
+}
+
+/// Writes a line to standard error, a supervisor's log. The disk that this lies on may be full, which is no reason to end.
+pub fn log(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}"); // nobody else can be told
 }
 
 /// Text from a guest or the vmm, safe to print: control characters other than the line's end and tabs are shown, not sent.

@@ -42,7 +42,7 @@ use crate::client::{STREAM_PROTOCOL, Wish};
 use crate::control::{Control, ControlError};
 use crate::home::names;
 use crate::record;
-use crate::words::{chain, printable};
+use crate::words::{chain, log, printable};
 
 /// After a failed accept, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -95,7 +95,7 @@ impl axum::serve::Listener for SameUser {
                     }
                 }
                 Err(error) => {
-                    eprintln!("accepting a connection: {error}");
+                    log(&format!("accepting a connection: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }

@@ -30,7 +30,7 @@ use crate::jailed::{self, StartError};
 use crate::journal::{Journal, What};
 use crate::plan::Plan;
 use crate::record::{ConditionName, Standing, State};
-use crate::words::{chain, last_line};
+use crate::words::{chain, last_line, log};
 use shared::{Phase, Saving, Shared};
 
 /// How long events that are on their way may take once the vmm has ended.
@@ -74,7 +74,7 @@ fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let maximum = getrlimit(Resource::Nofile).maximum;
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
-        eprintln!("raising the limit of open descriptors: {error}");
+        log(&format!("raising the limit of open descriptors: {error}"));
     }
 }
 

@@ -9,7 +9,7 @@ use labyard_spec::control::{Event, Happening, MachineState};
 use crate::home::{Folder, HomeError};
 use crate::journal::{Journal, What};
 use crate::record::{Condition, ConditionName, Machine, State, Who, now_ms};
-use crate::words::{chain, printable};
+use crate::words::{chain, log, printable};
 
 /// Longest text of a guest or the vmm that is written down, in bytes.
 const MAX_FOREIGN_TEXT: usize = 8 << 10;
@@ -93,7 +93,7 @@ impl Shared {
         let result = change(&mut inner);
         // A full disk must not end a playground; what `ps` shows is then older than it should be.
         if let Err(error) = inner.state.write(&self.folder) {
-            eprintln!("{}", chain(&error));
+            log(&chain(&error));
         }
         for (machine, what) in std::mem::take(&mut inner.lines) {
             inner.journal.write(machine.as_deref(), what);
