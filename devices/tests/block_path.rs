@@ -1,6 +1,4 @@
 //! The way of a block request from the driver's ring to the files and back allocates nothing, whatever the engine, limited or not.
-//!
-//! One test only: the allocator counts for the whole process.
 
 #![forbid(unsafe_code)]
 

@@ -1,43 +1,49 @@
 //! An allocator that counts, for tests that say how much memory something takes, or that it takes none.
+//!
+//! It counts for each thread by itself: the threads of a test program that are not asked, such as the one that runs the tests, have
+//! memory to take at any time.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cell::Cell;
 
-/// The system's allocator, with two counters. A test program makes it its `#[global_allocator]`.
-#[derive(Debug, Default)]
-pub struct Counting {
-    calls: AtomicU64,
-    bytes: AtomicU64,
+thread_local! {
+    // Neither is made on first use nor dropped at the end, which an allocator could not bear.
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<u64> = const { Cell::new(0) };
 }
 
+/// The system's allocator, with counters. A test program makes it its `#[global_allocator]`.
+#[derive(Debug, Default)]
+pub struct Counting(());
+
 impl Counting {
-    /// One that has counted nothing.
+    /// One that counts.
     pub const fn new() -> Self {
-        Self { calls: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        Self(())
     }
 
-    /// Allocations so far.
+    /// Allocations of this thread so far.
     pub fn calls(&self) -> u64 {
-        self.calls.load(Ordering::SeqCst)
+        CALLS.get()
     }
 
-    /// Bytes that are in use.
+    /// Bytes that this thread has taken and not given back; what it gave back of others' is subtracted, modulo 2^64.
     pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::SeqCst)
+        BYTES.get()
     }
 }
 
 // SAFETY: every call is passed on to the system's allocator as it came, so its guarantees are this one's; counting allocates nothing.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        self.calls.fetch_add(1, Ordering::SeqCst);
-        self.bytes.fetch_add(layout.size() as u64, Ordering::SeqCst);
+        CALLS.set(CALLS.get().wrapping_add(1));
+        BYTES.set(BYTES.get().wrapping_add(layout.size() as u64));
         // SAFETY: the caller promises of `layout` what `System` asks for.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        self.bytes.fetch_sub(layout.size() as u64, Ordering::SeqCst);
+        BYTES.set(BYTES.get().wrapping_sub(layout.size() as u64));
         // SAFETY: the block came from `alloc` above with this layout, which is `System`'s.
         unsafe { System.dealloc(block, layout) }
     }
