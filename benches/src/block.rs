@@ -70,6 +70,8 @@ pub fn initramfs(init: &Path, modules: &[PathBuf], seconds: u32) -> Result<Vec<u
         entry(&mut archive, folder, FOLDER, (0, 0), &[]);
     }
     entry(&mut archive, "dev/console", NODE, (5, 1), &[]);
+    // A program that starts without standard descriptors wants it, or aborts.
+    entry(&mut archive, "dev/null", NODE, (1, 3), &[]);
     entry(&mut archive, "init", PROGRAM, (0, 0), &read(init)?);
     for (number, module) in modules.iter().enumerate() {
         entry(&mut archive, &format!("modules/{number:02}"), FILE, (0, 0), &read(module)?);
