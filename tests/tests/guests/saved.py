@@ -1,5 +1,5 @@
 """Load on every device of a guest, each of it numbered, so that what is lost, repeated or changed shows: `saved.py send PEER`
-or `saved.py receive PEER`. Ends when /var/stop is there; what each part did, or what was wrong, is in /var/result then.
+or `saved.py receive PEER`. Ends when /run/stop is there; what each part did, or what was wrong, is in /run/result then.
 """
 
 import json
@@ -21,7 +21,7 @@ done, failed = {}, []
 
 
 def stopped():
-    return os.path.exists("/var/stop")
+    return os.path.exists("/run/stop")
 
 
 def record(number):
@@ -30,9 +30,9 @@ def record(number):
 
 
 def tell(name, number):
-    with open(f"/var/{name}.new", "w") as file:
+    with open(f"/run/{name}.new", "w") as file:
         file.write(str(number))
-    os.rename(f"/var/{name}.new", f"/var/{name}")
+    os.rename(f"/run/{name}.new", f"/run/{name}")
 
 
 def disk():
@@ -101,9 +101,6 @@ def console():
 
 
 def entropy():
-    while not os.path.exists("/dev/hwrng"):
-        assert not stopped(), "there is no entropy device"
-        time.sleep(0.2)
     number, last = 0, b""
     with open("/dev/hwrng", "rb", 0) as file:
         while not stopped():
@@ -127,6 +124,6 @@ for thread in threads:
     thread.start()
 for thread in threads:
     thread.join()
-with open("/var/result.new", "w") as file:
+with open("/run/result.new", "w") as file:
     json.dump({"done": done, "failed": failed}, file)
-os.rename("/var/result.new", "/var/result")
+os.rename("/run/result.new", "/run/result")

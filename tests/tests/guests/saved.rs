@@ -57,11 +57,11 @@ fn a_lab_under_load_is_saved_killed_and_goes_on_as_if_nothing_had_been() -> Resu
 fn begin(lab: &Lab) -> Result<()> {
     let script = include_bytes!("saved.py");
     for (machine, role, peer) in [("b", "receive", "172.16.0.10"), ("a", "send", "172.16.0.11")] {
-        // In a session of its own, so that it outlives the call; the system is still coming up, which is more load.
-        let start = format!(
-            "cat > /var/saved.py; setsid python3 /var/saved.py {role} {peer} > /var/load.log 2>&1 < /dev/null &"
-        );
-        lab.exec_with(machine, &["sh", "-ec", &start], script)?.expect(0)?;
+        lab.exec_with(machine, &["sh", "-ec", "cat > /var/saved.py"], script)?.expect(0)?;
+        // The agent answers before systemd does.
+        let load = ["systemd-run", "--quiet", "--unit=load", "python3", "/var/saved.py", role, peer];
+        let start = || Ok((lab.exec(machine, &load)?.code == 0).then_some(()));
+        host::wait_for("systemd", PATIENCE, start, || format!("{:?}", lab.exec(machine, &load)))?;
     }
     change(lab, Change::Balloon { target_mib: BALLOON_MIB })?;
     for machine in BOTH {
@@ -90,7 +90,7 @@ fn balloon_mib(lab: &Lab) -> Result<u64> {
 
 /// How many blocks a machine has written.
 fn written(lab: &Lab, machine: &str) -> Result<u64> {
-    let said = lab.exec(machine, &["cat", "/var/disk"])?;
+    let said = lab.exec(machine, &["cat", "/run/disk"])?;
     if said.code != 0 {
         return Ok(0);
     }
@@ -102,7 +102,7 @@ fn advance(lab: &Lab, machine: &str, blocks: u64) -> Result<()> {
     let from = written(lab, machine)?;
     let look = || Ok((written(lab, machine)? >= from + blocks).then_some(()));
     host::wait_for(&format!("{machine}: {blocks} blocks after {from}"), PATIENCE, look, || {
-        format!("{:?}\n{:?}", written(lab, machine), lab.exec(machine, &["cat", "/var/load.log"]))
+        format!("{:?}\n{:?}", written(lab, machine), lab.exec(machine, &["systemctl", "status", "load"]))
     })
 }
 
@@ -147,16 +147,16 @@ fn save_and_restore(lab: &Lab, round: u64) -> Result<()> {
 fn whole(lab: &Lab, rounds: u64) -> Result<()> {
     change(lab, Change::Balloon { target_mib: 0 })?;
     for machine in BOTH {
-        lab.exec(machine, &["touch", "/var/stop"])?.expect(0)?;
+        lab.exec(machine, &["touch", "/run/stop"])?.expect(0)?;
     }
     let mut sent = Vec::new();
     for machine in BOTH {
         let look = || {
-            let said = lab.exec(machine, &["cat", "/var/result"])?;
+            let said = lab.exec(machine, &["cat", "/run/result"])?;
             Ok((said.code == 0).then(|| said.text()))
         };
         let result = host::wait_for("the result", PATIENCE, look, || {
-            format!("{:?}", lab.exec(machine, &["cat", "/var/load.log"]))
+            format!("{:?}", lab.exec(machine, &["systemctl", "status", "load"]))
         })?;
         let result: Value = serde_json::from_str(&result)?;
         ensure!(result["failed"].as_array().is_some_and(Vec::is_empty), "{machine}: {result:#}");
