@@ -6,13 +6,11 @@
 //! - [`guest`]: kernel and initramfs, the same for all.
 //! - [`vmm`]: how each VMM is started.
 //! - [`boot`]: one boot, from exec to the guest's init.
-//! - [`block`]: requests of a guest to its drive.
 //! - [`memory`]: what a process holds beside its guest's memory.
 //! - [`table`]: medians, and how they are printed.
 
 #![forbid(unsafe_code)]
 
-pub mod block;
 pub mod boot;
 pub mod guest;
 pub mod memory;

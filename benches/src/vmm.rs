@@ -86,27 +86,6 @@ pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) ->
     Ok(Started { child, consoles, control: Some(control) })
 }
 
-/// The same with one machine and these drives, whose files have the slots from 3 on.
-pub(crate) fn labyard_with(
-    program: &Path,
-    guest: &Guest,
-    folder: &Path,
-    more: Vec<OwnedFd>,
-    drives: &Value,
-) -> Result<Started> {
-    let (child, control) = begin(program, folder)?;
-    let open = |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
-    let (console, printed) = io::pipe()?;
-    let files: Vec<_> =
-        [open(&guest.kernel)?, open(&guest.initramfs)?, printed.into()].into_iter().chain(more).collect();
-    let machine = json!({
-        "name": "bench", "cpu_count": 1, "memory_mib": guest.memory_mib,
-        "boot": {"kernel": 0, "initrd": [1], "extra_cmdline": ""}, "drives": drives, "interfaces": [], "cid": 3, "console_log": 2,
-    });
-    create(&control, &files, &[], &[machine])?;
-    Ok(Started { child, consoles: vec![console], control: Some(control) })
-}
-
 /// The process, and its control socket.
 fn begin(program: &Path, folder: &Path) -> Result<(Child, UnixStream)> {
     let socket = folder.join("control.sock");

@@ -58,7 +58,7 @@ fn drives_keep_data_give_space_back_change_while_they_work_and_outlive_their_vmm
     lab.check("a limit of a NIC holds what its guest sends", nic_limited);
     lab.check("a drive that grows is larger for the guest and for its file system", resized);
     if soaks() {
-        // Not seen to pass yet (docs/untested.md).
+        // It fills a whole disk.
         lab.check("a full host disk delays writes, tells of it and fails none", full);
     }
     lab.check("drives count what they do", counted);
