@@ -117,6 +117,10 @@ written! {
         nested_virtualization: Option<bool>,
         huge_pages: Maybe<bool>,
     }
+    /// The same of a drive.
+    OwnDrive {
+        engine: Maybe<String>,
+    }
     KernelFields {
         source: Maybe<String>,
         snapshot: Maybe<Snapshot>,
@@ -139,7 +143,7 @@ written! {
         read_only: Option<bool>,
         persistent: Option<bool>,
         snapshot: Maybe<Snapshot>,
-        engine: Maybe<String>,
+        labyard: Option<OwnDrive>,
     }
     MachineNetwork {
         interfaces: At<Vec<At<Interface>>>,

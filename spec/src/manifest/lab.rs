@@ -128,7 +128,7 @@ pub struct Drive {
     pub read_only: bool,
     /// Meant to be kept when the lab is stopped.
     pub persistent: bool,
-    /// How its bytes reach the host's files; labyard's own field `engine`.
+    /// How its bytes reach the host's files; `labyard.engine`.
     pub engine: Engine,
 }
 

@@ -211,7 +211,12 @@ fn every_broken_rule_is_one_complaint_with_its_place() {
             "- {filesystem: zfs}",
             "machines[1].drives[1].filesystem: `zfs` is none of ext4, ext3, ext2, xfs, btrfs",
         ),
-        ("- {size: 1GiB}", "- {engine: io}", "machines[1].drives[1].engine: `io` is none of auto, sync, uring"),
+        (
+            "- {size: 1GiB}",
+            "- {labyard: {engine: io}}",
+            "machines[1].drives[1].labyard.engine: `io` is none of auto, sync, uring",
+        ),
+        ("- {size: 1GiB}", "- {engine: sync}", "no such field `engine`"),
         (
             "cpuCount: 2",
             "cpuCount: two",

@@ -28,7 +28,10 @@ fn machine() -> String {
         "{mount: /one, size: 512MiB}".to_owned(),
         "{size: 16MiB, readOnly: true}".to_owned(),
     ];
-    drives.extend((3..11).map(|n| format!("{{size: 128MiB, engine: {}}}", if n % 2 == 1 { "uring" } else { "sync" })));
+    drives.extend(
+        (3..11)
+            .map(|n| format!("{{size: 128MiB, labyard: {{engine: {}}}}}", if n % 2 == 1 { "uring" } else { "sync" })),
+    );
     format!(
         "    - name: disk\n      drives: [{}]\n      network: {{interfaces: [{{network: local}}]}}\n",
         drives.join(", ")

@@ -7,7 +7,6 @@ use super::super::lab::{Drive, Filesystem, Machine, StartupFile, User};
 use super::super::place::{Broken, broken, placed, written};
 use super::super::{MAX_DRIVES, MAX_MACHINES, Placed, size};
 use super::{host_name, one_of, own};
-use crate::playground::Engine;
 
 /// vsock context id of the first machine (0 to 2 are taken: vsock(7)).
 const FIRST_CID: u32 = 3;
@@ -210,15 +209,8 @@ fn drive(at: &At<Written>, position: usize, path: &str) -> Checked<Drive> {
         filesystem: filesystem.or(formatted.then_some(Filesystem::Ext4)),
         read_only: drive.read_only.unwrap_or(false),
         persistent: drive.persistent.unwrap_or(false),
-        engine: drive.engine.as_ref().map_or(Ok(Engine::Auto), |name| engine(name, &format!("{path}.engine")))?,
+        engine: own::engine(drive, path)?,
     })
-}
-
-fn engine(name: &At<String>, path: &str) -> Checked<Engine> {
-    let known = [("auto", Engine::Auto), ("sync", Engine::Sync), ("uring", Engine::Uring)];
-    one_of(name, path, &known.map(|(name, _)| name))?;
-    let found = known.into_iter().find(|(known, _)| *known == name.value).map(|(_, engine)| engine);
-    found.ok_or_else(|| broken(name, path, format!("`{}` is no engine", name.value)))
 }
 
 fn filesystem(name: &At<String>, path: &str) -> Checked<Filesystem> {

@@ -1,11 +1,11 @@
-//! The section `labyard` of a machine: what Labyard adds to the documented fields (`docs/adr/0005`).
+//! The sections `labyard` of a machine and of a drive: what Labyard adds to the documented fields (`docs/adr/0005`).
 
 use super::super::Place;
-use super::super::document::{Machine as Written, Own};
+use super::super::document::{Drive, Machine as Written, Own};
 use super::super::place::{Broken, broken, of};
 use super::super::size;
 use super::one_of;
-use crate::playground::{CPU_TEMPLATES, Entry};
+use crate::playground::{CPU_TEMPLATES, Engine, Entry};
 
 /// Bytes of a huge page.
 const HUGE_PAGE: u64 = 2 << 20;
@@ -43,4 +43,14 @@ pub(super) fn check(machine: &Written, memory_mib: u64, path: &str) -> Result<Ch
         checked.huge_pages = Some(of(written.referenced));
     }
     Ok(checked)
+}
+
+/// How the bytes of `drive` reach the host's files.
+pub(super) fn engine(drive: &Drive, path: &str) -> Result<Engine, Box<Broken>> {
+    let Some(written) = drive.labyard.as_ref().and_then(|own| own.engine.as_ref()) else {
+        return Ok(Engine::Auto);
+    };
+    let known = [("auto", Engine::Auto), ("sync", Engine::Sync), ("uring", Engine::Uring)];
+    one_of(written, &format!("{path}.labyard.engine"), &known.map(|(name, _)| name))?;
+    Ok(known.into_iter().find(|(name, _)| *name == written.value).map_or(Engine::Auto, |(_, engine)| engine))
 }
