@@ -97,6 +97,8 @@ impl Blobs {
 fn tempfile_in(folder: &Path, digest: &Digest) -> io::Result<(PathBuf, File)> {
     let path = folder.join(format!("{PREFIX}{}.{}", digest.hex(), std::process::id()));
     let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+    // Who removes what killed processes have left keeps off.
+    flock(&file, FlockOperation::NonBlockingLockExclusive)?;
     Ok((path, file))
 }
 

@@ -44,10 +44,6 @@ const USER_AGENT: &str = concat!("labyard-rootfs-builder/", env!("CARGO_PKG_VERS
 pub struct Fetched {
     /// Its manifest, one for our machines.
     pub(crate) manifest: Descriptor,
-    /// Bytes that came over the network.
-    pub bytes: u64,
-    /// It was given to somebody without a name.
-    pub public: bool,
 }
 
 /// Fetches what is missing of an image.
@@ -91,7 +87,10 @@ async fn from_endpoints(
     for (at, endpoint) in endpoints.into_iter().enumerate() {
         let puller = Puller::new(endpoint, blobs, watch).await?;
         match puller.image().await {
-            Err(error) if at != last && !matches!(error, RegistryError::Interrupted(_)) => {
+            // What this machine cannot do, it cannot do for another registry either.
+            Err(error)
+                if at != last && !matches!(error, RegistryError::Interrupted(_) | RegistryError::Write { .. }) =>
+            {
                 watch.at(&format!("{error}; trying the next place"), 0, 0)?;
             }
             result => return result,
@@ -119,7 +118,6 @@ struct Puller<'a> {
     watch: &'a Watch,
     done: Cell<u64>,
     of: Cell<u64>,
-    came: Cell<u64>,
     /// Unfinished blobs stay for who asks again.
     keep: Rc<Cell<bool>>,
     step: RefCell<String>,
@@ -156,7 +154,6 @@ impl<'a> Puller<'a> {
             watch,
             done: Cell::new(0),
             of: Cell::new(0),
-            came: Cell::new(0),
             keep: Rc::default(),
             step: RefCell::default(),
         })
@@ -204,8 +201,7 @@ impl<'a> Puller<'a> {
             wanted.push((name, layer));
         }
         self.blobs(wanted).await?;
-        let public = self.login.auth == RegistryAuth::Anonymous;
-        Ok(Fetched { manifest: descriptor, bytes: self.came.get(), public })
+        Ok(Fetched { manifest: descriptor })
     }
 
     /// The manifest for our machines, through as many indexes as there are.
@@ -372,7 +368,6 @@ impl<'a> Puller<'a> {
                 return Ok(Err(Trouble::Lasting(format!("more than the {size} bytes that the manifest says"))));
             }
             part.append(&bytes).map_err(self.unwritten(digest))?;
-            self.came.set(self.came.get() + bytes.len() as u64);
             self.tell(bytes.len() as u64)?;
         }
         if part.len() < size {

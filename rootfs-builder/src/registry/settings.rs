@@ -1,8 +1,9 @@
 //! Where a registry really is: `registries.conf`, version 2, as skopeo, buildah and podman read it (containers-registries.conf(5)).
 //!
-//! Read are `[[registry]]` with `prefix`, `location`, `insecure`, `blocked`, and its `[[registry.mirror]]`. The file is the
+//! Read are the file and the drop-ins beside it, and of them `[[registry]]` with `prefix`, `location`, `insecure`, `blocked`, and its `[[registry.mirror]]`. The file is the
 //! user's or the host's own. Plain HTTP is for loopback, and for what is called insecure there or on the command line.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -62,8 +63,12 @@ impl Settings {
         let Some(path) = [named, own, everybody].into_iter().flatten().find(|path| is_named || path.exists()) else {
             return Ok(Self { plain_http, ..Self::default() });
         };
-        let text = super::read_bounded(&path, MAX_BYTES)?;
-        Self::read(&text, &path).map(|settings| Self { plain_http, ..settings })
+        let mut settings = Self { plain_http, ..Self::read(&super::read_bounded(&path, MAX_BYTES)?, &path)? };
+        // Later files come before earlier ones where both speak of the same prefix, as the longest one that is found last.
+        for path in drop_ins(&path)? {
+            settings.registry.extend(Self::read(&super::read_bounded(&path, MAX_BYTES)?, &path)?.registry);
+        }
+        Ok(settings)
     }
 
     fn read(text: &str, path: &Path) -> Result<Self, RegistryError> {
@@ -115,6 +120,28 @@ impl Settings {
         let insecure = insecure || self.plain_http || is_loopback(reference.resolve_registry());
         Endpoint { reference, insecure }
     }
+}
+
+/// `*.conf` in the folder beside the file, in order of their names.
+fn drop_ins(path: &Path) -> Result<Vec<PathBuf>, RegistryError> {
+    let mut folder = path.as_os_str().to_owned();
+    folder.push(".d");
+    let folder = PathBuf::from(folder);
+    let failed =
+        |error: io::Error| RegistryError::Settings { path: folder.clone(), problem: format!("reading: {error}") };
+    let entries = match std::fs::read_dir(&folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "conf") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
 }
 
 /// `*.example.com`, or a prefix that ends where a part of the name does.

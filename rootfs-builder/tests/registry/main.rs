@@ -13,11 +13,12 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use layout::{Layer, Layout, Packing};
 use proxy::{Fault, Proxy};
 use serde_json::Value;
-use server::{Access, PASSWORD, Registry, USER, login};
+use server::{Access, DEADLINE, PASSWORD, Registry, USER, login};
 
 /// One person's account: a store, login files, settings.
 struct Home(tempfile::TempDir);
@@ -105,6 +106,21 @@ fn image(path: &Path, text: &str) -> Layout {
     layout
 }
 
+/// A registry that has an image `it:1`, and somebody who wants it.
+struct Scene {
+    home: Home,
+    registry: Registry,
+    layout: Layout,
+    _folder: tempfile::TempDir,
+}
+
+fn scene(access: Access) -> Scene {
+    let folder = tempfile::tempdir().unwrap();
+    let (layout, registry) = (image(folder.path(), "hello"), Registry::start(access));
+    registry.push(folder.path(), "it:1");
+    Scene { home: Home::new(), registry, layout, _folder: folder }
+}
+
 #[test]
 fn an_image_is_the_same_from_a_registry_and_from_a_layout() {
     let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
@@ -147,10 +163,7 @@ fn a_tag_that_moves_is_followed() {
 #[test]
 fn a_registry_with_passwords_or_tokens_wants_the_right_one() {
     for access in [Access::Password, Access::Token] {
-        let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-        image(work.path(), "secret");
-        let registry = Registry::start(access);
-        registry.push(work.path(), "it:1");
+        let Scene { home, registry, .. } = &scene(access);
         let image = registry.image("it:1");
         let host = image.split('/').next().unwrap();
 
@@ -175,10 +188,7 @@ fn a_registry_with_passwords_or_tokens_wants_the_right_one() {
 #[test]
 fn a_credential_helper_is_asked() {
     use std::os::unix::fs::PermissionsExt;
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    image(work.path(), "secret");
-    let registry = Registry::start(Access::Password);
-    registry.push(work.path(), "it:1");
+    let Scene { home, registry, .. } = &scene(Access::Password);
     let image = registry.image("it:1");
     let host = image.split('/').next().unwrap();
     let helper = home.path("docker-credential-test");
@@ -193,10 +203,7 @@ fn a_credential_helper_is_asked() {
 
 #[test]
 fn a_connection_that_breaks_is_taken_up_again() {
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    image(work.path(), "hello");
-    let registry = Registry::start(Access::Everybody);
-    registry.push(work.path(), "it:1");
+    let Scene { home, registry, .. } = &scene(Access::Everybody);
     let proxy = Proxy::new(registry.port, Fault::Cut(300 << 10));
     home.built(&format!("127.0.0.1:{}/it:1", proxy.port));
     let (connections, bytes) = (proxy.connections(), proxy.bytes());
@@ -206,10 +213,7 @@ fn a_connection_that_breaks_is_taken_up_again() {
 
 #[test]
 fn what_came_before_a_registry_went_away_is_kept() {
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    let layout = image(work.path(), "hello");
-    let registry = Registry::start(Access::Everybody);
-    registry.push(work.path(), "it:1");
+    let Scene { home, registry, layout, .. } = &scene(Access::Everybody);
     // Documents, one layer, half of the other.
     let dying = Proxy::new(registry.port, Fault::Dies(1 << 20));
     let settings = format!("[[registry]]\nprefix = \"images.example\"\nlocation = \"127.0.0.1:{}\"\n", dying.port);
@@ -238,10 +242,7 @@ fn what_came_before_a_registry_went_away_is_kept() {
 
 #[test]
 fn a_blob_that_rots_on_the_server_is_named() {
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    let layout = image(work.path(), "hello");
-    let registry = Registry::start(Access::Everybody);
-    registry.push(work.path(), "it:1");
+    let Scene { home, registry, layout, .. } = &scene(Access::Everybody);
     let digest = layout.layer_digests()[1].clone();
     let path = registry.blob(&digest);
     let mut bytes = fs::read(&path).unwrap();
@@ -255,10 +256,7 @@ fn a_blob_that_rots_on_the_server_is_named() {
 
 #[test]
 fn an_interrupted_pull_leaves_no_half_blob() {
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    image(work.path(), "hello");
-    let registry = Registry::start(Access::Everybody);
-    registry.push(work.path(), "it:1");
+    let Scene { home, registry, .. } = &scene(Access::Everybody);
     let proxy = Proxy::new(registry.port, Fault::Silence(400 << 10));
     let mut child = home
         .builder(&format!("127.0.0.1:{}/it:1", proxy.port))
@@ -269,9 +267,11 @@ fn an_interrupted_pull_leaves_no_half_blob() {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let begun = lines.by_ref().map(|line| line.unwrap()).find(|line| line.starts_with("fetching"));
     assert!(begun.is_some());
+    let end = Instant::now() + DEADLINE;
     while home.parts() == 0 {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it was interrupted");
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        assert!(Instant::now() < end, "no blob is begun: {:?}", home.blobs());
+        std::thread::sleep(Duration::from_millis(10));
     }
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
@@ -283,10 +283,7 @@ fn an_interrupted_pull_leaves_no_half_blob() {
 
 #[test]
 fn two_pulls_of_one_image_share_the_work() {
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    let layout = image(work.path(), "hello");
-    let registry = Registry::start(Access::Everybody);
-    registry.push(work.path(), "it:1");
+    let Scene { home, registry, layout, .. } = &scene(Access::Everybody);
     let size: u64 =
         layout.layer_digests().iter().map(|digest| fs::metadata(registry.blob(digest)).unwrap().len()).sum();
     let proxy = Proxy::new(registry.port, Fault::None);
@@ -318,6 +315,14 @@ fn a_mirror_that_is_down_is_passed_over() {
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
     assert!(said.contains("127.0.0.1:1/library/it:1") && said.contains("trying the next place"), "{said}");
+
+    // A file beside it has the last word.
+    fs::create_dir(home.path("registries.conf.d")).unwrap();
+    let blocked = "[[registry]]\nlocation = \"images.example\"\nblocked = true\n";
+    fs::write(home.path("registries.conf.d/90-closed.conf"), blocked).unwrap();
+    let (error, code) = home.refused("images.example/library/it:1");
+    assert!(error.contains("`images.example` is blocked"), "{error}");
+    assert_eq!(code, 2);
 }
 
 #[test]
