@@ -3,20 +3,16 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use labyard_devices::backend::block::BlockBackend;
 use labyard_devices::backend::engine::{self, Choice};
 use labyard_devices::backend::overlay::{Base, Chain, LayerFiles, Overlay};
 use labyard_devices::backend::raw::RawFile;
-use labyard_devices::fault::Faults;
 use labyard_devices::limiter::{Bucket, Limiter, Limits, Rate};
-use labyard_devices::testing::{GuestDriver, readable, writable};
+use labyard_devices::testing::{GuestDriver, Watched, readable, writable};
 use labyard_devices::virtio::block::Block;
-use labyard_devices::virtio::device::{DeviceInfo, Refused, VirtioDevice};
 use labyard_devices::virtio::feature;
-use labyard_devices::worker::{Activation, Rest, Source, Token, Worker, WorkerFault};
 use labyard_sys::counting::Counting;
 
 #[global_allocator]
@@ -32,49 +28,6 @@ const ROUNDS: u64 = 60;
 /// Rounds of one kind of request each, after which lists of what is in flight are as long as they get. They are not made so from the
 /// start: a drive that nobody uses costs little.
 const WARM: u64 = 24;
-
-/// A drive whose worker is watched while it handles events.
-struct Watched {
-    block: Box<dyn VirtioDevice>,
-    allocations: Arc<AtomicU64>,
-}
-
-struct WatchedWorker {
-    worker: Box<dyn Worker>,
-    allocations: Arc<AtomicU64>,
-}
-
-impl VirtioDevice for Watched {
-    fn info(&self) -> DeviceInfo {
-        self.block.info()
-    }
-
-    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
-        let worker = self.block.activate(with)?;
-        Ok(Box::new(WatchedWorker { worker, allocations: self.allocations }))
-    }
-
-    fn faults(&self) -> &Faults {
-        self.block.faults()
-    }
-}
-
-impl Worker for WatchedWorker {
-    fn sources(&self) -> Vec<Source> {
-        self.worker.sources()
-    }
-
-    fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
-        let before = ALLOCATOR.calls();
-        let outcome = self.worker.on_event(token);
-        self.allocations.fetch_add(ALLOCATOR.calls() - before, Ordering::SeqCst);
-        outcome
-    }
-
-    fn deactivate(self: Box<Self>) -> Rest {
-        self.worker.deactivate()
-    }
-}
 
 fn file(bytes: u64) -> File {
     let file = tempfile::tempfile().expect("a file");
@@ -123,11 +76,10 @@ fn requests_of_every_kind_are_served_without_an_allocation() {
     let limits = Limits { bytes: Some(plenty), operations: Some(plenty) };
     for choice in [Choice::Sync, Choice::Auto] {
         for (what, backend) in [("raw", raw(choice)), ("overlay", overlay(choice))] {
-            let allocations = Arc::new(AtomicU64::new(0));
             let limiter = Limiter::new(vec![Bucket::new(limits), Bucket::new(Limits::default())]).expect("a timer");
             let block = Box::new(Block::new("d00", backend).limited_by(limiter));
-            let watched = Watched { block, allocations: Arc::clone(&allocations) };
-            let mut guest = GuestDriver::power_on(Box::new(watched));
+            let (watched, allocations) = Watched::new(block, || ALLOCATOR.calls());
+            let mut guest = GuestDriver::power_on(watched);
             guest.set_up(1 << 13 | 1 << 9 | feature::COMMON);
             for round in 0..ROUNDS {
                 if round == WARM {

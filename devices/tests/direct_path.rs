@@ -2,17 +2,13 @@
 
 #![forbid(unsafe_code)]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use labyard_devices::fault::Faults;
 use labyard_devices::switch::counters::Count;
 use labyard_devices::switch::{PortSpec, Switch};
-use labyard_devices::testing::{GuestDriver, InlineHost, readable, writable};
-use labyard_devices::virtio::device::{DeviceInfo, Refused, VirtioDevice};
+use labyard_devices::testing::{GuestDriver, InlineHost, Watched, readable, writable};
 use labyard_devices::virtio::feature;
 use labyard_devices::virtio::net::{FEATURES, Net};
-use labyard_devices::worker::{Activation, Rest, Source, Token, Worker, WorkerFault};
 use labyard_sys::counting::Counting;
 
 #[global_allocator]
@@ -24,49 +20,6 @@ const TX: usize = 1;
 const BURST: usize = 16;
 /// VIRTIO_NET_F_GUEST_CSUM, GUEST_TSO4, GUEST_TSO6, GUEST_USO4, GUEST_USO6 and CTRL_GUEST_OFFLOADS (VIRTIO 1.2, §5.1.3).
 const TAKES: u64 = 1 << 1 | 1 << 7 | 1 << 8 | 1 << 54 | 1 << 55 | 1 << 2;
-
-/// A NIC whose worker is watched while it handles events.
-struct Watched {
-    net: Box<dyn VirtioDevice>,
-    allocations: Arc<AtomicU64>,
-}
-
-struct WatchedWorker {
-    worker: Box<dyn Worker>,
-    allocations: Arc<AtomicU64>,
-}
-
-impl VirtioDevice for Watched {
-    fn info(&self) -> DeviceInfo {
-        self.net.info()
-    }
-
-    fn activate(self: Box<Self>, with: Activation) -> Result<Box<dyn Worker>, Refused> {
-        let worker = self.net.activate(with)?;
-        Ok(Box::new(WatchedWorker { worker, allocations: self.allocations }))
-    }
-
-    fn faults(&self) -> &Faults {
-        self.net.faults()
-    }
-}
-
-impl Worker for WatchedWorker {
-    fn sources(&self) -> Vec<Source> {
-        self.worker.sources()
-    }
-
-    fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
-        let before = ALLOCATOR.calls();
-        let outcome = self.worker.on_event(token);
-        self.allocations.fetch_add(ALLOCATOR.calls() - before, Ordering::SeqCst);
-        outcome
-    }
-
-    fn deactivate(self: Box<Self>) -> Rest {
-        self.worker.deactivate()
-    }
-}
 
 /// A virtio header and a TCP segment over IPv4 to everybody, cut into pieces of 1,448 bytes where it is longer.
 fn segment(payload: usize) -> Vec<u8> {
@@ -89,18 +42,18 @@ fn frames_of_every_size_go_from_driver_to_driver_without_an_allocation() {
 
     let specs: Vec<_> = (0..3).map(|last| PortSpec { mac: [2, 0, 0, 0, 0, last], mtu: 1500 }).collect();
     let plugs = Switch::with_ports("local", &specs);
-    let (host, allocations) = (InlineHost::default(), Arc::new(AtomicU64::new(0)));
-    let mut guests: Vec<GuestDriver> = plugs
+    let host = InlineHost::default();
+    let (mut guests, allocations): (Vec<GuestDriver>, Vec<_>) = plugs
         .iter()
         .zip([!0, !0, !TAKES])
         .map(|(plug, mask)| {
             let net = Box::new(Net::new("eth0", plug.clone()));
-            let watched = Watched { net, allocations: Arc::clone(&allocations) };
-            let mut guest = GuestDriver::power_on_at(Box::new(watched), host.clone());
+            let (watched, allocations) = Watched::new(net, || ALLOCATOR.calls());
+            let mut guest = GuestDriver::power_on_at(watched, host.clone());
             guest.set_up(mask & (FEATURES | feature::COMMON));
-            guest
+            (guest, allocations)
         })
-        .collect();
+        .unzip();
     for payload in [6, 1448, 64_000] {
         let bytes = segment(payload);
         let frames = payload.div_ceil(1448);
@@ -133,5 +86,6 @@ fn frames_of_every_size_go_from_driver_to_driver_without_an_allocation() {
     for snapshot in &snapshots[1..] {
         assert_eq!((snapshot.get(Count::ReceivedFrames), snapshot.dropped_frames()), (sent, 0));
     }
-    assert_eq!(allocations.load(Ordering::SeqCst), 0, "allocations while events were handled");
+    let counts: Vec<_> = allocations.iter().map(|count| count.load(Ordering::SeqCst)).collect();
+    assert_eq!(counts, [0; 3], "allocations while events were handled");
 }

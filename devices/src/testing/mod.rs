@@ -10,6 +10,8 @@
 
 mod driver;
 mod host;
+mod watched;
 
 pub use driver::{Buffer, GuestDriver, readable, writable};
 pub use host::{InlineHost, Recorder};
+pub use watched::Watched;
