@@ -1,20 +1,16 @@
 //! Images: what is in the store, fetching and building ahead, removing.
 
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use labyard_rootfs_builder::store::{ImageRecord, Store};
 use labyard_spec::manifest::size;
 use labyard_spec::source::Source;
-use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::home::Home;
-use labyard_supervisor::host::Programs;
-use labyard_supervisor::words::printable;
 use serde_json::{Value, json};
 
 use super::args::{ImagePrune, ImagePull, ImageRm};
-use super::up::Cancel;
-use super::{Failure, Outcome, event_loop, output, users};
+use super::building::with_builder;
+use super::{Failure, Outcome, output, users};
 
 /// Digits of a key that tables show, and fewest that name an image.
 const SHORT: usize = 12;
@@ -100,22 +96,9 @@ pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
         Source::RootfsTar(path) => Source::RootfsTar(absolute(&path)?),
         other => other,
     };
-    let builder = Builder { program: Programs::locate()?.find("rootfs-builder")?, home: home.path.clone() };
-    let since = Instant::now();
-    let told = |line: &str| {
-        // Its last words are repeated as ours.
-        if !line.starts_with("error: ") {
-            output::complain(&format!("[{:7.2} s] {}", since.elapsed().as_secs_f64(), printable(line)));
-        }
-    };
-    let built = event_loop()?.block_on(async {
-        let cancel = Cancel::default();
-        cancel.on_signals()?;
-        builder.build(&source.to_string(), pull.size, told, cancel.wait()).await.map_err(|error| match error {
-            BuilderError::Interrupted => Cancel::failure(),
-            other => Failure::from(other),
-        })
-    })?;
+    let source = source.to_string();
+    let built =
+        with_builder(home, async |builder, told, cancel| builder.build(&source, pull.size, told, cancel.wait()).await)?;
     if pull.json {
         output::document(&json!({ "key": built.key, "path": built.path, "cached": built.cached }))?;
     } else {

@@ -1,18 +1,15 @@
 //! Guest kernels: what is in the store, adding, building, removing.
 
 use std::path::Path;
-use std::time::Instant;
 
 use labyard_rootfs_builder::store::Store;
-use labyard_supervisor::builder::{AddedKernel, Builder, BuilderError};
+use labyard_supervisor::builder::AddedKernel;
 use labyard_supervisor::home::Home;
-use labyard_supervisor::host::Programs;
-use labyard_supervisor::words::printable;
 use serde_json::json;
 
 use super::args::{KernelAdd, KernelBuild, KernelRm};
-use super::up::Cancel;
-use super::{Failure, Outcome, event_loop, output, users};
+use super::building::with_builder;
+use super::{Failure, Outcome, output, users};
 
 pub(crate) fn ls(home: &Home, json: bool) -> Outcome {
     let store = Store::open(&home.path)?;
@@ -56,25 +53,9 @@ pub(crate) fn build(home: &Home, build: &KernelBuild) -> Outcome {
     tell(&ask(home, &["build".to_owned(), "--series".to_owned(), build.series.clone()])?, build.json)
 }
 
-/// Has `rootfs-builder` do it, and passes its progress on to standard error.
 fn ask(home: &Home, arguments: &[String]) -> Result<AddedKernel, Failure> {
-    let builder = Builder { program: Programs::locate()?.find("rootfs-builder")?, home: home.path.clone() };
-    let since = Instant::now();
-    let told = |line: &str| {
-        // Its last words are repeated as ours.
-        if !line.starts_with("error: ") {
-            output::complain(&format!("[{:7.2} s] {}", since.elapsed().as_secs_f64(), printable(line)));
-        }
-    };
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-    event_loop()?.block_on(async {
-        let cancel = Cancel::default();
-        cancel.on_signals()?;
-        builder.kernel(&arguments, told, cancel.wait()).await.map_err(|error| match error {
-            BuilderError::Interrupted => Cancel::failure(),
-            other => other.into(),
-        })
-    })
+    with_builder(home, async |builder, told, cancel| builder.kernel(&arguments, told, cancel.wait()).await)
 }
 
 fn tell(kernel: &AddedKernel, json: bool) -> Outcome {

@@ -1,6 +1,7 @@
 //! What a person types, and what comes back. Each verb is a file; errors become one line and an exit code here.
 
 mod args;
+mod building;
 mod console;
 mod down;
 mod drive;
