@@ -13,7 +13,7 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-use labyard_spec::control::{Change, Limits, RateLimit, Reply, Request};
+use labyard_spec::control::{Change, Limits, RateLimit, Reply, Request, RestoreSpec, SavedFiles};
 use labyard_spec::net::{Ipv4Subnet, Mac};
 use labyard_spec::playground::{
     BaseSpec, BootSpec, DriveSpec, Engine, Entry, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
@@ -23,6 +23,7 @@ use labyard_sys::{memfd, message};
 use labyard_vmm::control::Control;
 use labyard_vmm::kvm::Hypervisor;
 use labyard_vmm::playground::Playground;
+use labyard_vmm::snapshot::Saved;
 
 use crate::input::Input;
 
@@ -120,6 +121,11 @@ fn file(input: &mut Input<'_>) -> File {
     let file = match input.byte() % 8 {
         0 => return File::open("/dev/null").expect("it is there"),
         1 => memfd::create("a file", u64::from(input.short())),
+        3 => {
+            let file = memfd::create("a state", 0).expect("a memfd");
+            Saved { machines: Vec::new() }.write(&file).expect("written");
+            return file;
+        }
         2 => memfd::create("a file", 1 << 20),
         _ => memfd::create("a file", 0),
     };
@@ -150,7 +156,7 @@ fn name(input: &mut Input<'_>) -> String {
 
 fn request(input: &mut Input<'_>) -> Request {
     let machine = name(input);
-    match input.byte() % 16 {
+    match input.byte() % 20 {
         0..=3 => Request::Descriptors { first: slot(input), count: 1 + u32::from(input.byte() % 8) },
         4..=6 => Request::Create(Box::new(playground(input))),
         7 => Request::Status,
@@ -159,10 +165,18 @@ fn request(input: &mut Input<'_>) -> Request {
         10..=12 => Request::Change { machine: (!input.one_in(4)).then_some(machine), change: change(input) },
         13 => Request::PowerButton { machine },
         14 => Request::Kill { machine: Some(machine) },
+        15 => Request::Pause { machine: (!input.one_in(2)).then_some(machine) },
+        16 => Request::Resume { machine: (!input.one_in(2)).then_some(machine) },
+        17 => Request::Save(saved(input)),
+        18 => Request::Restore(Box::new(RestoreSpec { playground: playground(input), saved: saved(input) })),
         // Rarely: the other end looks only every two seconds whether we are still there.
         _ if input.one_in(128) => Request::Events { after: input.byte().into() },
         _ => Request::Status,
     }
+}
+
+fn saved(input: &mut Input<'_>) -> SavedFiles {
+    SavedFiles { state: slot(input), memory: (0..input.byte() % 3).map(|_| slot(input)).collect() }
 }
 
 fn slot(input: &mut Input<'_>) -> Slot {
@@ -176,13 +190,15 @@ fn rate(input: &mut Input<'_>) -> Option<RateLimit> {
 fn change(input: &mut Input<'_>) -> Change {
     let serial = input.pick(&["d00", "d01", "modules"]).to_owned();
     let limits = Limits { bytes: rate(input), operations: rate(input) };
-    match input.byte() % 8 {
+    match input.byte() % 10 {
         0 => Change::Balloon { target_mib: if input.one_in(2) { input.long() } else { input.byte().into() } },
         1 => Change::ConsoleSize { cols: input.short(), rows: input.short() },
         2 => Change::Link { interface: u32::from(input.byte() % 3), up: input.one_in(2) },
         3 => Change::DriveLimit { serial, limits },
         4 => Change::MachineLimit { limits },
         5 => Change::PlaygroundLimit { limits },
+        6 => Change::NicLimit { interface: u32::from(input.byte() % 3), limits },
+        7 => Change::NicsLimit { limits },
         _ => Change::DriveResize { serial, bytes: if input.one_in(2) { input.long() } else { 1 << 20 } },
     }
 }

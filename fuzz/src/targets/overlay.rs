@@ -10,6 +10,7 @@ use labyard_devices::backend::overlay::{Base, Chain, LayerFiles, Overlay};
 use labyard_devices::counters::Snapshot;
 use labyard_devices::testing::{GuestDriver, readable, writable};
 use labyard_devices::virtio::block::Block;
+use labyard_devices::virtio::block::handle::Handle;
 use labyard_devices::virtio::device::DeviceType;
 use labyard_spec::overlay::{
     Header, LayerId, PAGE_BYTES, PAGE_WORDS, SECTOR_BYTES, Words, decode_page, encode_page, page_offset,
@@ -183,15 +184,42 @@ fn forms(input: &mut Input<'_>) {
     let _ = decode_page(&header, page, 0, &coded, &mut read).map_err(|error| error.to_string());
 }
 
+/// The host wants the drive larger, mostly; the guest is at work meanwhile. Whether it got its way.
+fn grow(guest: &mut GuestDriver, handle: &Handle, input: &mut Input<'_>) -> bool {
+    let bytes = match input.byte() % 8 {
+        0 => input.long(),
+        1 => u64::from(input.word()) % (2 * DRIVE_BYTES),
+        _ => (DRIVE_BYTES + u64::from(input.word()) % (1 << 30)) & !511,
+    };
+    let handle = handle.clone();
+    let asked = std::thread::spawn(move || handle.resize(bytes));
+    while !asked.is_finished() {
+        guest.run();
+        std::thread::yield_now();
+    }
+    match asked.join().expect("no panic") {
+        Ok(()) => true,
+        Err(error) => {
+            assert!(!error.to_string().is_empty(), "an error without a word");
+            false
+        }
+    }
+}
+
 /// A guest uses the drive.
 fn guest<E: labyard_devices::backend::engine::Engine + 'static>(drive: Overlay<E>, input: &mut Input<'_>) {
     let block = Block::new("d00", Box::new(drive));
     let handle = block.handle();
     let mut guest = GuestDriver::attach(Box::new(block));
-    let capacity = guest.config(0, 8);
+    let mut capacity = sectors(&mut guest);
     for _ in 0..STEPS {
         if input.is_empty() {
             break;
+        }
+        // One whose worker has given up answers nobody.
+        if input.one_in(8) && !guest.needs_reset() && grow(&mut guest, &handle, input) {
+            let before = std::mem::replace(&mut capacity, sectors(&mut guest));
+            assert!(capacity >= before, "a drive that grew is not smaller: {before} and {capacity} sectors");
         }
         if !requests::offer(&mut guest, DeviceType::Block, 0, input) {
             guest.offer(0, &[readable(requests::HEADER, 16), writable(requests::LARGE, 4096)]);
@@ -204,5 +232,10 @@ fn guest<E: labyard_devices::backend::engine::Engine + 'static>(drive: Overlay<E
     guest.kick(0);
     let errors = handle.counters().snapshot().into_iter().find(|(name, _)| *name == "errors");
     assert_eq!(errors, Some(("errors", 0)), "a drive that opened serves its guest");
-    assert_eq!(guest.config(0, 8), capacity);
+    assert_eq!(sectors(&mut guest), capacity);
+}
+
+/// Its size as the guest sees it (VIRTIO 1.2, §5.2.4).
+fn sectors(guest: &mut GuestDriver) -> u64 {
+    guest.config(0, 8).iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))
 }

@@ -1,6 +1,6 @@
 //! Maps of overlay layers: files of a vmm that a guest may have taken over, read by the vmm's successor and by `drive export`.
 
-use labyard_spec::overlay::fit::Place;
+use labyard_spec::overlay::fit::{Misfit, Place};
 use labyard_spec::overlay::runs::runs;
 use labyard_spec::overlay::{
     Header, LayerId, PAGE_BLOCKS, PAGE_BYTES, PAGE_WORDS, SECTOR_BYTES, decode_page, encode_page,
@@ -30,6 +30,23 @@ pub(super) fn run(bytes: &[u8]) {
     check(&usual, &page, rest);
 }
 
+/// One thing is wrong, and that is what is said.
+fn misplaced(header: &Header, place: Place<'_>) {
+    let (map_bytes, data_bytes) = (place.map_bytes + 512, place.data_bytes + 512);
+    let is = |wrong: Place<'_>| header.fits(&wrong).expect_err("it does not belong there");
+    assert!(matches!(is(Place { map_bytes, ..place }), Misfit::MapSize { .. }));
+    assert!(matches!(is(Place { data_bytes, ..place }), Misfit::DataSize { .. }));
+    if header.below != "another" {
+        assert!(matches!(is(Place { below: "another", ..place }), Misfit::OtherBase { .. }));
+    }
+    assert!(matches!(is(Place { base_bytes: !place.base_bytes, ..place }), Misfit::BaseSize { .. }));
+    if let Some(drive_bytes) = place.drive_bytes.checked_sub(512) {
+        assert!(matches!(is(Place { drive_bytes, ..place }), Misfit::OtherCapacity { .. }));
+    }
+    // A growth that was cut short leaves the files of the top too long, and no others.
+    assert_eq!(header.fits(&Place { map_bytes, data_bytes, is_top: true, ..place }), Ok(()));
+}
+
 fn check(header: &Header, page: &[u8; PAGE_BYTES], rest: &[u8]) {
     let place = Place {
         map_bytes: header.map_bytes(),
@@ -40,6 +57,7 @@ fn check(header: &Header, page: &[u8; PAGE_BYTES], rest: &[u8]) {
         is_top: false,
     };
     assert_eq!(header.fits(&place), Ok(()), "it belongs where it says");
+    misplaced(header, place);
     let mut words = [0; PAGE_WORDS];
     let _ = decode_page(header, 0, 0, page, &mut words); // most are damaged
     let (mut other, mut sealed) = ([0; PAGE_WORDS], [0; PAGE_BYTES]);
