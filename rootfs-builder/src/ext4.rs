@@ -1,6 +1,6 @@
 //! Our ext4 writer: a tree becomes a disk in one pass, without root, without mounting, the same bytes every time.
 //!
-//! What it writes: 4 KiB blocks, extents, 256-byte inodes, 64bit, flex_bg, sparse_super, metadata_csum with its own seed, an
+//! What it writes: 4 KiB blocks, extents, an index in directories of more than one block, 256-byte inodes, 64bit, flex_bg, sparse_super, metadata_csum with its own seed, an
 //! empty journal where asked for. No moment but those of the tree, no random number: UUID and hash seed are given.
 //! A file's blocks follow each other on the disk in the order of the tree; 64 KiB of zeros become a hole.
 //! `e2fsck -fn` is the judge (`tests/ext4.rs`).
@@ -9,6 +9,8 @@ mod bytes;
 mod directory;
 mod extents;
 mod geometry;
+mod hash;
+mod index;
 mod inode;
 mod journal;
 mod output;
@@ -25,7 +27,7 @@ use crate::tree::{Spools, Tree};
 use crate::watch::{Interrupted, Watch};
 
 /// Raised whenever the same tree would become other bytes; part of every image's key.
-pub const WRITER_VERSION: u32 = 1;
+pub const WRITER_VERSION: u32 = 2;
 
 /// How large a disk becomes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +72,8 @@ pub enum Ext4Error {
     Full { bytes: u64, path: String },
     #[error("`{path}`: {bytes} bytes are more than an ext4 file holds")]
     FileSize { path: String, bytes: u64 },
+    #[error("`{path}`: a directory of {entries} names, more than an index of two levels holds")]
+    Directory { path: String, entries: usize },
     #[error("`{path}`: symbolic link of {bytes} bytes, more than 4095")]
     SymlinkSize { path: String, bytes: usize },
     #[error("`{path}`: extended attribute `{name}` has no place in ext4")]

@@ -174,6 +174,29 @@ fn ten_thousand_names_in_one_directory_and_deep_nesting_are_clean() {
 }
 
 #[test]
+fn directories_of_more_than_a_block_are_indexed_and_e2fsck_agrees_with_every_hash() {
+    let mut bench = Bench::new();
+    let (name, folder) = ("n".repeat(180), |count| format!("of-{count}"));
+    // What fits into a block with the dots has none; the next name makes an index; the last needs a level between.
+    for count in [20, 21, 5_000, 20_000] {
+        let directory = bench.directory(NodeId::ROOT, &folder(count));
+        for number in 0..count {
+            bench.put(directory, &format!("{number:05}-\u{e4}\u{20ac}{name}"), Kind::Fifo);
+        }
+    }
+    let (disk, _) = bench.write("disk", Size::Fit).unwrap();
+    assert_clean(&disk);
+    let indexed = |count| debugfs(&disk, &format!("stat /{}", folder(count))).contains("Flags: 0x81000");
+    assert_eq!([20, 21, 5_000, 20_000].map(indexed), [false, true, true, true]);
+    assert_has(
+        &debugfs(&disk, "htree_dump /of-21"),
+        &["Hash Version: 1", "Indirect levels: 0", "Number of entries (limit): 507"],
+    );
+    assert_has(&debugfs(&disk, "htree_dump /of-20000"), &["Indirect levels: 1", "Number of entries (limit): 510"]);
+    assert_eq!(debugfs(&disk, "ls -p /of-20000").lines().filter(|line| line.contains("nnn")).count(), 20_000);
+}
+
+#[test]
 fn large_and_sparse_files_keep_their_content_and_holes_take_no_room() {
     let mut bench = Bench::new();
     let large = bytes(150 << 20);

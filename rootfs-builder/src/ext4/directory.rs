@@ -32,6 +32,17 @@ pub(super) fn entry_len(name: &[u8]) -> usize {
     (HEADER + name.len()).next_multiple_of(4)
 }
 
+/// Whether these fit into one block beside `.` and `..`; larger directories have an index ([`super::index`]), as the kernel does it.
+pub(super) fn fits_one_block<'a>(entries: impl IntoIterator<Item = Entry<'a>>) -> bool {
+    let mut left = BLOCK - TAIL - entry_len(b".") - entry_len(b"..");
+    entries.into_iter().all(|entry| {
+        let len = entry_len(entry.name);
+        let fits = len <= left;
+        left = left.saturating_sub(len);
+        fits
+    })
+}
+
 /// Lays entries out in blocks, at least `min_blocks`; `seed` is the directory's.
 pub(super) fn blocks<'a>(entries: impl IntoIterator<Item = Entry<'a>>, min_blocks: usize, seed: u32) -> Vec<u8> {
     let mut all = Vec::with_capacity(min_blocks.max(1) * BLOCK);

@@ -98,9 +98,11 @@ fn most_blocks(node: &Node) -> u64 {
     let data = match &node.kind {
         Kind::File(content) => content.len.div_ceil(BLOCK as u64),
         Kind::Symlink(_) => 1,
-        // A block is at least half full: no entry is longer than 264 bytes.
+        // A block is at least half full: no entry is longer than 264 bytes. An index has some 500 blocks to each of its own.
         Kind::Directory(children) => {
-            1 + children.keys().map(|name| entry_len(name) as u64).sum::<u64>().div_ceil(BLOCK as u64 / 2)
+            let bytes: u64 = children.keys().map(|name| entry_len(name) as u64).sum();
+            let leaves = 1 + bytes.div_ceil(BLOCK as u64 / 2);
+            leaves + 2 + leaves / 500
         }
         Kind::CharDevice { .. } | Kind::BlockDevice { .. } | Kind::Fifo => 0,
     };

@@ -7,6 +7,7 @@ use super::bytes::{crc32c, put32};
 use super::directory::{self, Entry, entry_type};
 use super::extents::{self, Extents};
 use super::geometry::{BLOCK, FIRST_INODE, FLEX_GROUPS, GROUP_BLOCKS, Geometry, INODE};
+use super::index::{self, INDEX_FLAG};
 use super::inode::{self, EXTENTS_FLAG, Inode, MAX_LINKS, file_type};
 use super::journal;
 use super::output::{Output, is_zero};
@@ -164,11 +165,20 @@ impl<'a> Writer<'a> {
             entry_type: type_of(tree.node(child.node)),
             name,
         });
-        let least = if id == plan.lost_found { LOST_FOUND_BLOCKS } else { 1 };
-        let blocks = directory::blocks(dots.into_iter().chain(children), least, inode::seed(self.seed, number));
+        let seed = inode::seed(self.seed, number);
+        let mut inode = Inode::new(file_type::DIRECTORY);
+        let blocks = if id == plan.lost_found {
+            directory::blocks(dots.into_iter().chain(children), LOST_FOUND_BLOCKS, seed)
+        } else if directory::fits_one_block(children.clone()) {
+            directory::blocks(dots.into_iter().chain(children), 1, seed)
+        } else {
+            inode.flags |= INDEX_FLAG;
+            let entries = children.clone().count();
+            index::blocks(dots, children, &self.options.hash_seed, seed)
+                .ok_or_else(|| Ext4Error::Directory { path: tree.path_of(id), entries })?
+        };
         let mut extents = Extents::default();
         self.allocate(id, &mut extents, 0, (blocks.len() / BLOCK) as u64, &blocks)?;
-        let mut inode = Inode::new(file_type::DIRECTORY);
         inode.size = blocks.len() as u64;
         // `.` and the name in the parent, and `..` of each subdirectory; 1 says that there are too many to count.
         let links = 2 + plan.links[id.index()];
