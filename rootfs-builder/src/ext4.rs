@@ -5,7 +5,6 @@
 //! A file's blocks follow each other on the disk in the order of the tree; 64 KiB of zeros become a hole.
 //! `e2fsck -fn` is the judge (`tests/ext4.rs`).
 
-mod bytes;
 mod directory;
 mod extents;
 mod geometry;
@@ -13,7 +12,6 @@ mod hash;
 mod index;
 mod inode;
 mod journal;
-mod output;
 mod plan;
 mod space;
 mod superblock;

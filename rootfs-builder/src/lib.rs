@@ -6,7 +6,7 @@
 //! - [`source`]: registries, OCI layouts, archives of `docker save`, plain tars become lists of layers.
 //! - [`layer`]: a layer is read, checked, taken apart.
 //! - [`merge`]: layers become one [`tree`].
-//! - [`ext4`]: a tree becomes a disk.
+//! - [`ext4`]: a tree becomes a disk; [`erofs`]: one that is only ever read.
 //! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies.
 //! - [`kernel`]: guest kernels, their modules and the initramfs.
 //! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
@@ -16,7 +16,11 @@
 #[cfg(feature = "build")]
 pub mod build;
 #[cfg(feature = "build")]
+mod bytes;
+#[cfg(feature = "build")]
 pub mod digest;
+#[cfg(feature = "build")]
+pub mod erofs;
 #[cfg(feature = "build")]
 pub mod ext4;
 #[cfg(feature = "build")]
@@ -25,6 +29,8 @@ pub mod kernel;
 pub mod layer;
 #[cfg(feature = "build")]
 pub mod merge;
+#[cfg(feature = "build")]
+mod output;
 #[cfg(feature = "build")]
 pub mod registry;
 #[cfg(feature = "build")]

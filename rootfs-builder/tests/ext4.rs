@@ -5,71 +5,25 @@
 mod oracle;
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use labyard_rootfs_builder::ext4::{self, Ext4Error, Options, Size, Written};
-use labyard_rootfs_builder::tree::{Child, Content, Kind, Meta, Node, NodeId, Run, Spools, Time, Tree};
+use labyard_rootfs_builder::tree::{Content, Kind, NodeId, Run, Time};
 use labyard_rootfs_builder::watch::Watch;
+use oracle::bench::{Bench, bytes};
 use oracle::{assert_clean, assert_has, content, debugfs};
 
-struct Bench {
-    folder: tempfile::TempDir,
-    tree: Tree,
-    spool: File,
-    spooled: u64,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let spool = File::options().read(true).write(true).create_new(true).open(folder.path().join("spool")).unwrap();
-        Self { folder, tree: Tree::new(), spool, spooled: 0 }
-    }
-
-    fn put(&mut self, parent: NodeId, name: &str, kind: Kind) -> NodeId {
-        let meta = Meta { mode: 0o644, mtime: Time { seconds: 1_700_000_000, nanoseconds: 5 }, ..Meta::default() };
-        let node = self.tree.add(Node { meta, kind });
-        self.link(parent, name, node);
-        node
-    }
-
-    fn link(&mut self, parent: NodeId, name: &str, node: NodeId) {
-        self.tree.children_mut(parent).unwrap().insert(name.as_bytes().into(), Child { node, layer: 0 });
-    }
-
-    fn directory(&mut self, parent: NodeId, name: &str) -> NodeId {
-        self.put(parent, name, Kind::Directory(Default::default()))
-    }
-
-    fn run(&mut self, at: u64, bytes: &[u8]) -> Run {
-        self.spool.write_all(bytes).unwrap();
-        self.spooled += bytes.len() as u64;
-        Run { at, len: bytes.len() as u64, spool: 0, offset: self.spooled - bytes.len() as u64 }
-    }
-
-    fn file(&mut self, parent: NodeId, name: &str, bytes: &[u8]) -> NodeId {
-        let runs = if bytes.is_empty() { Box::default() } else { Box::new([self.run(0, bytes)]) as Box<[Run]> };
-        self.put(parent, name, Kind::File(Content { len: bytes.len() as u64, runs }))
-    }
-
-    fn write(&mut self, name: &str, size: Size) -> Result<(PathBuf, Written), Ext4Error> {
-        let path = self.folder.path().join(name);
-        let disk = File::create(&path).expect("a writable folder");
-        let mut spools = Spools::default();
-        spools.push(self.spool.try_clone().expect("a descriptor"));
-        let options = Options { size, uuid: [0x5a; 16], hash_seed: [0xa5; 16], label: "test".into() };
-        let written = ext4::write(&mut self.tree, &spools, &options, &disk, &Watch::unattended())?;
-        Ok((path, written))
-    }
+fn write(bench: &mut Bench, name: &str, size: Size) -> Result<(PathBuf, Written), Ext4Error> {
+    let path = bench.folder.path().join(name);
+    let disk = File::create(&path).expect("a writable folder");
+    let options = Options { size, uuid: [0x5a; 16], hash_seed: [0xa5; 16], label: "test".into() };
+    let spools = bench.spools();
+    let written = ext4::write(&mut bench.tree, &spools, &options, &disk, &Watch::unattended())?;
+    Ok((path, written))
 }
 
 const GIB: u64 = 1 << 30;
-
-fn bytes(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 7 + at / 251) as u8 | 1).collect()
-}
 
 fn mapped(disk: &Path, path: &str) -> u64 {
     debugfs(disk, &format!("blocks {path}")).split_whitespace().count() as u64
@@ -79,7 +33,8 @@ fn mapped(disk: &Path, path: &str) -> u64 {
 fn an_empty_tree_is_a_clean_disk_of_any_size() {
     for size in [2 << 20, 8 << 20, 100 << 20, 129 << 20, GIB, 4 * GIB, 20 * GIB, (600 * GIB) + 4096] {
         let mut bench = Bench::new();
-        let (disk, written) = bench.write("disk", Size::Bytes(size)).unwrap_or_else(|error| panic!("{size}: {error}"));
+        let (disk, written) =
+            write(&mut bench, "disk", Size::Bytes(size)).unwrap_or_else(|error| panic!("{size}: {error}"));
         assert_clean(&disk);
         assert_eq!(written.bytes, size);
         assert_eq!(fs::metadata(&disk).unwrap().len(), size);
@@ -103,7 +58,7 @@ fn every_kind_of_node_is_kept_with_owner_mode_and_times() {
     let meta = &mut bench.tree.node_mut(file).meta;
     (meta.mode, meta.uid, meta.gid) = (0o6755, 200_000, 70_001);
     meta.mtime = Time { seconds: 5_000_000_000, nanoseconds: 123_456_789 };
-    let (disk, written) = bench.write("disk", Size::Bytes(GIB)).unwrap();
+    let (disk, written) = write(&mut bench, "disk", Size::Bytes(GIB)).unwrap();
     assert_clean(&disk);
     assert_eq!(written.entries, 1 + 1 + 1 + 9 + 1, "root, lost+found, etc, nine names in it, one more link");
     let stat = debugfs(&disk, "stat /etc/hostname");
@@ -139,7 +94,7 @@ fn extended_attributes_come_back_from_inode_and_block() {
     ] {
         bench.tree.node_mut(file).meta.xattrs.insert(name.as_bytes().into(), value.into());
     }
-    let (disk, _) = bench.write("disk", Size::Bytes(GIB)).unwrap();
+    let (disk, _) = write(&mut bench, "disk", Size::Bytes(GIB)).unwrap();
     assert_clean(&disk);
     assert_has(&debugfs(&disk, "ea_list /ping"), &["user.long (3000)", "user.empty (0)", "trusted.overlay (1)"]);
     assert_has(&debugfs(&disk, "ea_get /ping user.b"), &["second"]);
@@ -166,7 +121,7 @@ fn ten_thousand_names_in_one_directory_and_deep_nesting_are_clean() {
         at = bench.directory(at, "d");
     }
     bench.file(at, &"n".repeat(255), b"bottom");
-    let (disk, _) = bench.write("disk", Size::Bytes(GIB)).unwrap();
+    let (disk, _) = write(&mut bench, "disk", Size::Bytes(GIB)).unwrap();
     assert_clean(&disk);
     assert_has(&debugfs(&disk, "stat /folders"), &["Links: 302"]);
     assert_eq!(content(&disk, &format!("/many/file-00777-{}", "n".repeat(777 % 200))), b"777");
@@ -184,7 +139,7 @@ fn directories_of_more_than_a_block_are_indexed_and_e2fsck_agrees_with_every_has
             bench.put(directory, &format!("{number:05}-\u{e4}\u{20ac}{name}"), Kind::Fifo);
         }
     }
-    let (disk, _) = bench.write("disk", Size::Fit).unwrap();
+    let (disk, _) = write(&mut bench, "disk", Size::Fit).unwrap();
     assert_clean(&disk);
     let indexed = |count| debugfs(&disk, &format!("stat /{}", folder(count))).contains("Flags: 0x81000");
     assert_eq!([20, 21, 5_000, 20_000].map(indexed), [false, true, true, true]);
@@ -209,7 +164,7 @@ fn large_and_sparse_files_keep_their_content_and_holes_take_no_room() {
         let len = parts * (128 << 10);
         bench.put(NodeId::ROOT, name, Kind::File(Content { len, runs: runs.into() }));
     }
-    let (disk, _) = bench.write("disk", Size::Bytes(GIB)).unwrap();
+    let (disk, _) = write(&mut bench, "disk", Size::Bytes(GIB)).unwrap();
     assert_clean(&disk);
     assert!(content(&disk, "/large") == large);
     assert_eq!(mapped(&disk, "/sparse"), 3 * 16);
@@ -234,8 +189,8 @@ fn the_same_tree_is_the_same_bytes_and_a_fitting_disk_is_small() {
         for number in names {
             bench.file(folder, &format!("f{number}"), &bytes(number as usize * 40));
         }
-        let (whole, _) = bench.write("whole", Size::Bytes(64 << 20)).unwrap();
-        let (fit, written) = bench.write("fit", Size::Fit).unwrap();
+        let (whole, _) = write(&mut bench, "whole", Size::Bytes(64 << 20)).unwrap();
+        let (fit, written) = write(&mut bench, "fit", Size::Fit).unwrap();
         assert_clean(&whole);
         assert_clean(&fit);
         assert!(written.bytes <= 9 << 20, "{}", written.bytes);
@@ -249,13 +204,13 @@ fn what_does_not_fit_is_refused_with_its_path_and_the_way_out() {
     let mut bench = Bench::new();
     let folder = bench.directory(NodeId::ROOT, "folder");
     bench.file(folder, "large", &bytes(20 << 20));
-    let error = bench.write("disk", Size::Bytes(16 << 20)).unwrap_err();
+    let error = write(&mut bench, "disk", Size::Bytes(16 << 20)).unwrap_err();
     assert!(error.is_input() && error.to_string().contains("`/folder/large`"), "{error}");
     assert!(error.to_string().contains("--size"), "{error}");
     for size in [0, 4097, 1 << 50] {
-        assert!(bench.write("disk", Size::Bytes(size)).unwrap_err().is_input());
+        assert!(write(&mut bench, "disk", Size::Bytes(size)).unwrap_err().is_input());
     }
     let mut bench = Bench::new();
     bench.file(NodeId::ROOT, "lost+found", b"");
-    assert!(bench.write("disk", Size::Fit).unwrap_err().to_string().contains("lost+found"));
+    assert!(write(&mut bench, "disk", Size::Fit).unwrap_err().to_string().contains("lost+found"));
 }

@@ -1,8 +1,8 @@
 //! Blocks of a directory without an index: entries in a row, a checksum at the end of each block (kernel documentation,
 //! filesystems/ext4, "linear directories").
 
-use super::bytes::{crc32c, put16, put32};
 use super::geometry::BLOCK;
+use crate::bytes::{crc32c, put16, put32};
 
 /// Bytes of the pretended entry that holds the checksum.
 const TAIL: usize = 12;

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use super::bytes::{high16, high32, low16, low32, put16, put32};
 use super::geometry::BLOCK;
+use crate::bytes::{high16, high32, low16, low32, put16, put32};
 
 /// `EXT4_EXT_MAGIC`.
 const MAGIC: u16 = 0xf30a;

@@ -6,10 +6,10 @@
 //!                  └─▶ nodes ─▶ leaves              beyond
 //! ```
 
-use super::bytes::{crc32c, put16, put32};
 use super::directory::{Block, Entry, entry_len};
 use super::geometry::BLOCK;
 use super::hash::half_md4;
+use crate::bytes::{crc32c, put16, put32};
 
 /// `EXT4_INDEX_FL`.
 pub(super) const INDEX_FLAG: u32 = 0x1000;

@@ -1,7 +1,7 @@
 //! One inode of 256 bytes (kernel documentation, filesystems/ext4, "index nodes").
 
-use super::bytes::{crc32c, high16, high32, low16, low32, put16, put32};
 use super::geometry::{BLOCK, INODE};
+use crate::bytes::{crc32c, high16, high32, low16, low32, put16, put32};
 use crate::tree::{Meta, Time};
 
 /// `EXT4_EXTENTS_FL`.

@@ -1,7 +1,7 @@
 //! The superblock and the group descriptors (kernel documentation, filesystems/ext4, "super block", "block group descriptors").
 
-use super::bytes::{crc32c, high16, high32, low16, low32, put16, put32};
 use super::geometry::{BLOCK, DESCRIPTOR, FIRST_INODE, GROUP_BLOCKS, Geometry, INODE, LOG_FLEX_GROUPS};
+use crate::bytes::{crc32c, high16, high32, low16, low32, put16, put32};
 
 /// The root directory's inode.
 pub(super) const ROOT_INODE: u32 = 2;

@@ -3,19 +3,19 @@
 use std::fs::File;
 use std::io;
 
-use super::bytes::{crc32c, put32};
 use super::directory::{self, Entry, entry_type};
 use super::extents::{self, Extents};
 use super::geometry::{BLOCK, FIRST_INODE, FLEX_GROUPS, GROUP_BLOCKS, Geometry, INODE};
 use super::index::{self, INDEX_FLAG};
 use super::inode::{self, EXTENTS_FLAG, Inode, MAX_LINKS, file_type};
 use super::journal;
-use super::output::{Output, is_zero};
 use super::plan::{LOST_FOUND_BLOCKS, Plan};
 use super::space::Space;
 use super::superblock::{Group, JOURNAL_INODE, ROOT_INODE, Superblock, group_flag};
 use super::xattr::{self, Refused};
 use super::{Ext4Error, Options, Size, Written};
+use crate::bytes::{crc32c, put32};
+use crate::output::{Output, is_zero};
 use crate::tree::{Content, Kind, Meta, Node, NodeId, Spools, Tree};
 use crate::watch::Watch;
 

@@ -3,9 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use super::bytes::{crc32c, put16, put32};
 use super::geometry::{BLOCK, INODE};
 use super::inode::BODY_AT;
+use crate::bytes::{crc32c, put16, put32};
 
 /// `EXT4_XATTR_MAGIC`.
 const MAGIC: u32 = 0xea02_0000;

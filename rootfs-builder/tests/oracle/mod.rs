@@ -1,6 +1,8 @@
 //! The judges: e2fsck and debugfs of e2fsprogs. Where they are missing a test fails; it does not pass in silence.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub(crate) mod bench;
+
 use std::path::Path;
 use std::process::{Command, Output};
 

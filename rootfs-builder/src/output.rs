@@ -1,4 +1,4 @@
-//! The disk file: sparse, written mostly from front to back.
+//! The disk file that a writer fills: sparse, written mostly from front to back.
 //!
 //! Blocks of zeros are never written, the file is made long enough first: what is not written reads as zero. Writes that
 //! follow each other on the disk are collected.
@@ -7,14 +7,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::geometry::BLOCK;
-
+/// Bytes of a block, in every format that is written here.
+pub(crate) const BLOCK: usize = 4096;
 /// Bytes collected before they are written.
 const COLLECTED: usize = 1 << 20;
 
 /// The disk being written.
 #[derive(Debug)]
-pub(super) struct Output<'a> {
+pub(crate) struct Output<'a> {
     file: &'a File,
     collected: Vec<u8>,
     /// Where `collected` begins.
@@ -23,14 +23,14 @@ pub(super) struct Output<'a> {
 
 impl<'a> Output<'a> {
     /// An empty file becomes a disk of zeros.
-    pub(super) fn new(file: &'a File, len: u64) -> io::Result<Self> {
+    pub(crate) fn new(file: &'a File, len: u64) -> io::Result<Self> {
         file.set_len(0)?;
         file.set_len(len)?;
         Ok(Self { file, collected: Vec::with_capacity(COLLECTED), at: 0 })
     }
 
     /// Puts whole blocks at block number `block`.
-    pub(super) fn put(&mut self, block: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn put(&mut self, block: u64, bytes: &[u8]) -> io::Result<()> {
         debug_assert!(bytes.len().is_multiple_of(BLOCK));
         for (offset, one) in bytes.chunks(BLOCK).enumerate() {
             if is_zero(one) {
@@ -47,7 +47,7 @@ impl<'a> Output<'a> {
     }
 
     /// Writes what is collected.
-    pub(super) fn flush(&mut self) -> io::Result<()> {
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.file.write_all_at(&self.collected, self.at)?;
         self.collected.clear();
         Ok(())
@@ -55,7 +55,7 @@ impl<'a> Output<'a> {
 }
 
 /// Whether there is nothing but zeros.
-pub(super) fn is_zero(bytes: &[u8]) -> bool {
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     // Sixteen bytes at a time, which the compiler turns into vector code.
     let (chunks, rest) = bytes.as_chunks::<16>();
     chunks.iter().all(|chunk| u128::from_ne_bytes(*chunk) == 0) && rest.iter().all(|byte| *byte == 0)

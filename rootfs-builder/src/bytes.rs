@@ -1,37 +1,42 @@
 //! Little-endian fields and the checksum of metadata_csum.
 
 /// Puts a 16-bit field.
-pub(super) fn put16(into: &mut [u8], at: usize, value: u16) {
+pub(crate) fn put16(into: &mut [u8], at: usize, value: u16) {
     into[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 
 /// Puts a 32-bit field.
-pub(super) fn put32(into: &mut [u8], at: usize, value: u32) {
+pub(crate) fn put32(into: &mut [u8], at: usize, value: u32) {
     into[at..at + 4].copy_from_slice(&value.to_le_bytes());
 }
 
+/// Puts a 64-bit field.
+pub(crate) fn put64(into: &mut [u8], at: usize, value: u64) {
+    into[at..at + 8].copy_from_slice(&value.to_le_bytes());
+}
+
 /// Low half of a field that is split in two.
-pub(super) fn low16(value: u32) -> u16 {
+pub(crate) fn low16(value: u32) -> u16 {
     (value & 0xffff) as u16
 }
 
 /// High half of a field that is split in two.
-pub(super) fn high16(value: u32) -> u16 {
+pub(crate) fn high16(value: u32) -> u16 {
     (value >> 16) as u16
 }
 
 /// Low half of a field that is split in two.
-pub(super) fn low32(value: u64) -> u32 {
+pub(crate) fn low32(value: u64) -> u32 {
     (value & 0xffff_ffff) as u32
 }
 
 /// High half of a field that is split in two.
-pub(super) fn high32(value: u64) -> u32 {
+pub(crate) fn high32(value: u64) -> u32 {
     (value >> 32) as u32
 }
 
 /// CRC-32C as the kernel runs it: no inversion before or after (`ext4_chksum`), so that a sum can be continued.
-pub(super) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
+pub(crate) fn crc32c(seed: u32, bytes: &[u8]) -> u32 {
     !crc32c::crc32c_append(!seed, bytes)
 }
 
