@@ -9,6 +9,7 @@ mod oracle;
 mod compare;
 mod layout;
 mod refused;
+mod stacks;
 
 use std::fs;
 use std::io::{BufRead, BufReader};

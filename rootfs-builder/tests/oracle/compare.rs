@@ -170,7 +170,7 @@ fn facts_of_stat(text: &str) -> String {
     let mut names: Vec<String> = after("Extended attributes:\n")
         .lines()
         .map(str::trim_start)
-        .map_while(|line| line.split_once(" (").filter(|_| line.contains(") =") || line.ends_with("(0)")))
+        .map_while(|line| line.split_once(" (").filter(|(_, rest)| is_length(rest)))
         .map(|(name, _)| name.to_owned())
         .collect();
     names.sort();
@@ -182,6 +182,11 @@ fn facts_of_stat(text: &str) -> String {
         word("Links: "),
         extra >> 2,
     )
+}
+
+/// `300)`, and perhaps a value behind it; values that are long are not shown.
+fn is_length(text: &str) -> bool {
+    text.split_once(')').is_some_and(|(digits, _)| digits.parse::<u32>().is_ok())
 }
 
 /// Answers to requests, given in a file.
