@@ -301,7 +301,7 @@ impl Running {
         parts.events.connect(Arc::new(vm.line(layout::EVENTS_GSI)?));
         let events = ged::Ged(Arc::clone(&parts.events));
         ports.insert(layout::EVENTS_PORT, ged::WINDOW_BYTES, Arc::new(Mutex::new(events)))?;
-        let io_apic = Arc::new(Mutex::new(ioapic::IoApic::new(vm.msi_routes())));
+        let io_apic = Arc::new(Mutex::new(ioapic::IoApic::new(layout::lines(virtio.len()), vm.msi_routes())));
         mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::clone(&io_apic) as _)?;
 
         let description = Description { cpu_count: parts.processors.count, virtio };

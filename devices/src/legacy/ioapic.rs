@@ -3,13 +3,16 @@
 //! With a split interrupt controller the local APICs are in the kernel and this is here. A guest programs redirection
 //! entries; each becomes a route of the same number, so that an irqfd on that number goes from eventfd to vCPU within the
 //! kernel. All lines are edge-triggered: the tables say so, and no device needs a level.
+//!
+//! A chip has the lines that its machine uses: Linux reads and writes each redirection entry more than once while it boots, and each
+//! access is an exit.
 
 use serde::{Deserialize, Serialize};
 
 use crate::bus::BusDevice;
 
-/// Lines; the version register has eight bits for the last one, Linux takes at most 127 (MP_MAX_IOAPIC_PIN).
-pub const LINES: u32 = 120;
+/// Lines at most; the version register has eight bits for the last one, Linux takes at most 127 (MP_MAX_IOAPIC_PIN).
+pub const MAX_LINES: u32 = 120;
 /// Bytes of the register window.
 pub const WINDOW_BYTES: u64 = 0x100;
 
@@ -60,9 +63,9 @@ pub struct IoApic {
 }
 
 impl IoApic {
-    /// All lines masked.
-    pub fn new(routes: Box<dyn MsiRoutes>) -> Self {
-        let entries = vec![u64::from(MASKED); LINES as usize];
+    /// So many lines, [`MAX_LINES`] at most and one at least, all masked.
+    pub fn new(lines: u32, routes: Box<dyn MsiRoutes>) -> Self {
+        let entries = vec![u64::from(MASKED); lines.clamp(1, MAX_LINES) as usize];
         Self { routes, state: State { id: 0, select: 0, entries } }
     }
 
@@ -71,17 +74,21 @@ impl IoApic {
         self.state.clone()
     }
 
-    /// Takes back what `save` gave, and sets the routes. `false` for a state of another chip.
+    /// Takes back what `save` gave, and sets the routes. `false` for a state of a chip with other lines.
     #[must_use]
     pub fn restore(&mut self, state: &State) -> bool {
-        if state.entries.len() != LINES as usize {
+        if state.entries.len() != self.state.entries.len() {
             return false;
         }
         self.state = state.clone();
-        for line in 0..LINES {
+        for line in 0..self.lines() {
             self.route(line);
         }
         true
+    }
+
+    fn lines(&self) -> u32 {
+        u32::try_from(self.state.entries.len()).unwrap_or(MAX_LINES)
     }
 
     fn route(&mut self, line: u32) {
@@ -100,7 +107,7 @@ impl IoApic {
     fn read_register(&self) -> u32 {
         match self.state.select {
             ID | ARBITRATION => self.state.id,
-            VERSION => LINES.saturating_sub(1) << 16 | VERSION_VALUE,
+            VERSION => self.lines().saturating_sub(1) << 16 | VERSION_VALUE,
             other => {
                 let Some((line, high)) = entry_of(other) else { return 0 };
                 let entry = self.state.entries.get(line).copied().unwrap_or(0);
@@ -120,7 +127,7 @@ impl IoApic {
             true => *entry & 0xffff_ffff | u64::from(value) << 32,
             false => *entry & !0xffff_ffff | u64::from(value & !READ_ONLY),
         };
-        self.route(u32::try_from(line).unwrap_or(LINES));
+        self.route(u32::try_from(line).unwrap_or(MAX_LINES));
     }
 }
 
@@ -186,15 +193,19 @@ mod tests {
 
     #[test]
     fn it_tells_its_lines() {
-        let mut ioapic = IoApic::new(Box::new(Routes::default()));
+        let mut ioapic = IoApic::new(MAX_LINES, Box::new(Routes::default()));
         assert_eq!(read(&mut ioapic, 1), 119 << 16 | 0x11);
         assert_eq!(read(&mut ioapic, 0x10), 0x1_0000, "masked at first");
+        for (asked, last) in [(0, 0), (1, 0), (24, 23), (u32::MAX, 119)] {
+            let mut ioapic = IoApic::new(asked, Box::new(Routes::default()));
+            assert_eq!(read(&mut ioapic, 1), last << 16 | 0x11, "{asked} lines");
+        }
     }
 
     #[test]
     fn an_entry_becomes_a_route_when_it_is_unmasked() {
         let routes = Routes::default();
-        let mut ioapic = IoApic::new(Box::new(routes.clone()));
+        let mut ioapic = IoApic::new(MAX_LINES, Box::new(routes.clone()));
         write(&mut ioapic, 0x10 + 2 * 119 + 1, 3 << 24);
         write(&mut ioapic, 0x10 + 2 * 119, LOGICAL | 0x31);
         let msi = Msi { address: 0xfee0_3004, data: 0x31 };
@@ -205,7 +216,7 @@ mod tests {
 
     #[test]
     fn registers_that_are_not_there_read_zero_and_change_nothing() {
-        let mut ioapic = IoApic::new(Box::new(Routes::default()));
+        let mut ioapic = IoApic::new(MAX_LINES, Box::new(Routes::default()));
         let before = ioapic.save();
         for register in [3, 0x0f] {
             write(&mut ioapic, register, u32::MAX);
@@ -214,18 +225,24 @@ mod tests {
         ioapic.write(0x44, &[1; 8]);
         ioapic.write(0, &[]);
         assert_eq!(ioapic.save().entries, before.entries);
+        let routes = Routes::default();
+        let mut few = IoApic::new(24, Box::new(routes.clone()));
+        write(&mut few, 0x10 + 2 * 24, 0x31);
+        assert_eq!(read(&mut few, 0x10 + 2 * 24), 0, "the line after the last");
+        assert_eq!(*routes.0.lock().expect("lock"), []);
     }
 
     #[test]
     fn a_saved_chip_sets_its_routes_again() {
-        let mut ioapic = IoApic::new(Box::new(Routes::default()));
+        let mut ioapic = IoApic::new(MAX_LINES, Box::new(Routes::default()));
         write(&mut ioapic, 0x10 + 2 * 5, 0x41);
         let state = ioapic.save();
         let routes = Routes::default();
-        let mut restored = IoApic::new(Box::new(routes.clone()));
+        let mut restored = IoApic::new(MAX_LINES, Box::new(routes.clone()));
         assert!(restored.restore(&state));
         assert_eq!(routes.0.lock().expect("lock")[5], (5, Some(Msi { address: 0xfee0_0000, data: 0x41 })));
         assert_eq!(restored.save(), state);
-        assert!(!restored.restore(&State { entries: Vec::new(), ..state }));
+        assert!(!restored.restore(&State { entries: Vec::new(), ..state.clone() }));
+        assert!(!IoApic::new(24, Box::new(Routes::default())).restore(&state), "a chip with other lines");
     }
 }

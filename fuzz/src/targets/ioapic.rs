@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use labyard_devices::bus::BusDevice;
-use labyard_devices::legacy::ioapic::{IoApic, LINES, Msi, MsiRoutes};
+use labyard_devices::legacy::ioapic::{IoApic, MAX_LINES, Msi, MsiRoutes};
 
 use crate::input::Input;
 
@@ -11,8 +11,8 @@ use crate::input::Input;
 struct Routes(Arc<Mutex<Vec<Option<Msi>>>>);
 
 impl Routes {
-    fn new() -> Self {
-        Self(Arc::new(Mutex::new(vec![None; LINES as usize])))
+    fn new(lines: u32) -> Self {
+        Self(Arc::new(Mutex::new(vec![None; lines as usize])))
     }
 
     fn all(&self) -> Vec<Option<Msi>> {
@@ -22,19 +22,20 @@ impl Routes {
 
 impl MsiRoutes for Routes {
     fn set(&mut self, line: u32, msi: Option<Msi>) {
-        assert!(line < LINES, "a route for line {line}");
         if let Some(msi) = msi {
             assert_eq!(msi.address >> 20, 0xfee, "an MSI goes to the local APICs");
         }
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)[line as usize] = msi;
+        let mut routes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *routes.get_mut(line as usize).unwrap_or_else(|| panic!("a route for line {line}")) = msi;
     }
 }
 
 /// Reads the bytes as accesses.
 pub(super) fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let routes = Routes::new();
-    let mut chip = IoApic::new(Box::new(routes.clone()));
+    let lines = 1 + u32::from(input.byte()) % MAX_LINES;
+    let routes = Routes::new(lines);
+    let mut chip = IoApic::new(lines, Box::new(routes.clone()));
     while !input.is_empty() {
         let offset = match input.byte() % 8 {
             0 => input.long(),
@@ -49,8 +50,8 @@ pub(super) fn run(bytes: &[u8]) {
             chip.write(offset, &data[..width]);
         }
     }
-    let restored = Routes::new();
-    let mut other = IoApic::new(Box::new(restored.clone()));
+    let restored = Routes::new(lines);
+    let mut other = IoApic::new(lines, Box::new(restored.clone()));
     assert!(other.restore(&chip.save()), "a chip takes what a chip has saved");
     assert_eq!(other.save(), chip.save());
     assert_eq!(restored.all(), routes.all(), "a restored chip has the same routes");

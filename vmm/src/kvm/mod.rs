@@ -14,7 +14,7 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
 use labyard_devices::Memory;
-use labyard_devices::legacy::ioapic::{LINES, Msi, MsiRoutes};
+use labyard_devices::legacy::ioapic::{MAX_LINES, Msi, MsiRoutes};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -132,7 +132,7 @@ impl Hypervisor {
         vm.vm.set_identity_map_address(layout::IDENTITY_MAP).map_err(call("placing the identity map"))?;
         vm.vm.set_tss_address(layout::TSS).map_err(call("placing the task state"))?;
         let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-        split.args[0] = LINES.into();
+        split.args[0] = MAX_LINES.into();
         vm.vm.enable_cap(&split).map_err(call("splitting the interrupt controller"))?;
         for (slot, region) in (0..).zip(mem.iter()) {
             let host = region.get_host_address(vm_memory::MemoryRegionAddress(0));
@@ -180,7 +180,7 @@ impl Vm {
 
     /// Where the I/O APIC's routes go.
     pub fn msi_routes(&self) -> Box<dyn MsiRoutes> {
-        let routes = Mutex::new(vec![None; LINES as usize]);
+        let routes = Mutex::new(vec![None; MAX_LINES as usize]);
         Box::new(Routes { vm: Arc::clone(&self.vm), routes })
     }
 }

@@ -62,7 +62,12 @@ pub const PVPANIC_PORT: u64 = 0x505;
 /// Line of virtio device 0; the following ones have the following lines.
 pub const VIRTIO_FIRST_GSI: u32 = 5;
 /// virtio devices of one machine at most: one line each.
-pub const MAX_VIRTIO_DEVICES: usize = (labyard_devices::legacy::ioapic::LINES - VIRTIO_FIRST_GSI) as usize;
+pub const MAX_VIRTIO_DEVICES: usize = (labyard_devices::legacy::ioapic::MAX_LINES - VIRTIO_FIRST_GSI) as usize;
+
+/// Lines of a machine with so many virtio devices.
+pub fn lines(virtio_devices: usize) -> u32 {
+    u32::try_from(virtio_devices).map_or(u32::MAX, |count| count.saturating_add(VIRTIO_FIRST_GSI))
+}
 
 /// Ranges of guest memory for a machine with `bytes`: address and length.
 pub fn memory_ranges(bytes: u64) -> Vec<(u64, u64)> {
