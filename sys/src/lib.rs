@@ -5,6 +5,7 @@ pub mod confine;
 pub mod counting;
 pub mod exec;
 pub mod fdpass;
+pub mod heap;
 pub mod iov;
 pub mod lease;
 pub mod memfd;
