@@ -1,5 +1,7 @@
 //! The command line: what can be asked, and the answers.
 
+mod images;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -40,6 +42,28 @@ enum Command {
   rootfs-builder build oci-layout:./debian:latest --size 8GiB
   rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4")]
     Build(Build),
+    /// Write an image of the store to a file, for another store
+    #[command(after_help = "Example:\n  rootfs-builder export 3f2a9c… debian.labyard")]
+    Export(images::Export),
+    /// Put into the store what `export` wrote, or build a layout or an archive of `docker save`
+    #[command(after_help = "Examples:
+  rootfs-builder import debian.labyard
+  rootfs-builder import app.tar --size 8GiB")]
+    Import(images::Import),
+    /// Give an image to a registry, all its platforms
+    #[command(after_help = "Examples:
+  rootfs-builder push oci-layout:./debian:latest oci://registry.example/team/debian:12
+  rootfs-builder push oci-layout:app.tar oci://127.0.0.1:5000/app:1 --json
+
+Blobs that the registry has are not sent, and what broke off is taken up again where the registry allows it. Logins are those of docker, podman and skopeo.")]
+    Push(images::Push),
+    /// Read images and blobs of the store again and hold them against their digests
+    #[command(after_help = "Examples:
+  rootfs-builder verify
+  rootfs-builder verify --json | jq '.objects[] | select(.fault)'
+
+Exit code 1 where something is damaged.")]
+    Verify(images::Verify),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(Kernel),
@@ -137,6 +161,10 @@ impl Common {
 pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
     match arguments.command {
         Command::Build(build) => self::build(build, watch),
+        Command::Export(export) => images::export(export, watch),
+        Command::Import(import) => images::import(import, watch),
+        Command::Push(push) => images::push(push, watch),
+        Command::Verify(verify) => images::verify(verify, watch),
         Command::Kernel(Kernel::Add { folder, image, modules, common }) => {
             let store = common.open()?;
             let (image, modules) = match (folder, image, modules) {

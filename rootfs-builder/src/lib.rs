@@ -8,6 +8,7 @@
 //! - [`merge`]: layers become one [`tree`].
 //! - [`ext4`]: a tree becomes a disk.
 //! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies.
+//! - [`transfer`]: images as files that travel; [`verify`]: whether what lies in the store is whole; [`disk`]: the digest of a disk.
 //! - [`kernel`]: guest kernels, their modules and the initramfs.
 //! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
 
@@ -17,6 +18,8 @@
 pub mod build;
 #[cfg(feature = "build")]
 pub mod digest;
+#[cfg(feature = "build")]
+pub mod disk;
 #[cfg(feature = "build")]
 pub mod ext4;
 #[cfg(feature = "build")]
@@ -37,7 +40,11 @@ pub mod store;
 #[cfg(feature = "build")]
 mod temporary;
 #[cfg(feature = "build")]
+pub mod transfer;
+#[cfg(feature = "build")]
 pub mod tree;
+#[cfg(feature = "build")]
+pub mod verify;
 #[cfg(feature = "build")]
 pub mod watch;
 #[cfg(feature = "build")]

@@ -7,12 +7,14 @@ mod config;
 mod docker;
 mod layout;
 pub(crate) mod manifest;
+pub mod parcel;
 mod rootfs;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
+use labyard_spec::needs::KernelNeeds;
 use labyard_spec::source::Source;
 
 use crate::digest::Digest;
@@ -40,6 +42,10 @@ pub struct Image {
     pub whiteouts: bool,
     /// What the image's configuration starts.
     pub entrypoint: Option<Entrypoint>,
+    /// What it needs of the kernel.
+    pub kernel: KernelNeeds,
+    /// Blobs of the store that it is made of.
+    pub blobs: Vec<Digest>,
 }
 
 /// Why a source is no image.
@@ -114,6 +120,20 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
         Source::DockerArchive(path) => docker::open(path, places.temporary, watch),
         Source::RootfsTar(path) => rootfs::open(path),
     }
+}
+
+/// What a tar is, where it is an image packed as one: an OCI layout, or what `docker save` writes. New versions of Docker write
+/// both in one.
+pub(crate) fn kind(path: &Path, temporary: &Path, watch: &Watch) -> Result<Option<Source>, SourceError> {
+    let wrong = |problem| SourceError::NotALayout { path: path.to_owned(), problem };
+    let archive = archive::Archive::open(path, temporary, wrong, watch)?;
+    Ok(if archive.find("oci-layout").is_some() {
+        Some(Source::OciLayout { path: path.to_owned(), tag: None })
+    } else if archive.find("manifest.json").is_some() {
+        Some(Source::DockerArchive(path.to_owned()))
+    } else {
+        None
+    })
 }
 
 /// Parses a document, or says what it should have been.

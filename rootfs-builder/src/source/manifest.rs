@@ -26,6 +26,26 @@ pub(crate) const LAYERS: [&str; 3] = [
 pub(crate) const FOREIGN: [&str; 2] =
     ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
 
+/// The parts of a document that tell what it is.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Kind {
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<serde::de::IgnoredAny>,
+}
+
+impl Kind {
+    /// Its media type: its own word, else who names it, else what it looks like: manifests of before 2021 may leave it out
+    /// (image-spec, manifest.md).
+    pub(crate) fn media_type(self, named: &str) -> String {
+        let looks = if self.manifests.is_some() { INDEXES[0] } else { MANIFESTS[0] };
+        let named = if named.is_empty() { looks } else { named };
+        self.media_type.unwrap_or_else(|| named.to_owned())
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct Index {
     pub(crate) manifests: Vec<Descriptor>,
@@ -35,6 +55,8 @@ pub(crate) struct Index {
 pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
+    #[serde(default)]
+    pub(crate) annotations: Option<std::collections::BTreeMap<String, String>>,
 }
 
 /// A blob as a document names it.

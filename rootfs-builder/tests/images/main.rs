@@ -9,6 +9,7 @@ mod oracle;
 mod compare;
 mod layout;
 mod refused;
+mod transfer;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -303,4 +304,29 @@ fn what_a_killed_builder_has_left_goes_at_the_next_build() {
     fs::write(home.path().join("images/.tmp-0123/disk.ext4"), "half").unwrap();
     let answer = built(home.path(), &format!("oci-layout:{}", layout.path.display()));
     assert_eq!(left_in(home.path()), [answer["key"].as_str().unwrap()]);
+}
+
+#[test]
+fn what_an_image_needs_of_the_kernel_is_kept_beside_it() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.finish("plain");
+    let source = format!("oci-layout:{}", layout.path.display());
+    let plain = built(home.path(), &source)["key"].clone();
+    layout.annotate(&json!({ "io.labyard.kernel.version": ">=6.1", "io.labyard.kernel.modules": "overlay" }));
+    // The same disk, but another image: its record says more.
+    let needy = built(home.path(), &source)["key"].as_str().unwrap().to_owned();
+    assert_ne!(plain, needy);
+    let record = Store::open(home.path()).unwrap().image(&needy).unwrap().unwrap();
+    assert_eq!(
+        (record.kernel.version[0].to_string(), &*record.kernel.modules),
+        (">=6.1".to_owned(), &["overlay".to_owned()][..])
+    );
+
+    layout.annotate(&json!({ "io.labyard.kernel.version": "newest" }));
+    let output = run(home.path(), &["build", &source, "--size", "64MiB"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("label io.labyard.kernel.version: `newest`"), "{error}");
 }

@@ -7,6 +7,7 @@ mod hostile;
 #[expect(dead_code, reason = "the image tests use more of it")]
 mod layout;
 mod proxy;
+mod push;
 mod server;
 
 use std::fs;

@@ -149,6 +149,8 @@ Examples:
 Examples:
   labyard image ls
   labyard image pull oci://registry.example/team/app:1.2
+  labyard image export 3f2a9c debian.labyard
+  labyard image verify
   labyard image prune --dry-run")]
     Image(Image),
     /// Print the completion script of a shell
@@ -408,6 +410,39 @@ Examples:
 
 A lab finds it when its drive has the same source and size. A registry is asked with the logins of docker, podman or skopeo.")]
     Pull(ImagePull),
+    /// Write an image to a file, for a store on another host
+    #[command(after_help = "\
+The file has what is not zero of the disk, and appears once it is complete.
+
+Examples:
+  labyard image export 3f2a9c debian.labyard
+  labyard image export oci://registry.example/team/app:1.2 app.labyard --force --json | jq .bytes")]
+    Export(ImageExport),
+    /// Put an image into the store: what `export` wrote, an OCI image layout, or an archive of `docker save`
+    #[command(after_help = "\
+What `export` wrote has the same key here, and is checked against its digest. What it is, is who made the file to know: import what you trust.
+
+Examples:
+  labyard image import debian.labyard
+  labyard image import app.tar --size 8GiB")]
+    Import(ImageImport),
+    /// Give an image to a registry: a layout, or an image of the store that came from one
+    #[command(after_help = "\
+Examples:
+  labyard image push oci-layout:./debian:latest oci://registry.example/team/debian:12
+  labyard image push 3f2a9c oci://registry.example/mirror/app:1.2
+
+Only blobs that the registry lacks are sent. It is asked with the logins of docker, podman or skopeo.")]
+    Push(ImagePush),
+    /// Read images, and what was fetched from registries, again and hold them against their digests
+    #[command(after_help = "\
+Exit code 1 where something is damaged.
+
+Examples:
+  labyard image verify
+  labyard image verify 3f2a9c
+  labyard image verify --json | jq '.objects[] | select(.fault)'")]
+    Verify(ImageVerify),
     /// Remove images that no lab uses
     #[command(after_help = "Example:\n  labyard image rm 3f2a9c")]
     Rm(ImageRm),
@@ -423,6 +458,56 @@ pub(crate) struct ImagePull {
     /// Length of the disk; the file is sparse
     #[arg(long, default_value = "4GiB", value_parser = size::parse)]
     pub(crate) size: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageExport {
+    /// Beginning of its key, its source or its digest
+    pub(crate) image: String,
+    /// The file to make
+    pub(crate) file: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageImport {
+    /// The file, or the folder of a layout
+    pub(crate) path: PathBuf,
+    /// Length of the disk, where one is built; the file is sparse
+    #[arg(long, default_value = "4GiB", value_parser = size::parse)]
+    pub(crate) size: u64,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImagePush {
+    /// oci-layout:PATH[:TAG], or the beginning of a key, a source or a digest
+    pub(crate) image: String,
+    /// Where to: oci://REGISTRY/REPO:TAG
+    pub(crate) to: Source,
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageVerify {
+    /// Beginnings of keys, sources or digests; everything where none is given
+    #[arg(value_name = "IMAGE")]
+    pub(crate) images: Vec<String>,
+    /// Remove damaged blobs of registries, which are fetched again when they are wanted
+    #[arg(long)]
+    pub(crate) remove: bool,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,

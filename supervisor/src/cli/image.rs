@@ -20,20 +20,26 @@ pub(crate) fn ls(home: &Home, json: bool) -> Outcome {
     let store = Store::open(&home.path)?;
     let mut documents = Vec::new();
     let mut rows = Vec::new();
-    for image in store.images()? {
+    let images = store.images()?;
+    let usages = store.usage(&images)?;
+    for (image, usage) in images.into_iter().zip(usages) {
         let labs = users::labs(home, &store.image_dir(&image))?;
         let bytes = store.image_bytes(&image)?;
         let init = if image.init { "own" } else { "entrypoint" };
         let used = if labs.is_empty() { "-".to_owned() } else { labs.join(",") };
         let size = size::show(image.size_bytes);
-        rows.push(vec![short(&image.key), size, mib(bytes), init.to_owned(), used, image.source.clone()]);
-        documents.push(document(&image, bytes, &labs));
+        let [unique, shared] = [usage.unique_bytes, usage.shared_bytes].map(mib);
+        rows.push(vec![short(&image.key), size, unique, shared, init.to_owned(), used, image.source.clone()]);
+        let mut value = document(&image, bytes, &labs);
+        value["unique_bytes"] = json!(usage.unique_bytes);
+        value["shared_bytes"] = json!(usage.shared_bytes);
+        documents.push(value);
     }
     if json {
         output::document(&json!({ "images": documents, "blobs_bytes": store.blobs_bytes()? }))?;
         return Ok(0);
     }
-    output::table(&["KEY", "SIZE", "ON DISK", "INIT", "LABS", "SOURCE"], &rows);
+    output::table(&["KEY", "SIZE", "UNIQUE", "SHARED", "INIT", "LABS", "SOURCE"], &rows);
     Ok(0)
 }
 
@@ -45,11 +51,11 @@ fn document(image: &ImageRecord, bytes: u64, labs: &[String]) -> Value {
     value
 }
 
-fn short(key: &str) -> String {
+pub(super) fn short(key: &str) -> String {
     key.get(..SHORT).unwrap_or(key).to_owned()
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
@@ -64,7 +70,7 @@ pub(crate) fn inspect(home: &Home, wanted: &str) -> Outcome {
 }
 
 /// The one image whose key begins so, or whose source or digest it is.
-fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> {
+pub(super) fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> {
     let images = store.images()?;
     let is_meant = |image: &&ImageRecord| {
         (wanted.len() >= SHORTEST && image.key.starts_with(wanted)) || image.source == wanted || image.digest == wanted
@@ -107,7 +113,7 @@ pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
     Ok(0)
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path).map_err(anyhow::Error::new)?)
 }
 

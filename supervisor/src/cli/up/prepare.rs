@@ -19,7 +19,7 @@ use labyard_supervisor::record::{self, Condition, ConditionName, Machine, State,
 use labyard_supervisor::words::printable;
 
 use super::super::Failure;
-use super::{Cancel, Progress};
+use super::{Cancel, Progress, needs};
 
 /// What is prepared, and with what.
 pub(super) struct Preparation<'a> {
@@ -123,13 +123,12 @@ impl Preparation<'_> {
         let images = self.images(&builder).await?;
         self.reached(state, ConditionName::ImagesReady, &format!("images in the store: {}", images.len()))?;
 
+        self.check_needs(kernels, &images)?;
         let kernels = self.boot_files(&builder, kernels).await?;
         let mut bases = self.bases(&images).await?.into_iter();
         let mut found = Vec::new();
         for ((machine, asked), kernel) in self.manifest.lab.machines.iter().enumerate().zip(kernels) {
-            let root = asked.drives.iter().enumerate().find(|(_, drive)| drive.mount.as_deref() == Some("/"));
-            let root = root.and_then(|(_, drive)| images.get(&self.image_key(drive)?));
-            let Some((root, _)) = root else {
+            let Some((root, _)) = self.root(asked, &images) else {
                 return Err(anyhow::anyhow!("machines[{machine}]: the image of its root is missing").into());
             };
             found.push(Found { kernel, root: root.clone(), bases: bases.next().unwrap_or_default() });
@@ -150,6 +149,22 @@ impl Preparation<'_> {
         Journal::open(&self.folder)?.write(None, What::Condition { name, message: message.to_owned() });
         state.conditions.push(Condition { name, at_ms: now_ms(), message: message.to_owned() });
         Ok(state.write(&self.folder)?)
+    }
+
+    /// The image of a machine's root.
+    fn root<'i>(&self, machine: &AskedMachine, images: &'i Images) -> Option<&'i (ImageRecord, PathBuf)> {
+        let drive = machine.drives.iter().find(|drive| drive.mount.as_deref() == Some("/"))?;
+        images.get(&self.image_key(drive)?)
+    }
+
+    fn check_needs(&self, kernels: &[KernelRecord], images: &Images) -> Result<(), Failure> {
+        let store = Store::open(&self.home.path)?;
+        for ((position, asked), kernel) in self.manifest.lab.machines.iter().enumerate().zip(kernels) {
+            if let Some((image, _)) = self.root(asked, images) {
+                needs::check(&store, self.manifest, position, image, kernel)?;
+            }
+        }
+        Ok(())
     }
 
     /// What tells two images apart; `None` for a drive that starts blank.
