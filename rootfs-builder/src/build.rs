@@ -14,6 +14,7 @@ use crate::disk::{self, DiskError};
 use crate::ext4::{self, Ext4Error, Options, Size, WRITER_VERSION};
 use crate::layer::{self, LayerError, Limits, Spool};
 use crate::merge::Merge;
+use crate::registry::blobs::Blobs;
 use crate::source::{self, Image, SourceError};
 use crate::store::{ImageRecord, Store, StoreError};
 use crate::temporary;
@@ -188,7 +189,14 @@ fn merge(image: Image, request: &Request, temporary: &Path, watch: &Watch) -> Re
     let mut diff_ids = Vec::new();
     for layer in &image.layers {
         merge.next_layer();
-        let unpacked = layer::unpack(layer, &mut spool, left, watch, |entry| merge.apply(entry))?;
+        let unpacked = layer::unpack(layer, &mut spool, left, watch, |entry| merge.apply(entry));
+        if let Err(LayerError::Digest { expected, .. }) = &unpacked
+            && image.blobs.contains(expected)
+        {
+            // A blob of the store that has rotted: gone, it is fetched again as the message says. If that fails, it is said again.
+            let _ = Blobs::open(&request.home).and_then(|blobs| fs::remove_file(blobs.path(expected)));
+        }
+        let unpacked = unpacked?;
         left -= unpacked.bytes;
         diff_ids.push(unpacked.diff_id);
         if !image.whiteouts {

@@ -19,6 +19,7 @@ use labyard_spec::source::Source;
 
 use crate::digest::Digest;
 use crate::layer::Layer;
+use crate::registry::access::Access;
 use crate::registry::blobs::Blobs;
 use crate::registry::settings::Settings;
 use crate::registry::{self, RegistryError};
@@ -112,7 +113,9 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
             let settings = Settings::load(places.plain_http)?;
             let blobs = Blobs::open(places.home)
                 .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
-            let fetched = registry::fetch::image(&reference, &settings, &blobs, watch)?;
+            let access = Access::open(places.home)
+                .map_err(|source| SourceError::Temporary { path: places.home.join("access"), source })?;
+            let fetched = registry::fetch::image(&reference, &settings, &blobs, &access, watch)?;
             layout::image(places.home, &fetched.manifest)
         }
         Source::Alias(name) => Err(SourceError::Alias { name: name.clone() }),

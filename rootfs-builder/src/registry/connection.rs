@@ -73,7 +73,8 @@ impl Connection {
                 RegistryError::Denied { image, found, problem, registry: self.reference.registry().to_owned() }
             }
             Trouble::Missing(_) => RegistryError::Missing { image, found },
-            Trouble::Passing(problem) | Trouble::Lasting(problem) => RegistryError::Failed { image, problem },
+            Trouble::Passing(problem) => RegistryError::Unreached { image, problem },
+            Trouble::Lasting(problem) => RegistryError::Failed { image, problem },
         }
     }
 }

@@ -6,17 +6,20 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::rc::Rc;
 
 use futures_util::StreamExt;
 use oci_client::client::BlobResponse;
 use oci_client::{Reference, RegistryOperation};
 
+use super::access::{Access, Grant, LASTS, Who};
 use super::blobs::{Blobs, Part};
 use super::connection::{ATTEMPTS, CONNECTIONS, Connection, PAUSE, TICK, interruption, runtime};
-use super::settings::Settings;
-use super::{RegistryError, Trouble};
+use super::settings::{Endpoint, Settings};
+use super::{RegistryError, Trouble, credentials};
 use crate::digest::Digest;
+use crate::section::Section;
 use crate::source::manifest::{Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFESTS, MAX_NESTED, Manifest, choose};
 use crate::source::{ARCHITECTURE, MAX_DOCUMENT, MAX_LAYERS};
 use crate::watch::Watch;
@@ -28,32 +31,82 @@ pub struct Fetched {
     pub(crate) manifest: Descriptor,
 }
 
-/// Fetches what is missing of an image.
+/// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` decides.
 pub fn image(
     reference: &Reference,
     settings: &Settings,
     blobs: &Blobs,
+    access: &Access,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
-    runtime(reference)?.block_on(async {
+    let endpoints = settings.endpoints(reference)?;
+    let who = |endpoint: &Endpoint| {
+        let reference = &endpoint.reference;
+        Ok(Who::new(reference, &credentials::find(reference.registry(), reference.repository())?.auth))
+    };
+    let who: Vec<Who> = endpoints.iter().map(who).collect::<Result<_, RegistryError>>()?;
+    if reference.digest().is_some()
+        && let Some(manifest) = access.granted_lately(reference, &who)
+        && is_complete(blobs, &manifest)
+    {
+        return Ok(Fetched { manifest });
+    }
+    let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
-            fetched = from_endpoints(reference, settings, blobs, watch) => fetched,
+            fetched = from_endpoints(reference, endpoints, &who, blobs, access, watch) => fetched,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
-    })
+    });
+    let error = match fetched {
+        Err(error @ RegistryError::Unreached { .. }) => error,
+        other => return other,
+    };
+    let Some((manifest, grant)) = access.granted(reference, &who) else { return Err(error) };
+    if !is_complete(blobs, &manifest) {
+        return Err(error);
+    }
+    let why = match grant {
+        Grant::Public => "which anybody could have".to_owned(),
+        Grant::Shown(ago) => {
+            format!("your login was shown {} s ago, and counts for {} s", ago.as_secs(), LASTS.as_secs())
+        }
+    };
+    watch.at(&format!("note: {error}; taking {} from the store, {why}", manifest.digest), 0, 0)?;
+    Ok(Fetched { manifest })
+}
+
+/// Whether everything that a manifest names is there.
+fn is_complete(blobs: &Blobs, manifest: &Descriptor) -> bool {
+    let has = |descriptor: &Descriptor| descriptor.digest.parse().is_ok_and(|digest| blobs.has(&digest));
+    let read = || {
+        let digest: Digest = manifest.digest.parse().ok()?;
+        let text = Section::whole(File::open(blobs.path(&digest)).ok()?).ok()?.bytes(MAX_DOCUMENT).ok()??;
+        serde_json::from_slice::<Manifest>(&text).ok()
+    };
+    read().is_some_and(|read| has(&read.config) && read.layers.iter().all(has))
 }
 
 async fn from_endpoints(
     reference: &Reference,
-    settings: &Settings,
+    endpoints: Vec<Endpoint>,
+    who: &[Who],
     blobs: &Blobs,
+    access: &Access,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
-    let endpoints = settings.endpoints(reference)?;
     let last = endpoints.len() - 1;
-    for (at, endpoint) in endpoints.into_iter().enumerate() {
+    let unwritten = |source| RegistryError::Write { path: access.path(reference), source };
+    for (at, (endpoint, who)) in endpoints.into_iter().zip(who).enumerate() {
         let puller = Puller::new(Connection::new(endpoint).await?, blobs, watch);
-        match puller.image().await {
+        let result = puller.image().await;
+        match &result {
+            Ok(fetched) => access.note(reference, who, &fetched.manifest).map_err(unwritten)?,
+            Err(RegistryError::Denied { .. } | RegistryError::Missing { .. }) => {
+                access.forget(reference, who).map_err(unwritten)?;
+            }
+            Err(_) => {}
+        }
+        match result {
             // What this machine cannot do, it cannot do for another registry either.
             Err(error)
                 if at != last && !matches!(error, RegistryError::Interrupted(_) | RegistryError::Write { .. }) =>

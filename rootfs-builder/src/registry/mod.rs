@@ -2,6 +2,7 @@
 //!
 //! - [`settings`]: which servers may have an image, from `registries.conf`.
 //! - [`credentials`]: who the caller is to them, from the login files of docker, podman and skopeo.
+//! - [`access`]: what they have said of the caller, for when they cannot be asked.
 //! - [`blobs`]: where bytes lie, under their digest.
 //! - [`fetch`]: manifests and layers, several at once, taken up again after a broken connection.
 //! - [`push`]: the other way.
@@ -9,6 +10,7 @@
 //! A server is trusted with nothing: sizes are what the manifest said, bytes are what the digest says, and a layer whose bytes
 //! are elsewhere (a foreign layer) is refused. The protocol itself is `oci-client`'s.
 
+pub mod access;
 pub mod blobs;
 mod connection;
 pub mod credentials;
@@ -47,6 +49,8 @@ pub enum RegistryError {
     Denied { image: String, registry: String, found: String, problem: String },
     #[error("image {image}: {problem}")]
     Failed { image: String, problem: String },
+    #[error("image {image}: the registry cannot be asked: {problem}")]
+    Unreached { image: String, problem: String },
     #[error("image {image}, {blob}: {problem}")]
     Blob { image: String, blob: String, problem: String },
     #[error("image {image}, {blob}: {problem}; what came is kept, the same command goes on from it")]
@@ -64,7 +68,12 @@ impl RegistryError {
     pub fn is_input(&self) -> bool {
         !matches!(
             self,
-            Self::Failed { .. } | Self::Broken { .. } | Self::Blob { .. } | Self::Write { .. } | Self::Interrupted(_)
+            Self::Failed { .. }
+                | Self::Unreached { .. }
+                | Self::Broken { .. }
+                | Self::Blob { .. }
+                | Self::Write { .. }
+                | Self::Interrupted(_)
         )
     }
 }
