@@ -19,6 +19,7 @@ const EXAMPLES: &str = "Examples:
   rootfs-builder build oci-layout:./debian:latest
   rootfs-builder build docker-archive:app.tar -o app.ext4
   rootfs-builder build rootfs-tar:bookworm.tar.zst --json
+  rootfs-builder build dockerfile:./app
   rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0
   rootfs-builder kernel build
   rootfs-builder kernel ls
@@ -74,7 +75,9 @@ Exit code 1 where something is damaged.")]
 #[derive(Debug, Args)]
 struct Build {
     /// Where the image is
-    #[arg(help = "oci://REGISTRY/REPO:TAG[@DIGEST], oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH")]
+    #[arg(
+        help = "oci://REGISTRY/REPO:TAG[@DIGEST], oci-layout:PATH[:TAG], docker-archive:PATH, rootfs-tar:PATH, dockerfile:PATH or a name of the catalogue"
+    )]
     source: Source,
     /// Length of the disk; the file is sparse
     #[arg(long, default_value = "4GiB", value_parser = size)]

@@ -2,6 +2,7 @@
 //!
 //! - [`store`]: the content store: where images and kernels lie, and the records beside them. All that the supervisor links
 //!   (feature `store`).
+//! - [`catalogue`]: short names of images.
 //! - [`registry`]: images of registries, fetched into the store's blobs.
 //! - [`source`]: registries, OCI layouts, archives of `docker save`, plain tars become lists of layers.
 //! - [`layer`]: a layer is read, checked, taken apart.
@@ -16,6 +17,7 @@
 
 #[cfg(feature = "build")]
 pub mod build;
+pub mod catalogue;
 #[cfg(feature = "build")]
 pub mod digest;
 #[cfg(feature = "build")]
@@ -28,6 +30,8 @@ pub mod kernel;
 pub mod layer;
 #[cfg(feature = "build")]
 pub mod merge;
+#[cfg(feature = "build")]
+mod program;
 #[cfg(feature = "build")]
 pub mod registry;
 #[cfg(feature = "build")]

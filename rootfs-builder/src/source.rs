@@ -5,6 +5,7 @@
 mod archive;
 mod config;
 mod docker;
+mod dockerfile;
 mod layout;
 pub(crate) mod manifest;
 pub mod parcel;
@@ -17,6 +18,7 @@ use labyard_spec::guest::Entrypoint;
 use labyard_spec::needs::KernelNeeds;
 use labyard_spec::source::Source;
 
+use crate::catalogue::{Catalogue, CatalogueError};
 use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::registry::access::Access;
@@ -55,10 +57,10 @@ pub struct Image {
 pub enum SourceError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    #[error(
-        "source `{name}`: no such name in the catalogue; use oci://REGISTRY/REPO:TAG, oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH"
-    )]
-    Alias { name: String },
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    #[error("dockerfile:{path}: {problem}")]
+    Dockerfile { path: PathBuf, problem: String },
     #[error("{path}: not an OCI image layout: {problem}")]
     NotALayout { path: PathBuf, problem: String },
     #[error("{path}: not an archive of `docker save`: {problem}")]
@@ -88,6 +90,7 @@ impl SourceError {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
             ),
             Self::Registry(error) => error.is_input(),
+            Self::Catalogue(CatalogueError::Read { .. }) => false,
             Self::Temporary { .. } | Self::Interrupted(_) => false,
             _ => true,
         }
@@ -118,7 +121,9 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
             let fetched = registry::fetch::image(&reference, &settings, &blobs, &access, watch)?;
             layout::image(places.home, &fetched.manifest)
         }
-        Source::Alias(name) => Err(SourceError::Alias { name: name.clone() }),
+        // It stands for no other name.
+        Source::Alias(name) => open(Catalogue::load(places.home)?.resolve(name)?, places, watch),
+        Source::Dockerfile(path) => dockerfile::open(path, places.temporary, watch),
         Source::OciLayout { path, tag } => layout::open(path, tag.as_deref(), places.temporary, watch),
         Source::DockerArchive(path) => docker::open(path, places.temporary, watch),
         Source::RootfsTar(path) => rootfs::open(path),

@@ -69,6 +69,9 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
     #[serde(default)]
     platform: Option<Platform>,
+    /// Something that was attached to an image: a signature, a list of its parts.
+    #[serde(default)]
+    artifact_type: Option<String>,
     #[serde(default)]
     annotations: Option<std::collections::BTreeMap<String, String>>,
 }
@@ -82,16 +85,25 @@ struct Platform {
 impl Descriptor {
     /// Of a document that we hold.
     pub(crate) fn new(media_type: String, digest: &Digest, size: u64) -> Self {
-        Self { media_type, digest: digest.to_string(), size, platform: None, annotations: None }
+        Self { media_type, digest: digest.to_string(), size, platform: None, artifact_type: None, annotations: None }
     }
 
     pub(crate) fn tag(&self) -> Option<&str> {
         self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
     }
 
+    /// It is no image, but attached to one (image-spec, descriptor.md).
+    pub(crate) fn is_artifact(&self) -> bool {
+        self.artifact_type.is_some()
+    }
+
     /// A platform that is not said may be ours; the configuration will tell.
     pub(crate) fn may_be_ours(&self) -> bool {
-        self.platform.as_ref().is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
+        !self.is_artifact()
+            && self
+                .platform
+                .as_ref()
+                .is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
     }
 }
 

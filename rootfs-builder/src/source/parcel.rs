@@ -43,7 +43,7 @@ impl Parcel {
     pub fn of_layout(path: &Path, tag: Option<&str>, temporary: &Path, watch: &Watch) -> Result<Self, SourceError> {
         let layout = Layout::at(path, temporary, watch)?;
         let index = layout.index()?;
-        let fits = |one: &&Descriptor| tag.is_none_or(|tag| one.tag() == Some(tag));
+        let fits = |one: &&Descriptor| tag.map_or(!one.is_artifact(), |tag| one.tag() == Some(tag));
         let found: Vec<&Descriptor> = index.manifests.iter().filter(fits).collect();
         let tags: Vec<&str> = index.manifests.iter().filter_map(Descriptor::tag).collect();
         match &*found {

@@ -7,6 +7,7 @@ mod oracle;
 
 #[path = "../oracle/compare.rs"]
 mod compare;
+mod dockerfile;
 mod layout;
 mod refused;
 mod transfer;
@@ -329,4 +330,59 @@ fn what_an_image_needs_of_the_kernel_is_kept_beside_it() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("label io.labyard.kernel.version: `newest`"), "{error}");
+}
+
+#[test]
+fn a_name_of_the_catalogue_stands_for_its_source() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.finish("it");
+    fs::write(home.path().join("catalogue"), "mine oci-layout:layout:it\n").unwrap();
+    let key = built(home.path(), "mine")["key"].clone();
+    assert_eq!(built(home.path(), &format!("oci-layout:{}", layout.path.display()))["key"], key);
+    for (name, text, part) in [
+        ("yours", "mine oci-layout:layout:it\n", "`yours`: no such name in the catalogue; there is: alpine, debian-12"),
+        ("mine", "mine layout\n", "catalogue:1: `layout` is another name"),
+    ] {
+        fs::write(home.path().join("catalogue"), text).unwrap();
+        let output = run(home.path(), &["build", name, "--size", "64MiB"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn what_skopeo_makes_of_an_image_is_the_same_image() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let from = format!("oci:{}", layout.path.display());
+    let key = built(home.path(), &format!("oci-layout:{}", layout.path.display()))["key"].clone();
+    for (to, source) in [
+        ("docker-archive:saved.tar:it:1", "docker-archive:saved.tar"),
+        ("oci-archive:packed.tar:it", "oci-layout:packed.tar:it"),
+        ("oci:copy:it", "oci-layout:copy"),
+    ] {
+        let copy = ["--insecure-policy", "copy", "--quiet", &from, to];
+        let copied = Command::new("skopeo").args(copy).current_dir(home.path()).status().unwrap();
+        assert!(copied.success(), "{to}");
+        let mut build = builder(&["build", source, "--size", "64MiB", "--json", "--store"]);
+        let output = build.arg(home.path()).current_dir(home.path()).output().unwrap();
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["key"], &answer["cached"]), (&key, &json!(true)), "{to}");
+    }
+}
+
+#[test]
+fn what_is_attached_to_an_image_is_no_second_one() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    let image = layout.manifest("amd64");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let mut attached = layout.blob(kind, json!({ "subject": image, "layers": [] }).to_string().as_bytes());
+    attached["artifactType"] = json!("application/vnd.example.signature");
+    layout.index(&[attached, image]);
+    built(home.path(), &format!("oci-layout:{}", layout.path.display()));
 }

@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use labyard_rootfs_builder::catalogue::{Catalogue, CatalogueError, Entry};
 use labyard_rootfs_builder::store::{ImageRecord, Store};
 use labyard_spec::manifest::size;
-use labyard_spec::source::Source;
 use labyard_supervisor::home::Home;
 use serde_json::{Value, json};
 
@@ -59,6 +59,26 @@ pub(super) fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
+/// The names of images, and what they stand for.
+pub(crate) fn catalogue(home: &Home, json: bool) -> Outcome {
+    let catalogue = Catalogue::load(&home.path).map_err(|error| match error {
+        CatalogueError::Read { .. } => error.into(),
+        wrong => Failure::input(wrong.to_string()),
+    })?;
+    if json {
+        let entry = |(name, entry): (&String, &Entry)| json!({ "name": name, "source": entry.source.to_string(), "own": entry.own });
+        let names: Vec<_> = catalogue.entries.iter().map(entry).collect();
+        output::document(&json!({ "path": catalogue.path, "names": names }))?;
+        return Ok(0);
+    }
+    let row = |(name, entry): (&String, &Entry)| {
+        vec![name.clone(), entry.source.to_string(), if entry.own { "yours" } else { "built in" }.to_owned()]
+    };
+    let rows: Vec<_> = catalogue.entries.iter().map(row).collect();
+    output::table(&["NAME", "SOURCE", "FROM"], &rows);
+    Ok(0)
+}
+
 pub(crate) fn inspect(home: &Home, wanted: &str) -> Outcome {
     let store = Store::open(&home.path)?;
     let image = find(&store, wanted)?;
@@ -96,13 +116,7 @@ pub(super) fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> 
 
 pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
     // A path is meant from here, as everywhere on a command line.
-    let source = match pull.source.clone() {
-        Source::OciLayout { path, tag } => Source::OciLayout { path: absolute(&path)?, tag },
-        Source::DockerArchive(path) => Source::DockerArchive(absolute(&path)?),
-        Source::RootfsTar(path) => Source::RootfsTar(absolute(&path)?),
-        other => other,
-    };
-    let source = source.to_string();
+    let source = pull.source.below(&absolute(Path::new("."))?).to_string();
     let built =
         with_builder(home, async |builder, told, cancel| builder.build(&source, pull.size, told, cancel.wait()).await)?;
     if pull.json {

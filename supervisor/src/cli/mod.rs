@@ -145,6 +145,7 @@ fn run(command: Command) -> Outcome {
         },
         Verb::Image(image) => match image.verb {
             ImageVerb::Ls(json) => image::ls(&home, json.json),
+            ImageVerb::Catalogue(json) => image::catalogue(&home, json.json),
             ImageVerb::Inspect { image } => image::inspect(&home, &image),
             ImageVerb::Pull(pull) => image::pull(&home, &pull),
             ImageVerb::Export(export) => transfer::export(&home, &export),

@@ -131,3 +131,19 @@ fn layouts_and_images_of_the_store_are_pushed() {
     host.expect(2, &["image", "push", "nothing-like-it", to]);
     host.expect(2, &["image", "push", &key, "not a place"]);
 }
+
+#[test]
+fn names_of_the_catalogue_are_listed_and_a_mistake_in_it_is_named() {
+    let host = Host::new();
+    let (stdout, _) = host.expect(0, &["image", "catalogue"]);
+    assert!(stdout.lines().any(|line| line.starts_with("debian-12") && line.ends_with("built in")), "{stdout}");
+    std::fs::write(host.home().join("catalogue"), "own oci://127.0.0.1:5000/own:1\n").expect("writing");
+    let (stdout, _) = host.expect(0, &["image", "catalogue", "--json"]);
+    let shown = document(&stdout);
+    assert!(shown["path"].as_str().expect("a path").ends_with("home/catalogue"));
+    let own = json!({ "name": "own", "source": "oci://127.0.0.1:5000/own:1", "own": true });
+    assert!(shown["names"].as_array().expect("a list").contains(&own), "{stdout}");
+    std::fs::write(host.home().join("catalogue"), "own\n").expect("writing");
+    let (_, stderr) = host.expect(2, &["image", "catalogue"]);
+    assert!(stderr.contains("catalogue:1: only `own`"), "{stderr}");
+}

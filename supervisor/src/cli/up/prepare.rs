@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
 use labyard_spec::manifest::lab::{Drive, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
-use labyard_spec::source::Source;
 use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::disks::{self, DiskError};
 use labyard_supervisor::home::{Folder, Home, make_folder, names};
@@ -65,12 +64,7 @@ impl Preparation<'_> {
     pub(super) fn check_sources(&self) -> Result<(), Failure> {
         for (machine, number, drive) in self.drives() {
             let Some(source) = &drive.source else { continue };
-            let path = match &source.value {
-                Source::OciLayout { path, .. } | Source::DockerArchive(path) | Source::RootfsTar(path) => {
-                    self.base.join(path)
-                }
-                Source::Registry(_) | Source::Alias(_) => continue,
-            };
+            let Some(path) = source.value.path().map(|path| self.base.join(path)) else { continue };
             if let Err(error) = std::fs::metadata(&path) {
                 let message = format!("{}: {error}; paths are relative to the manifest", path.display());
                 return Err(self.manifest.fault(source.place, source_field(machine, number), message).into());
@@ -169,12 +163,7 @@ impl Preparation<'_> {
 
     /// What tells two images apart; `None` for a drive that starts blank.
     fn image_key(&self, drive: &Drive) -> Option<(String, u64)> {
-        let source = match &drive.source.as_ref()?.value {
-            Source::OciLayout { path, tag } => Source::OciLayout { path: self.base.join(path), tag: tag.clone() },
-            Source::DockerArchive(path) => Source::DockerArchive(self.base.join(path)),
-            Source::RootfsTar(path) => Source::RootfsTar(self.base.join(path)),
-            other => other.clone(),
-        };
+        let source = drive.source.as_ref()?.value.below(&self.base);
         Some((source.to_string(), drive.size_bytes.value))
     }
 
