@@ -5,13 +5,16 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
+use labyard_spec::needs::KernelNeeds;
 use labyard_spec::source::Source;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
+use crate::disk::{self, DiskError};
 use crate::ext4::{self, Ext4Error, Options, Size, WRITER_VERSION};
 use crate::layer::{self, LayerError, Limits, Spool};
 use crate::merge::Merge;
+use crate::registry::blobs::Blobs;
 use crate::source::{self, Image, SourceError};
 use crate::store::{ImageRecord, Store, StoreError};
 use crate::temporary;
@@ -113,7 +116,7 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     let known = image.layers.iter().map(|layer| layer.diff_id).collect::<Option<Vec<_>>>();
     let mut work = None;
     if let Some(diff_ids) = known {
-        let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint);
+        let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint, &image.kernel);
         if let Some(built) = found(&key.hex())? {
             return Ok(built);
         }
@@ -168,6 +171,8 @@ struct Merged {
     digest: Digest,
     diff_ids: Vec<Digest>,
     entrypoint: Option<Entrypoint>,
+    kernel: KernelNeeds,
+    blobs: Vec<Digest>,
 }
 
 /// Reads every layer. Contents go to one file without a name in `temporary`.
@@ -184,15 +189,31 @@ fn merge(image: Image, request: &Request, temporary: &Path, watch: &Watch) -> Re
     let mut diff_ids = Vec::new();
     for layer in &image.layers {
         merge.next_layer();
-        let unpacked = layer::unpack(layer, &mut spool, left, watch, |entry| merge.apply(entry))?;
+        let unpacked = layer::unpack(layer, &mut spool, left, watch, |entry| merge.apply(entry));
+        if let Err(LayerError::Digest { expected, .. }) = &unpacked
+            && image.blobs.contains(expected)
+        {
+            // A blob of the store that has rotted: gone, it is fetched again as the message says. If that fails, it is said again.
+            let _ = Blobs::open(&request.home).and_then(|blobs| fs::remove_file(blobs.path(expected)));
+        }
+        let unpacked = unpacked?;
         left -= unpacked.bytes;
         diff_ids.push(unpacked.diff_id);
         if !image.whiteouts {
             digest = unpacked.digest; // a plain tar has no manifest
         }
     }
-    let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint);
-    Ok(Merged { tree: merge.finish(), spools, key, digest, diff_ids, entrypoint: image.entrypoint })
+    let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint, &image.kernel);
+    Ok(Merged {
+        tree: merge.finish(),
+        spools,
+        key,
+        digest,
+        diff_ids,
+        blobs: image.blobs,
+        entrypoint: image.entrypoint,
+        kernel: image.kernel,
+    })
 }
 
 impl Merged {
@@ -208,6 +229,10 @@ impl Merged {
         };
         let disk = private(path).map_err(failed)?;
         let written = ext4::write(&mut self.tree, &self.spools, &options, &disk, watch)?;
+        let contents = disk::read(&disk, "taking the digest", watch).map_err(|error| match error {
+            DiskError::Read(source) => failed(source),
+            DiskError::Interrupted(interrupted) => Ext4Error::from(interrupted).into(),
+        })?;
         watch.at("syncing", 0, 0).map_err(Ext4Error::from)?;
         disk.sync_all().map_err(failed)?;
         Ok(ImageRecord {
@@ -222,19 +247,54 @@ impl Merged {
             entrypoint: self.entrypoint.clone(),
             entries: written.entries,
             writer: WRITER_VERSION,
+            disk: Some(contents.digest().to_string()),
+            blobs: self.blobs.iter().map(Digest::to_string).collect(),
+            kernel: self.kernel.clone(),
         })
     }
 }
 
-/// What decides the bytes of a disk and of its record: layers and whether they hide names, size, entrypoint, and the
+/// What decides the bytes of a disk and of its record: layers and whether they hide names, size, entrypoint, needs, and the
 /// version of the writer.
-fn key(diff_ids: &[Digest], whiteouts: bool, size_bytes: u64, entrypoint: &Option<Entrypoint>) -> Digest {
-    let mut text = format!("labyard image\nwriter {WRITER_VERSION}\nsize {size_bytes}\nwhiteouts {whiteouts}\n");
+fn key(
+    diff_ids: &[Digest],
+    whiteouts: bool,
+    size_bytes: u64,
+    entrypoint: &Option<Entrypoint>,
+    kernel: &KernelNeeds,
+) -> Digest {
+    key_of_writer(WRITER_VERSION, diff_ids, whiteouts, size_bytes, entrypoint, kernel)
+}
+
+fn key_of_writer(
+    writer: u32,
+    diff_ids: &[Digest],
+    whiteouts: bool,
+    size_bytes: u64,
+    entrypoint: &Option<Entrypoint>,
+    kernel: &KernelNeeds,
+) -> Digest {
+    let mut text = format!("labyard image\nwriter {writer}\nsize {size_bytes}\nwhiteouts {whiteouts}\n");
     for diff_id in diff_ids {
         text.push_str(&format!("layer {diff_id}\n"));
     }
     text.push_str(&serde_json::to_string(entrypoint).expect("strings and lists are JSON"));
+    if !kernel.is_empty() {
+        text.push_str("\nkernel ");
+        text.push_str(&serde_json::to_string(kernel).expect("strings and lists are JSON"));
+    }
     Digest::of(text.as_bytes())
+}
+
+/// Whether a record has the key of what it says of itself. It does not say whether names hide others.
+pub(crate) fn is_key_of(record: &ImageRecord) -> bool {
+    let Ok(diff_ids) = record.layers.iter().map(|text| text.parse()).collect::<Result<Vec<Digest>, _>>() else {
+        return false;
+    };
+    [true, false].into_iter().any(|whiteouts| {
+        let (size, entrypoint) = (record.size_bytes, &record.entrypoint);
+        key_of_writer(record.writer, &diff_ids, whiteouts, size, entrypoint, &record.kernel).hex() == record.key
+    })
 }
 
 /// A UUID from a key and a use of it, version 8 ("custom", RFC 9562, 5.8).

@@ -1,5 +1,7 @@
 //! The command line: what can be asked, and the answers.
 
+mod images;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
@@ -17,6 +19,7 @@ const EXAMPLES: &str = "Examples:
   rootfs-builder build oci-layout:./debian:latest
   rootfs-builder build docker-archive:app.tar -o app.ext4
   rootfs-builder build rootfs-tar:bookworm.tar.zst --json
+  rootfs-builder build dockerfile:./app
   rootfs-builder kernel add --image /boot/vmlinuz-6.12.0 --modules /lib/modules/6.12.0
   rootfs-builder kernel build
   rootfs-builder kernel ls
@@ -40,6 +43,28 @@ enum Command {
   rootfs-builder build oci-layout:./debian:latest --size 8GiB
   rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4")]
     Build(Build),
+    /// Write an image of the store to a file, for another store
+    #[command(after_help = "Example:\n  rootfs-builder export 3f2a9c… debian.labyard")]
+    Export(images::Export),
+    /// Put into the store what `export` wrote, or build a layout or an archive of `docker save`
+    #[command(after_help = "Examples:
+  rootfs-builder import debian.labyard
+  rootfs-builder import app.tar --size 8GiB")]
+    Import(images::Import),
+    /// Give an image to a registry, all its platforms
+    #[command(after_help = "Examples:
+  rootfs-builder push oci-layout:./debian:latest oci://registry.example/team/debian:12
+  rootfs-builder push oci-layout:app.tar oci://127.0.0.1:5000/app:1 --json
+
+Blobs that the registry has are not sent, and what broke off is taken up again where the registry allows it. Logins are those of docker, podman and skopeo.")]
+    Push(images::Push),
+    /// Read images and blobs of the store again and hold them against their digests
+    #[command(after_help = "Examples:
+  rootfs-builder verify
+  rootfs-builder verify --json | jq '.objects[] | select(.fault)'
+
+Exit code 1 where something is damaged.")]
+    Verify(images::Verify),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(Kernel),
@@ -50,7 +75,9 @@ enum Command {
 #[derive(Debug, Args)]
 struct Build {
     /// Where the image is
-    #[arg(help = "oci://REGISTRY/REPO:TAG[@DIGEST], oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH")]
+    #[arg(
+        help = "oci://REGISTRY/REPO:TAG[@DIGEST], oci-layout:PATH[:TAG], docker-archive:PATH, rootfs-tar:PATH, dockerfile:PATH or a name of the catalogue"
+    )]
     source: Source,
     /// Length of the disk; the file is sparse
     #[arg(long, default_value = "4GiB", value_parser = size)]
@@ -137,6 +164,10 @@ impl Common {
 pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
     match arguments.command {
         Command::Build(build) => self::build(build, watch),
+        Command::Export(export) => images::export(export, watch),
+        Command::Import(import) => images::import(import, watch),
+        Command::Push(push) => images::push(push, watch),
+        Command::Verify(verify) => images::verify(verify, watch),
         Command::Kernel(Kernel::Add { folder, image, modules, common }) => {
             let store = common.open()?;
             let (image, modules) = match (folder, image, modules) {

@@ -15,6 +15,11 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// A sum that was computed elsewhere.
+    pub(crate) fn from_sum(sum: [u8; 32]) -> Self {
+        Self(sum)
+    }
+
     /// Lower-case hexadecimal digits only.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -2,12 +2,14 @@
 //!
 //! - [`store`]: the content store: where images and kernels lie, and the records beside them. All that the supervisor links
 //!   (feature `store`).
+//! - [`catalogue`]: short names of images.
 //! - [`registry`]: images of registries, fetched into the store's blobs.
 //! - [`source`]: registries, OCI layouts, archives of `docker save`, plain tars become lists of layers.
 //! - [`layer`]: a layer is read, checked, taken apart.
 //! - [`merge`]: layers become one [`tree`].
 //! - [`ext4`]: a tree becomes a disk; [`erofs`]: one that is only ever read.
 //! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies.
+//! - [`transfer`]: images as files that travel; [`verify`]: whether what lies in the store is whole; [`disk`]: the digest of a disk.
 //! - [`kernel`]: guest kernels, their modules and the initramfs.
 //! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
 
@@ -15,12 +17,15 @@
 
 #[cfg(feature = "build")]
 pub mod build;
+pub mod catalogue;
 #[cfg(feature = "build")]
 mod bytes;
 #[cfg(feature = "build")]
 pub mod digest;
 #[cfg(feature = "build")]
 pub mod erofs;
+#[cfg(feature = "build")]
+pub mod disk;
 #[cfg(feature = "build")]
 pub mod ext4;
 #[cfg(feature = "build")]
@@ -31,6 +36,8 @@ pub mod layer;
 pub mod merge;
 #[cfg(feature = "build")]
 mod output;
+#[cfg(feature = "build")]
+mod program;
 #[cfg(feature = "build")]
 pub mod registry;
 #[cfg(feature = "build")]
@@ -43,7 +50,11 @@ pub mod store;
 #[cfg(feature = "build")]
 mod temporary;
 #[cfg(feature = "build")]
+pub mod transfer;
+#[cfg(feature = "build")]
 pub mod tree;
+#[cfg(feature = "build")]
+pub mod verify;
 #[cfg(feature = "build")]
 pub mod watch;
 #[cfg(feature = "build")]

@@ -5,18 +5,23 @@
 mod archive;
 mod config;
 mod docker;
+mod dockerfile;
 mod layout;
 pub(crate) mod manifest;
+pub mod parcel;
 mod rootfs;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
+use labyard_spec::needs::KernelNeeds;
 use labyard_spec::source::Source;
 
+use crate::catalogue::{Catalogue, CatalogueError};
 use crate::digest::Digest;
 use crate::layer::Layer;
+use crate::registry::access::Access;
 use crate::registry::blobs::Blobs;
 use crate::registry::settings::Settings;
 use crate::registry::{self, RegistryError};
@@ -40,6 +45,10 @@ pub struct Image {
     pub whiteouts: bool,
     /// What the image's configuration starts.
     pub entrypoint: Option<Entrypoint>,
+    /// What it needs of the kernel.
+    pub kernel: KernelNeeds,
+    /// Blobs of the store that it is made of.
+    pub blobs: Vec<Digest>,
 }
 
 /// Why a source is no image.
@@ -48,10 +57,10 @@ pub struct Image {
 pub enum SourceError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    #[error(
-        "source `{name}`: no such name in the catalogue; use oci://REGISTRY/REPO:TAG, oci-layout:PATH[:TAG], docker-archive:PATH or rootfs-tar:PATH"
-    )]
-    Alias { name: String },
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+    #[error("dockerfile:{path}: {problem}")]
+    Dockerfile { path: PathBuf, problem: String },
     #[error("{path}: not an OCI image layout: {problem}")]
     NotALayout { path: PathBuf, problem: String },
     #[error("{path}: not an archive of `docker save`: {problem}")]
@@ -81,6 +90,7 @@ impl SourceError {
                 io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
             ),
             Self::Registry(error) => error.is_input(),
+            Self::Catalogue(CatalogueError::Read { .. }) => false,
             Self::Temporary { .. } | Self::Interrupted(_) => false,
             _ => true,
         }
@@ -106,14 +116,32 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
             let settings = Settings::load(places.plain_http)?;
             let blobs = Blobs::open(places.home)
                 .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
-            let fetched = registry::fetch::image(&reference, &settings, &blobs, watch)?;
+            let access = Access::open(places.home)
+                .map_err(|source| SourceError::Temporary { path: places.home.join("access"), source })?;
+            let fetched = registry::fetch::image(&reference, &settings, &blobs, &access, watch)?;
             layout::image(places.home, &fetched.manifest)
         }
-        Source::Alias(name) => Err(SourceError::Alias { name: name.clone() }),
+        // It stands for no other name.
+        Source::Alias(name) => open(Catalogue::load(places.home)?.resolve(name)?, places, watch),
+        Source::Dockerfile(path) => dockerfile::open(path, places.temporary, watch),
         Source::OciLayout { path, tag } => layout::open(path, tag.as_deref(), places.temporary, watch),
         Source::DockerArchive(path) => docker::open(path, places.temporary, watch),
         Source::RootfsTar(path) => rootfs::open(path),
     }
+}
+
+/// What a tar is, where it is an image packed as one: an OCI layout, or what `docker save` writes. New versions of Docker write
+/// both in one.
+pub(crate) fn kind(path: &Path, temporary: &Path, watch: &Watch) -> Result<Option<Source>, SourceError> {
+    let wrong = |problem| SourceError::NotALayout { path: path.to_owned(), problem };
+    let archive = archive::Archive::open(path, temporary, wrong, watch)?;
+    Ok(if archive.find("oci-layout").is_some() {
+        Some(Source::OciLayout { path: path.to_owned(), tag: None })
+    } else if archive.find("manifest.json").is_some() {
+        Some(Source::DockerArchive(path.to_owned()))
+    } else {
+        None
+    })
 }
 
 /// Parses a document, or says what it should have been.

@@ -4,12 +4,14 @@
 //! So readers take no lock. Records are our own files; their length is still bounded before they are read, and a folder
 //! without a readable record is reported, not skipped.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
+use labyard_spec::needs::{self, KernelNeeds, KernelOffer};
 use serde::{Deserialize, Serialize};
 
 #[cfg(test)]
@@ -22,6 +24,11 @@ pub const KERNEL_FORMAT: u32 = 1;
 /// After a series: a distribution's kernel, or ours.
 const STOCK: &str = "-stock";
 const TUNED: &str = "-tuned";
+/// A kernel's configuration, and the names of its modules; beside its record.
+pub(crate) const CONFIG: &str = "config";
+pub(crate) const MODULES: &str = "modules";
+/// Longest of the two in bytes.
+const MAX_OFFER_BYTES: u64 = 8 << 20;
 /// Longest record in bytes.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
@@ -57,6 +64,24 @@ pub struct ImageRecord {
     pub entries: u64,
     /// Version of the writer that made the bytes.
     pub writer: u32,
+    /// Digest of the disk ([`crate::disk`]); `None` where it was built before there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<String>,
+    /// Digests of the registry's blobs that it was built from.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blobs: Vec<String>,
+    /// What it needs of the kernel.
+    #[serde(default, skip_serializing_if = "KernelNeeds::is_empty")]
+    pub kernel: KernelNeeds,
+}
+
+/// Bytes that an image takes on the host's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Its disk, and blobs that no other image was built from: what goes with it, once its blobs are pruned.
+    pub unique_bytes: u64,
+    /// Blobs that other images were built from, too.
+    pub shared_bytes: u64,
 }
 
 /// `kernel.json`: one guest kernel.
@@ -159,6 +184,11 @@ impl Store {
         list(&self.images_dir())?.iter().filter_map(|key| self.image(key).transpose()).collect()
     }
 
+    /// Every image's key, whether its record can be read or not.
+    pub fn image_keys(&self) -> Result<Vec<String>, StoreError> {
+        list(&self.images_dir())
+    }
+
     /// The folder of an image.
     pub fn image_dir(&self, image: &ImageRecord) -> PathBuf {
         self.images_dir().join(&image.key)
@@ -172,6 +202,36 @@ impl Store {
     /// Bytes of the host's disk that an image's folder takes.
     pub fn image_bytes(&self, image: &ImageRecord) -> Result<u64, StoreError> {
         bytes_below(&self.image_dir(image))
+    }
+
+    /// What each image takes on the host's disk: by itself, and together with others that have the same blobs.
+    pub fn usage(&self, images: &[ImageRecord]) -> Result<Vec<Usage>, StoreError> {
+        let mut users = BTreeMap::<&str, u64>::new();
+        for image in images {
+            // One layer may be in an image twice.
+            for blob in image.blobs.iter().collect::<BTreeSet<_>>() {
+                *users.entry(blob).or_default() += 1;
+            }
+        }
+        let of = |image: &ImageRecord| {
+            let mut usage = Usage { unique_bytes: self.image_bytes(image)?, shared_bytes: 0 };
+            for blob in image.blobs.iter().collect::<BTreeSet<_>>() {
+                let Some(hex) = blob.strip_prefix("sha256:").filter(|hex| is_name(hex)) else { continue };
+                let Ok(file) = fs::symlink_metadata(self.blobs_dir().join(hex)) else { continue };
+                let shared = users.get(blob.as_str()).is_some_and(|count| *count > 1);
+                let sum = if shared { &mut usage.shared_bytes } else { &mut usage.unique_bytes };
+                *sum += file.blocks() * 512;
+            }
+            Ok(usage)
+        };
+        images.iter().map(of).collect()
+    }
+
+    /// The registries' blobs, complete or not.
+    pub fn blobs(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut blobs = files(&self.blobs_dir())?;
+        blobs.sort();
+        Ok(blobs)
     }
 
     /// Removes an image. Who reads its disk meanwhile keeps it; nobody finds it half removed.
@@ -264,6 +324,21 @@ impl Store {
         remove(&self.kernels_dir(), &kernel.id)
     }
 
+    /// What a kernel has, as far as it was noted.
+    pub fn kernel_offer(&self, kernel: &KernelRecord) -> Result<KernelOffer, StoreError> {
+        let read = |name: &str| read_text(&self.kernel_dir(kernel).join(name));
+        Ok(KernelOffer {
+            version: kernel.version.clone(),
+            modules: read(MODULES)?.map(|text| text.lines().map(str::to_owned).collect()),
+            config: read(CONFIG)?.map(|text| needs::config(&text)),
+        })
+    }
+
+    /// Whether the names of a kernel's modules were noted; one that an earlier version added may lack them.
+    pub fn has_offer(&self, kernel: &KernelRecord) -> bool {
+        self.kernel_dir(kernel).join(MODULES).is_file()
+    }
+
     /// A kernel's ELF image.
     pub fn vmlinux(&self, kernel: &KernelRecord) -> PathBuf {
         self.kernel_dir(kernel).join("vmlinux")
@@ -348,6 +423,18 @@ fn read_named<T: for<'de> Deserialize<'de>>(
         return Err(StoreError::Misplaced { path, found: own_name(&record).clone() });
     }
     Ok(Some(record))
+}
+
+/// A text of bounded length; `None` where there is none.
+fn read_text(path: &Path) -> Result<Option<String>, StoreError> {
+    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let mut text = String::new();
+    file.take(MAX_OFFER_BYTES).read_to_string(&mut text).map_err(failed)?;
+    Ok(Some(text))
 }
 
 fn read_record<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, StoreError> {

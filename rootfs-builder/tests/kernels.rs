@@ -247,3 +247,25 @@ fn a_kernel_or_an_init_that_is_not_there_is_refused() {
         assert!(text.starts_with("error: ") && text.contains(part), "{text}");
     }
 }
+
+#[test]
+fn what_a_kernel_has_is_noted_for_images_that_need_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let image = folder.path().join("vmlinuz");
+    fs::write(&image, bz_image()).unwrap();
+    let modules = modules(folder.path(), VERSION);
+    let id = answer(&add(&home, &image, &modules))["id"].as_str().unwrap().to_owned();
+    let store = Store::open(&home).unwrap();
+    let offer = || store.kernel_offer(&store.kernel_by_id(&id).unwrap().unwrap()).unwrap();
+    let names = offer().modules.unwrap();
+    assert!(names.contains("virtio_rng") && names.contains("ext4") && !names.contains("zfs"), "{names:?}");
+    assert_eq!(offer().config, None);
+    // One that was added before its modules were noted is completed.
+    fs::remove_file(home.join("kernels").join(&id).join("modules")).unwrap();
+    fs::write(folder.path().join(format!("config-{VERSION}")), "CONFIG_NUMA=y\n# CONFIG_X is not set\n").unwrap();
+    assert_eq!(answer(&add(&home, &image, &modules))["cached"], false);
+    assert_eq!(offer().config.unwrap().into_iter().collect::<Vec<_>>(), [("CONFIG_NUMA".to_owned(), "y".to_owned())]);
+    assert_eq!(offer().modules, Some(names));
+    assert_eq!(answer(&add(&home, &image, &modules))["cached"], true);
+}

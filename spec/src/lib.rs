@@ -9,6 +9,7 @@
 //! - [`guest`]: `/machine.json`, what `labyard-init` is told.
 //! - [`agent`]: the conversation with the agent in the guest.
 //! - [`jail`]: what `labyard-jail` is told.
+//! - [`needs`]: what an image needs of the kernel.
 //! - `overlay` (feature `overlay`): the map of an overlay layer, as bytes.
 //! - [`source`]: where an image comes from.
 //! - `manifest` (feature `manifest`): the YAML that a person writes, its rules, and what it asks for.
@@ -21,6 +22,7 @@ pub mod guest;
 pub mod jail;
 #[cfg(feature = "manifest")]
 pub mod manifest;
+pub mod needs;
 pub mod net;
 #[cfg(feature = "overlay")]
 pub mod overlay;

@@ -1,7 +1,7 @@
 //! Where an image comes from: the text of `drives[].source` and of `rootfs-builder build`.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// An image source. Paths are relative to the manifest that names them, or to the working directory.
@@ -20,8 +20,39 @@ pub enum Source {
     DockerArchive(PathBuf),
     /// `rootfs-tar:PATH`: a plain tar of a root file system.
     RootfsTar(PathBuf),
+    /// `dockerfile:PATH`: a Dockerfile, or a folder with one, built by buildah.
+    Dockerfile(PathBuf),
     /// A bare word: a name of the catalogue.
     Alias(String),
+}
+
+impl Source {
+    /// The file or folder that it names.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::OciLayout { path, .. }
+            | Self::DockerArchive(path)
+            | Self::RootfsTar(path)
+            | Self::Dockerfile(path) => Some(path),
+            Self::Registry(_) | Self::Alias(_) => None,
+        }
+    }
+
+    /// The same, with a path that begins at `base` where it is not absolute.
+    #[must_use]
+    pub fn below(&self, base: &Path) -> Self {
+        let mut source = self.clone();
+        match &mut source {
+            Self::OciLayout { path, .. }
+            | Self::DockerArchive(path)
+            | Self::RootfsTar(path)
+            | Self::Dockerfile(path) => {
+                *path = base.join(&*path);
+            }
+            Self::Registry(_) | Self::Alias(_) => {}
+        }
+        source
+    }
 }
 
 impl FromStr for Source {
@@ -43,9 +74,11 @@ impl FromStr for Source {
             }
             return Ok(Self::OciLayout { path: path.into(), tag });
         }
-        for (scheme, make) in
-            [("docker-archive:", Self::DockerArchive as fn(PathBuf) -> Self), ("rootfs-tar:", Self::RootfsTar)]
-        {
+        for (scheme, make) in [
+            ("docker-archive:", Self::DockerArchive as fn(PathBuf) -> Self),
+            ("rootfs-tar:", Self::RootfsTar),
+            ("dockerfile:", Self::Dockerfile),
+        ] {
             if let Some(path) = text.strip_prefix(scheme) {
                 return if path.is_empty() { Err(missing(scheme)) } else { Ok(make(path.into())) };
             }
@@ -55,7 +88,7 @@ impl FromStr for Source {
             return Ok(Self::Alias(text.into()));
         }
         Err(format!(
-            "source `{text}` is none of oci://REGISTRY/REPO:TAG, oci-layout:PATH[:TAG], docker-archive:PATH, rootfs-tar:PATH or a name of the catalogue"
+            "source `{text}` is none of oci://REGISTRY/REPO:TAG, oci-layout:PATH[:TAG], docker-archive:PATH, rootfs-tar:PATH, dockerfile:PATH or a name of the catalogue"
         ))
     }
 }
@@ -68,6 +101,7 @@ impl fmt::Display for Source {
             Self::OciLayout { path, tag: Some(tag) } => write!(f, "oci-layout:{}:{tag}", path.display()),
             Self::DockerArchive(path) => write!(f, "docker-archive:{}", path.display()),
             Self::RootfsTar(path) => write!(f, "rootfs-tar:{}", path.display()),
+            Self::Dockerfile(path) => write!(f, "dockerfile:{}", path.display()),
             Self::Alias(name) => f.write_str(name),
         }
     }
@@ -85,6 +119,7 @@ mod tests {
             "oci-layout:/x:y/img:latest",
             "docker-archive:a.tar",
             "rootfs-tar:a.tar",
+            "dockerfile:./app",
             "debian-12",
         ] {
             assert_eq!(text.parse::<Source>().map(|source| source.to_string()), Ok(text.to_owned()));
@@ -93,7 +128,7 @@ mod tests {
 
     #[test]
     fn what_is_no_source_is_refused_with_the_forms() {
-        for text in ["", "oci://", "oci-layout:", "oci-layout::t", "./image", "http://x/y"] {
+        for text in ["", "oci://", "dockerfile:", "oci-layout:", "oci-layout::t", "./image", "http://x/y"] {
             let error = text.parse::<Source>().expect_err(text);
             assert!(error.contains("source `"), "{error}");
         }

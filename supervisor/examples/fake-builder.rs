@@ -1,9 +1,11 @@
-//! `rootfs-builder` for tests: puts a small disk into the store. The source `slow` never ends, `bad` is refused.
+//! `rootfs-builder` for tests: puts a small disk into the store. The source `slow` never ends, `bad` is refused, `needy` wants
+//! of its kernel what 6.12 has not.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use labyard_rootfs_builder::store::{ImageRecord, KERNEL_FORMAT, KernelRecord};
+use labyard_spec::needs::{self, KernelNeeds};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -19,8 +21,38 @@ fn main() {
             fs::write(&path, b"initramfs").expect("writing");
             println!("{}", serde_json::json!({ "path": path }));
         }
+        Some("import") => build(&home, "debian", &after("--size")),
+        Some("export") => {
+            let [key, path] = arguments.get(1..3).expect("a key and a file") else { panic!("not two") };
+            fs::write(path, key).expect("writing");
+            println!("{}", serde_json::json!({ "key": key, "path": path, "bytes": key.len() }));
+        }
+        Some("push") => {
+            let [image, to] = arguments.get(1..3).expect("an image and a place") else { panic!("not two") };
+            let answer = serde_json::json!({
+                "image": to, "digest": "sha256:0", "blobs": 3, "sent": 2, "bytes": image.len(), "mounted": 0
+            });
+            println!("{answer}");
+        }
+        Some("verify") => verify(&home),
         Some("kernel") => kernel(&home, arguments.get(1..3).expect("a verb and its first argument")),
         other => panic!("{other:?}"),
+    }
+}
+
+/// An image is damaged where a file says so.
+fn verify(home: &Path) {
+    let fault = home.join("damaged").exists().then_some("its disk is another; remove it with `labyard image rm k`");
+    let finding = |kind: &str, name: &str, fault: Option<&str>| {
+        serde_json::json!({
+            "kind": kind, "name": name, "bytes": 8, "fault": fault, "unchecked": false, "removed": false
+        })
+    };
+    let objects = [finding("image", "0123456789abcdef", fault), finding("blob", "sha256:00", None)];
+    println!("{}", serde_json::json!({ "objects": objects, "damaged": usize::from(fault.is_some()) }));
+    if fault.is_some() {
+        eprintln!("error: 1 of 2 objects are damaged");
+        std::process::exit(1);
     }
 }
 
@@ -57,8 +89,16 @@ fn kernel(home: &Path, arguments: &[String]) {
         min_memory_mib: 64,
         format: KERNEL_FORMAT,
     };
+    fs::write(path.join("vmlinux"), "kernel").expect("writing");
+    fs::write(path.join("modules"), "overlay\nzfs\n").expect("writing");
+    fs::write(path.join("config"), "CONFIG_NUMA=y\n").expect("writing");
     fs::write(path.join("kernel.json"), serde_json::to_vec(&record).expect("plain data")).expect("writing");
     println!("{}", serde_json::json!({ "id": id, "path": path, "cached": cached }));
+}
+
+fn needy() -> KernelNeeds {
+    let labels = [(needs::VERSION, ">=6.1,<6.2"), (needs::MODULES, "overlay zfs"), (needs::FEATURES, "CONFIG_NUMA")];
+    KernelNeeds::from_labels(labels).expect("needs")
 }
 
 fn build(home: &Path, source: &str, size: &str) {
@@ -91,6 +131,9 @@ fn build(home: &Path, source: &str, size: &str) {
         entrypoint: None,
         entries: 1,
         writer: 1,
+        disk: None,
+        blobs: vec![],
+        kernel: if source == "needy" { needy() } else { KernelNeeds::default() },
     };
     fs::write(folder.join("image.json"), serde_json::to_vec(&record).expect("plain data")).expect("writing");
     println!("{}", serde_json::json!({ "key": key, "path": path, "cached": cached, "entries": 1, "bytes": 8 }));

@@ -54,6 +54,60 @@ pub struct AddedKernel {
     pub cached: bool,
 }
 
+/// What `export --json` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exported {
+    /// Key of the image.
+    pub key: String,
+    /// The file.
+    pub path: PathBuf,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// What `push --json` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pushed {
+    /// Where it is now.
+    pub image: String,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// How many blobs it has.
+    pub blobs: usize,
+    /// How many of them were sent.
+    pub sent: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many another repository of the registry had.
+    pub mounted: usize,
+}
+
+/// What `verify --json` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// Everything that was looked at.
+    pub objects: Vec<Finding>,
+    /// How many of them have a fault.
+    pub damaged: usize,
+}
+
+/// An image or a blob, and how it was found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// `image` or `blob`.
+    pub kind: String,
+    /// Its key or its digest.
+    pub name: String,
+    /// Bytes that it has.
+    pub bytes: u64,
+    /// What is wrong with it, and the way out.
+    pub fault: Option<String>,
+    /// There was nothing to hold it against.
+    pub unchecked: bool,
+    /// It was damaged, and is gone.
+    pub removed: bool,
+}
+
 #[derive(Debug, Deserialize)]
 struct Initramfs {
     path: PathBuf,
@@ -114,6 +168,20 @@ impl Builder {
         self.ask(&[&["kernel"], arguments].concat(), progress, cancelled).await
     }
 
+    /// Writes an image to a file, puts a file into the store, or holds the store against its digests: `arguments` are those of
+    /// `rootfs-builder export`, `import`, `push` or `verify`.
+    ///
+    /// # Errors
+    /// What it says itself, or that `cancelled` came first. What `verify` finds is an answer.
+    pub async fn images<T: for<'de> Deserialize<'de>>(
+        &self,
+        arguments: &[&str],
+        progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<T, BuilderError> {
+        self.ask(arguments, progress, cancelled).await
+    }
+
     async fn ask<T: for<'de> Deserialize<'de>>(
         &self,
         arguments: &[&str],
@@ -158,10 +226,11 @@ impl Builder {
             end(&mut child).await;
         }
         let (status, answer) = heard?;
-        if !status.success() {
+        let answer = String::from_utf8_lossy(&answer);
+        // One that answers has done its work, whatever it found.
+        if !status.success() && (status.code() != Some(1) || answer.trim().is_empty()) {
             return Err(refusal(status, &last_words));
         }
-        let answer = String::from_utf8_lossy(&answer);
         let line = answer.trim_end().lines().next_back().unwrap_or_default();
         serde_json::from_str(line).map_err(|source| BuilderError::Answer { line: line.to_owned(), source })
     }

@@ -7,6 +7,7 @@ mod elf;
 pub mod image;
 pub mod initramfs;
 pub mod modules;
+mod offer;
 pub mod recipe;
 
 use std::fs::{self, DirBuilder};
@@ -17,7 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::build::{private, uuid_of};
 use crate::digest::Digest;
 use crate::ext4::{self, Ext4Error, Options, Size};
-use crate::store::{KERNEL_FORMAT, KernelRecord, Store, StoreError};
+use crate::store::{self, KERNEL_FORMAT, KernelRecord, Store, StoreError};
 use crate::temporary;
 use crate::watch::{Interrupted, Watch};
 use crate::workdir::{self, Workdir, WorkdirError};
@@ -110,7 +111,7 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
     let id = format!("{version}-{}", &digest.hex()[..12]);
     let work = Workdir::enter(&kernels, &id, watch)?;
     let replaced = match store.kernel_by_id(&id)? {
-        Some(record) if record.is_current() => return Ok((record, true)),
+        Some(record) if record.is_current() && store.has_offer(&record) => return Ok((record, true)),
         other => other,
     };
     let record = KernelRecord {
@@ -124,6 +125,12 @@ pub fn add(store: &Store, image: &Path, modules: &Path, watch: &Watch) -> Result
         format: KERNEL_FORMAT,
         version,
     };
+    let config = offer::config(image, &record.version, &elf)
+        .map_err(|source| KernelError::Read { path: image.to_owned(), source })?;
+    if let Some(text) = config {
+        write(&work.path().join(store::CONFIG), text.as_bytes())?;
+    }
+    write(&work.path().join(store::MODULES), offer::modules(&index).as_bytes())?;
     write(&work.path().join("vmlinux"), &elf)?;
     drop(elf);
     modules_disk(&index, &digest, &work, watch)?;

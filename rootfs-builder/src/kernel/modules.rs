@@ -69,6 +69,11 @@ impl Index {
         Ok(Self { folder, version, modules, builtin })
     }
 
+    /// Every name, of modules and of what is built in, in order.
+    pub fn names(&self) -> BTreeSet<&str> {
+        self.modules.keys().chain(&self.builtin).map(String::as_str).collect()
+    }
+
     /// Whether the kernel has it, built in or as a module.
     pub fn has(&self, name: &str) -> bool {
         self.modules.contains_key(name) || self.builtin.contains(name)

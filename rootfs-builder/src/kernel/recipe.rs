@@ -3,15 +3,12 @@
 //! The script caches what it builds and cleans up after itself; here it is started, listened to, and told when to stop.
 
 use std::fs::{self, DirBuilder};
-use std::io::{self, BufRead, BufReader, Read};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::Duration;
+use std::process::{Command, ExitStatus};
 
-use rustix::process::{Pid, Signal, kill_process};
-
+use crate::program::{self, ProgramError};
 use crate::store::Store;
 use crate::watch::{Interrupted, Watch};
 use crate::workdir::{Workdir, WorkdirError};
@@ -39,10 +36,6 @@ const FILES: &[(&str, &str)] = &[
     ("config/6.12/x86.config", include_str!("../../../kernel/config/6.12/x86.config")),
 ];
 
-/// Between two looks whether it was interrupted.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Longest line that is passed on.
-const MAX_LINE_BYTES: u64 = 4096;
 /// The script's own code for what the person can mend.
 const WRONG_INPUT: i32 = 2;
 
@@ -92,73 +85,19 @@ fn write_to(folder: &Path) -> Result<(), RecipeError> {
 }
 
 fn run(script: &Path, arguments: &[&str], watch: &Watch) -> Result<PathBuf, RecipeError> {
-    // Should this program be killed outright, the script hears of it and removes what it made.
-    let mut child = Command::new("setpriv")
-        .args(["--pdeathsig", "TERM", "--", "bash"])
-        .arg(script)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(RecipeError::Start)?;
-    let heard = listen(&mut child, watch);
-    if heard.is_err() {
-        end(&mut child);
+    let mut command = Command::new("bash");
+    command.arg(script).args(arguments);
+    let ended = program::run("bash", &command, watch).map_err(|error| match error {
+        ProgramError::Start(error) => RecipeError::Start(error),
+        ProgramError::Listen(error) => RecipeError::Listen(error),
+        ProgramError::Interrupted(interrupted) => interrupted.into(),
+    })?;
+    if !ended.status.success() {
+        return Err(failure(ended.status, &ended.last_words));
     }
-    let (last_words, answer) = heard?;
-    let status = child.wait().map_err(RecipeError::Listen)?;
-    watch.check()?;
-    if !status.success() {
-        return Err(failure(status, &last_words));
-    }
-    let line = answer.lines().next_back().unwrap_or_default().to_owned();
+    let line = ended.answer.lines().next_back().unwrap_or_default().to_owned();
     let folder = PathBuf::from(&line);
     if folder.is_absolute() && folder.is_dir() { Ok(folder) } else { Err(RecipeError::Answer { line }) }
-}
-
-/// Passes its progress on until it closes its outputs; its last line, and its answer.
-fn listen(child: &mut Child, watch: &Watch) -> Result<(String, String), RecipeError> {
-    let broken = || RecipeError::Listen(io::ErrorKind::BrokenPipe.into());
-    let stderr = child.stderr.take().ok_or_else(broken)?;
-    let mut stdout = child.stdout.take().ok_or_else(broken)?;
-    let (sender, lines) = channel();
-    // Ends when the script and all its children have closed their end, or nobody listens any more.
-    std::thread::spawn(move || {
-        let mut stderr = BufReader::new(stderr);
-        let mut line = Vec::new();
-        while let Ok(1..) = (&mut stderr).take(MAX_LINE_BYTES).read_until(b'\n', &mut line) {
-            let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-            line.clear();
-            if sender.send(text).is_err() {
-                break;
-            }
-        }
-    });
-    let mut last = String::new();
-    loop {
-        watch.check()?;
-        match lines.recv_timeout(PATIENCE) {
-            Ok(line) => {
-                watch.at(&line, 0, 0)?;
-                last = line;
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    let mut answer = String::new();
-    (&mut stdout).take(MAX_LINE_BYTES).read_to_string(&mut answer).map_err(RecipeError::Listen)?;
-    Ok((last, answer))
-}
-
-/// Asks it to end and waits for it: it removes what it has made so far.
-fn end(child: &mut Child) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // Not reaped yet, so the number is its own. One that has ended needs no signal.
-        let _ = kill_process(pid, Signal::TERM);
-    }
-    let _ = child.wait();
 }
 
 fn failure(status: ExitStatus, last_words: &str) -> RecipeError {

@@ -6,38 +6,23 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::rc::Rc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
-use oci_client::client::{BlobResponse, ClientConfig, ClientProtocol};
-use oci_client::errors::OciDistributionError;
-use oci_client::secrets::RegistryAuth;
-use oci_client::{Client, Reference, RegistryOperation};
-use serde::Deserialize;
+use oci_client::client::BlobResponse;
+use oci_client::{Reference, RegistryOperation};
 
+use super::access::{Access, Grant, LASTS, Who};
 use super::blobs::{Blobs, Part};
-use super::credentials::{self, Login};
+use super::connection::{ATTEMPTS, CONNECTIONS, Connection, PAUSE, TICK, interruption, runtime};
 use super::settings::{Endpoint, Settings};
-use super::{RegistryError, Trouble};
+use super::{RegistryError, Trouble, credentials};
 use crate::digest::Digest;
-use crate::source::manifest::{Descriptor, FOREIGN, INDEXES, Index, MANIFESTS, MAX_NESTED, Manifest, choose};
+use crate::section::Section;
+use crate::source::manifest::{Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFESTS, MAX_NESTED, Manifest, choose};
 use crate::source::{ARCHITECTURE, MAX_DOCUMENT, MAX_LAYERS};
 use crate::watch::Watch;
-
-/// Blobs fetched at once.
-const CONNECTIONS: usize = 4;
-/// A connection that gives nothing for so long is broken.
-const SILENCE: Duration = Duration::from_secs(30);
-/// How long a server may take to be reached.
-const CONNECT: Duration = Duration::from_secs(15);
-/// Times that a blob is asked for without having got a byte further.
-const ATTEMPTS: u32 = 6;
-/// Before the second attempt; doubled for each one more.
-const PAUSE: Duration = Duration::from_millis(250);
-/// Between two looks at whether the end was asked for.
-const TICK: Duration = Duration::from_millis(100);
-const USER_AGENT: &str = concat!("labyard-rootfs-builder/", env!("CARGO_PKG_VERSION"));
 
 /// An image whose blobs are all there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,47 +31,82 @@ pub struct Fetched {
     pub(crate) manifest: Descriptor,
 }
 
-/// Fetches what is missing of an image.
+/// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` decides.
 pub fn image(
     reference: &Reference,
     settings: &Settings,
     blobs: &Blobs,
+    access: &Access,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| RegistryError::Failed { image: reference.whole(), problem: error.to_string() })?;
-    // The provider is a matter of the whole process; the second call finds it set.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    runtime.block_on(async {
+    let endpoints = settings.endpoints(reference)?;
+    let who = |endpoint: &Endpoint| {
+        let reference = &endpoint.reference;
+        Ok(Who::new(reference, &credentials::find(reference.registry(), reference.repository())?.auth))
+    };
+    let who: Vec<Who> = endpoints.iter().map(who).collect::<Result<_, RegistryError>>()?;
+    if reference.digest().is_some()
+        && let Some(manifest) = access.granted_lately(reference, &who)
+        && is_complete(blobs, &manifest)
+    {
+        return Ok(Fetched { manifest });
+    }
+    let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
-            fetched = from_endpoints(reference, settings, blobs, watch) => fetched,
+            fetched = from_endpoints(reference, endpoints, &who, blobs, access, watch) => fetched,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
-    })
+    });
+    let error = match fetched {
+        Err(error @ RegistryError::Unreached { .. }) => error,
+        other => return other,
+    };
+    let Some((manifest, grant)) = access.granted(reference, &who) else { return Err(error) };
+    if !is_complete(blobs, &manifest) {
+        return Err(error);
+    }
+    let why = match grant {
+        Grant::Public => "which anybody could have".to_owned(),
+        Grant::Shown(ago) => {
+            format!("your login was shown {} s ago, and counts for {} s", ago.as_secs(), LASTS.as_secs())
+        }
+    };
+    watch.at(&format!("note: {error}; taking {} from the store, {why}", manifest.digest), 0, 0)?;
+    Ok(Fetched { manifest })
 }
 
-async fn interruption(watch: &Watch) -> crate::watch::Interrupted {
-    loop {
-        if let Err(interrupted) = watch.check() {
-            return interrupted;
-        }
-        tokio::time::sleep(TICK).await;
-    }
+/// Whether everything that a manifest names is there.
+fn is_complete(blobs: &Blobs, manifest: &Descriptor) -> bool {
+    let has = |descriptor: &Descriptor| descriptor.digest.parse().is_ok_and(|digest| blobs.has(&digest));
+    let read = || {
+        let digest: Digest = manifest.digest.parse().ok()?;
+        let text = Section::whole(File::open(blobs.path(&digest)).ok()?).ok()?.bytes(MAX_DOCUMENT).ok()??;
+        serde_json::from_slice::<Manifest>(&text).ok()
+    };
+    read().is_some_and(|read| has(&read.config) && read.layers.iter().all(has))
 }
 
 async fn from_endpoints(
     reference: &Reference,
-    settings: &Settings,
+    endpoints: Vec<Endpoint>,
+    who: &[Who],
     blobs: &Blobs,
+    access: &Access,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
-    let endpoints = settings.endpoints(reference)?;
     let last = endpoints.len() - 1;
-    for (at, endpoint) in endpoints.into_iter().enumerate() {
-        let puller = Puller::new(endpoint, blobs, watch).await?;
-        match puller.image().await {
+    let unwritten = |source| RegistryError::Write { path: access.path(reference), source };
+    for (at, (endpoint, who)) in endpoints.into_iter().zip(who).enumerate() {
+        let puller = Puller::new(Connection::new(endpoint).await?, blobs, watch);
+        let result = puller.image().await;
+        match &result {
+            Ok(fetched) => access.note(reference, who, &fetched.manifest).map_err(unwritten)?,
+            Err(RegistryError::Denied { .. } | RegistryError::Missing { .. }) => {
+                access.forget(reference, who).map_err(unwritten)?;
+            }
+            Err(_) => {}
+        }
+        match result {
             // What this machine cannot do, it cannot do for another registry either.
             Err(error)
                 if at != last && !matches!(error, RegistryError::Interrupted(_) | RegistryError::Write { .. }) =>
@@ -99,21 +119,9 @@ async fn from_endpoints(
     unreachable!("a list of endpoints ends with the registry itself")
 }
 
-/// The parts of a document that tell what it is.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Kind {
-    #[serde(default)]
-    media_type: Option<String>,
-    #[serde(default)]
-    manifests: Option<serde::de::IgnoredAny>,
-}
-
 /// One endpoint and what is fetched from it.
 struct Puller<'a> {
-    client: Client,
-    reference: Reference,
-    login: Login,
+    connection: Connection,
     blobs: &'a Blobs,
     watch: &'a Watch,
     done: Cell<u64>,
@@ -124,54 +132,13 @@ struct Puller<'a> {
 }
 
 impl<'a> Puller<'a> {
-    async fn new(endpoint: Endpoint, blobs: &'a Blobs, watch: &'a Watch) -> Result<Self, RegistryError> {
-        let Endpoint { reference, insecure } = endpoint;
-        let login = credentials::find(reference.registry(), reference.repository())?;
-        let failed = |problem: String| RegistryError::Failed { image: reference.whole(), problem };
-        let build = |protocol| {
-            let config = ClientConfig {
-                protocol,
-                accept_invalid_certificates: insecure,
-                read_timeout: Some(SILENCE),
-                connect_timeout: Some(CONNECT),
-                user_agent: USER_AGENT,
-                ..ClientConfig::default()
-            };
-            Client::try_from(config).map_err(|error| failed(error.to_string()))
-        };
-        let mut client = build(ClientProtocol::Https)?;
-        if insecure {
-            // TLS is still taken where it is offered; a refusal is an answer, too.
-            let answer = client.auth(&reference, &RegistryAuth::Anonymous, RegistryOperation::Pull).await;
-            let speaks_tls = !matches!(answer, Err(OciDistributionError::RequestError(_)));
-            client = build(if speaks_tls { ClientProtocol::Https } else { ClientProtocol::Http })?;
-        }
-        Ok(Self {
-            client,
-            reference,
-            login,
-            blobs,
-            watch,
-            done: Cell::new(0),
-            of: Cell::new(0),
-            keep: Rc::default(),
-            step: RefCell::default(),
-        })
+    fn new(connection: Connection, blobs: &'a Blobs, watch: &'a Watch) -> Self {
+        let (done, of) = (Cell::new(0), Cell::new(0));
+        Self { connection, blobs, watch, done, of, keep: Rc::default(), step: RefCell::default() }
     }
 
     fn name(&self) -> String {
-        self.reference.whole()
-    }
-
-    fn failed(&self, trouble: Trouble) -> RegistryError {
-        let (image, found) = (self.name(), self.login.found.clone());
-        match trouble {
-            Trouble::Denied(problem) => {
-                RegistryError::Denied { image, found, problem, registry: self.reference.registry().to_owned() }
-            }
-            Trouble::Missing(_) => RegistryError::Missing { image, found },
-            Trouble::Passing(problem) | Trouble::Lasting(problem) => RegistryError::Failed { image, problem },
-        }
+        self.connection.name()
     }
 
     fn wrong(&self, document: &str, problem: impl Into<String>) -> RegistryError {
@@ -184,7 +151,11 @@ impl<'a> Puller<'a> {
     }
 
     async fn image(&self) -> Result<Fetched, RegistryError> {
-        self.watch.at(&format!("asking {} for {}", self.reference.registry(), self.reference.repository()), 0, 0)?;
+        self.watch.at(
+            &format!("asking {} for {}", self.connection.reference.registry(), self.connection.reference.repository()),
+            0,
+            0,
+        )?;
         let (descriptor, manifest) = self.manifest().await?;
         if manifest.layers.len() > MAX_LAYERS {
             let problem = format!("{} layers, more than {MAX_LAYERS}", manifest.layers.len());
@@ -206,7 +177,7 @@ impl<'a> Puller<'a> {
 
     /// The manifest for our machines, through as many indexes as there are.
     async fn manifest(&self) -> Result<(Descriptor, Manifest), RegistryError> {
-        let mut reference = self.reference.clone();
+        let mut reference = self.connection.reference.clone();
         for _ in 0..=MAX_NESTED {
             let text = self.document(&reference).await?;
             let digest = Digest::of(&text);
@@ -219,10 +190,7 @@ impl<'a> Puller<'a> {
             self.blobs.put(&digest, &text).map_err(self.unwritten(&digest))?;
             let parsed = |error: serde_json::Error| self.wrong(&what, format!("not what it should be: {error}"));
             let kind: Kind = serde_json::from_slice(&text).map_err(parsed)?;
-            // Manifests of before 2021 may leave it out (image-spec, manifest.md).
-            let media_type = kind
-                .media_type
-                .unwrap_or_else(|| if kind.manifests.is_some() { INDEXES[0] } else { MANIFESTS[0] }.to_owned());
+            let media_type = kind.media_type("");
             if MANIFESTS.contains(&media_type.as_str()) {
                 let manifest = serde_json::from_slice(&text).map_err(parsed)?;
                 return Ok((Descriptor::new(media_type, &digest, text.len() as u64), manifest));
@@ -258,15 +226,15 @@ impl<'a> Puller<'a> {
                 }
                 Err(trouble) => trouble,
             };
-            return Err(self.failed(trouble));
+            return Err(self.connection.failed(trouble));
         }
         unreachable!("the last attempt returns")
     }
 
     async fn try_document(&self, reference: &Reference, kinds: &[&str]) -> Result<Vec<u8>, Trouble> {
         // Asked for by itself, because a refusal is told here and forgotten everywhere else.
-        self.client.auth(reference, &self.login.auth, RegistryOperation::Pull).await?;
-        let (text, _) = self.client.pull_manifest_raw(reference, &self.login.auth, kinds).await?;
+        self.connection.client.auth(reference, &self.connection.login.auth, RegistryOperation::Pull).await?;
+        let (text, _) = self.connection.client.pull_manifest_raw(reference, &self.connection.login.auth, kinds).await?;
         if text.len() as u64 > MAX_DOCUMENT {
             return Err(Trouble::Lasting(format!("its manifest is longer than {MAX_DOCUMENT} bytes")));
         }
@@ -344,8 +312,15 @@ impl<'a> Puller<'a> {
     /// As much as one connection gives. The outer error is ours, the inner one the server's or the network's.
     async fn piece(&self, part: &mut Part, digest: &Digest, size: u64) -> Result<Result<(), Trouble>, RegistryError> {
         let name = digest.to_string();
-        self.client.store_auth_if_needed(self.reference.resolve_registry(), &self.login.auth).await;
-        let response = self.client.pull_blob_stream_partial(&self.reference, name.as_str(), part.len(), None).await;
+        self.connection
+            .client
+            .store_auth_if_needed(self.connection.reference.resolve_registry(), &self.connection.login.auth)
+            .await;
+        let response = self
+            .connection
+            .client
+            .pull_blob_stream_partial(&self.connection.reference, name.as_str(), part.len(), None)
+            .await;
         let mut stream = match response {
             Ok(BlobResponse::Partial(stream)) => stream.stream,
             Ok(BlobResponse::Full(stream)) => {

@@ -1,16 +1,21 @@
-//! Images from registries (OCI distribution-spec 1.1, "Pull"), into the blobs of the store.
+//! Images from registries and to them (OCI distribution-spec 1.1, "Pull" and "Push"), by the blobs of the store.
 //!
 //! - [`settings`]: which servers may have an image, from `registries.conf`.
 //! - [`credentials`]: who the caller is to them, from the login files of docker, podman and skopeo.
+//! - [`access`]: what they have said of the caller, for when they cannot be asked.
 //! - [`blobs`]: where bytes lie, under their digest.
 //! - [`fetch`]: manifests and layers, several at once, taken up again after a broken connection.
+//! - [`push`]: the other way.
 //!
 //! A server is trusted with nothing: sizes are what the manifest said, bytes are what the digest says, and a layer whose bytes
 //! are elsewhere (a foreign layer) is refused. The protocol itself is `oci-client`'s.
 
+pub mod access;
 pub mod blobs;
+mod connection;
 pub mod credentials;
 pub mod fetch;
+pub mod push;
 pub mod settings;
 
 use std::fs::File;
@@ -44,6 +49,8 @@ pub enum RegistryError {
     Denied { image: String, registry: String, found: String, problem: String },
     #[error("image {image}: {problem}")]
     Failed { image: String, problem: String },
+    #[error("image {image}: the registry cannot be asked: {problem}")]
+    Unreached { image: String, problem: String },
     #[error("image {image}, {blob}: {problem}")]
     Blob { image: String, blob: String, problem: String },
     #[error("image {image}, {blob}: {problem}; what came is kept, the same command goes on from it")]
@@ -61,7 +68,12 @@ impl RegistryError {
     pub fn is_input(&self) -> bool {
         !matches!(
             self,
-            Self::Failed { .. } | Self::Broken { .. } | Self::Blob { .. } | Self::Write { .. } | Self::Interrupted(_)
+            Self::Failed { .. }
+                | Self::Unreached { .. }
+                | Self::Broken { .. }
+                | Self::Blob { .. }
+                | Self::Write { .. }
+                | Self::Interrupted(_)
         )
     }
 }
@@ -134,6 +146,14 @@ impl Trouble {
             Self::Passing(text) | Self::Denied(text) | Self::Missing(text) | Self::Lasting(text) => text,
         }
     }
+}
+
+/// The first reason that a registry's answer gives (distribution-spec, "Error Codes").
+fn reason(text: &str) -> Option<String> {
+    let answer: serde_json::Value = serde_json::from_str(text).ok()?;
+    let first = answer.get("errors")?.get(0)?;
+    let message = first.get("message").or_else(|| first.get("code"))?.as_str()?;
+    Some(short(message, "it gives no reason"))
 }
 
 /// A stranger's text for a message: its first line, not too long, without what a terminal would obey.

@@ -1,7 +1,9 @@
 //! The configuration of an image (OCI image-spec, config.md): diff ids of its layers, and what it starts.
 
 use labyard_spec::guest::Entrypoint;
+use labyard_spec::needs::KernelNeeds;
 use serde::Deserialize;
+use std::collections::BTreeMap;
 
 use super::{ARCHITECTURE, MAX_LAYERS, SourceError, parse};
 use crate::digest::Digest;
@@ -33,6 +35,7 @@ struct Runtime {
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
 }
 
 /// What we take from a configuration.
@@ -40,10 +43,15 @@ struct Runtime {
 pub(super) struct Config {
     pub(super) diff_ids: Vec<Digest>,
     pub(super) entrypoint: Option<Entrypoint>,
+    /// By its labels and by the annotations of its manifest.
+    pub(super) kernel: KernelNeeds,
 }
 
-/// Reads the configuration that `what` names, for an image of `layers` layers.
-pub(super) fn read(what: &str, text: &[u8], layers: usize) -> Result<Config, SourceError> {
+/// Annotations of a manifest.
+pub(super) type Annotations = BTreeMap<String, String>;
+
+/// Reads the configuration that `what` names, for an image of `layers` layers whose manifest has these annotations.
+pub(super) fn read(what: &str, text: &[u8], layers: usize, annotations: &Annotations) -> Result<Config, SourceError> {
     let document: Document = parse(what, text)?;
     let wrong = |problem: String| SourceError::Document { what: what.to_owned(), problem };
     let (os, architecture) = (document.os.as_deref(), document.architecture.as_deref());
@@ -59,7 +67,13 @@ pub(super) fn read(what: &str, text: &[u8], layers: usize) -> Result<Config, Sou
         return Err(wrong(format!("{layers} layers, more than {MAX_LAYERS}")));
     }
     let diff_ids = diff_ids.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(wrong)?;
-    Ok(Config { diff_ids, entrypoint: entrypoint(document.config.unwrap_or_default()) })
+    let mut runtime = document.config.unwrap_or_default();
+    // Whoever annotates a manifest knows the labels of the image.
+    let mut labels = runtime.labels.take().unwrap_or_default();
+    labels.extend(annotations.iter().map(|(name, text)| (name.clone(), text.clone())));
+    let labels = labels.iter().map(|(name, text)| (name.as_str(), text.as_str()));
+    let kernel = KernelNeeds::from_labels(labels).map_err(wrong)?;
+    Ok(Config { diff_ids, entrypoint: entrypoint(runtime), kernel })
 }
 
 fn entrypoint(runtime: Runtime) -> Option<Entrypoint> {
@@ -86,11 +100,26 @@ mod tests {
             r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{ID}"]}},
                "config":{{"Entrypoint":["/a"],"Cmd":["b"],"Env":null,"WorkingDir":"","Volumes":{{}}}}}}"#
         );
-        let config = read("config", text.as_bytes(), 1).expect("a configuration");
+        let config = read("config", text.as_bytes(), 1, &Annotations::new()).expect("a configuration");
         let entrypoint = config.entrypoint.expect("an entrypoint");
         assert_eq!(entrypoint.argv, ["/a", "b"]);
         assert_eq!((entrypoint.working_dir.as_str(), entrypoint.stop_signal), ("/", None));
         assert_eq!(config.diff_ids[0].to_string(), ID);
+    }
+
+    #[test]
+    fn what_it_needs_of_the_kernel_is_in_labels_and_annotations_and_the_latter_count() {
+        let text = |labels: &str| format!(r#"{{"rootfs":{{"diff_ids":[]}},"config":{{"Labels":{labels}}}}}"#);
+        let labels = r#"{"io.labyard.kernel.version":"6.1","io.labyard.kernel.modules":"zfs","maintainer":"ada"}"#;
+        let annotations = Annotations::from([("io.labyard.kernel.version".to_owned(), ">=6.12".to_owned())]);
+        let kernel = read("config", text(labels).as_bytes(), 0, &annotations).expect("a configuration").kernel;
+        assert_eq!((kernel.version[0].to_string(), kernel.modules), (">=6.12".to_owned(), vec!["zfs".to_owned()]));
+        let none = read("config", text("null").as_bytes(), 0, &Annotations::new()).expect("a configuration");
+        assert!(none.kernel.is_empty());
+        let wrong = text(r#"{"io.labyard.kernel.version":"new"}"#);
+        let error =
+            read("config sha256:0", wrong.as_bytes(), 0, &Annotations::new()).expect_err("no version").to_string();
+        assert!(error.contains("config sha256:0: label io.labyard.kernel.version: `new`"), "{error}");
     }
 
     #[test]
@@ -103,7 +132,7 @@ mod tests {
             (r#"{}"#, 0, "rootfs"),
             ("", 0, "not what it should be"),
         ] {
-            let error = read("config", text.as_bytes(), layers).expect_err(text).to_string();
+            let error = read("config", text.as_bytes(), layers, &Annotations::new()).expect_err(text).to_string();
             assert!(error.contains(part), "{error}");
         }
     }

@@ -36,7 +36,12 @@ pub(super) fn open(path: &Path, temporary: &Path, watch: &Watch) -> Result<Image
         return Err(SourceError::Choice { path: path.to_owned(), problem });
     };
     let text = document(&image.config)?;
-    let config = config::read(&format!("configuration {}", image.config), &text, image.layers.len())?;
+    let config = config::read(
+        &format!("configuration {}", image.config),
+        &text,
+        image.layers.len(),
+        &config::Annotations::new(),
+    )?;
     let count = image.layers.len();
     let layers = image.layers.iter().zip(config.diff_ids).enumerate().map(|(at, (member, diff_id))| {
         let section = archive.find(member).ok_or_else(|| wrong(format!("it has no file {member}")))?;
@@ -44,5 +49,12 @@ pub(super) fn open(path: &Path, temporary: &Path, watch: &Watch) -> Result<Image
         Ok(Layer { name, section, digest: None, diff_id: Some(diff_id) })
     });
     let layers = layers.collect::<Result<_, SourceError>>()?;
-    Ok(Image { digest: Digest::of(&text), layers, whiteouts: true, entrypoint: config.entrypoint })
+    Ok(Image {
+        digest: Digest::of(&text),
+        layers,
+        whiteouts: true,
+        entrypoint: config.entrypoint,
+        kernel: config.kernel,
+        blobs: Vec::new(),
+    })
 }

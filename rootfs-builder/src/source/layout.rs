@@ -22,7 +22,7 @@ struct LayoutFile {
 }
 
 /// A layout: a folder, or the same packed as a tar.
-struct Layout {
+pub(super) struct Layout {
     path: PathBuf,
     /// What `path` has in it, where it is a tar.
     archive: Option<Archive>,
@@ -30,33 +30,50 @@ struct Layout {
 
 /// The image with the tag; a layout that is packed is listed, and unpacked to a file in `temporary` where it is compressed.
 pub(super) fn open(path: &Path, tag: Option<&str>, temporary: &Path, watch: &Watch) -> Result<Image, SourceError> {
-    let wrong = |problem| SourceError::NotALayout { path: path.to_owned(), problem };
-    let archive = match path.is_file() {
-        true => Some(Archive::open(path, temporary, wrong, watch)?),
-        false => None,
-    };
-    let layout = Layout { path: path.to_owned(), archive };
-    let version: LayoutFile = parse("oci-layout", &layout.file("oci-layout")?)
-        .map_err(|error| layout.is_none(format!("its file oci-layout is not what it should be ({error})")))?;
-    if !version.image_layout_version.starts_with("1.") {
-        return Err(layout.is_none(format!("its version is `{}`, not 1.0.0", version.image_layout_version)));
-    }
-    let index: Index = parse("index.json", &layout.file("index.json")?)?;
+    let layout = Layout::at(path, temporary, watch)?;
+    let index = layout.index()?;
     let chosen = layout.tagged(&index, tag)?;
-    layout.image(chosen, 0)
+    // Its blobs are somebody else's.
+    Ok(Image { blobs: Vec::new(), ..layout.image(chosen, 0)? })
 }
 
 /// The image of a manifest whose blobs lie below `path` as in a layout.
 pub(crate) fn image(path: &Path, manifest: &Descriptor) -> Result<Image, SourceError> {
-    Layout { path: path.to_owned(), archive: None }.image(manifest, 0)
+    Layout::folder(path).image(manifest, 0)
 }
 
 impl Layout {
+    /// One that says that it is a layout.
+    pub(super) fn at(path: &Path, temporary: &Path, watch: &Watch) -> Result<Self, SourceError> {
+        let wrong = |problem| SourceError::NotALayout { path: path.to_owned(), problem };
+        let archive = match path.is_file() {
+            true => Some(Archive::open(path, temporary, wrong, watch)?),
+            false => None,
+        };
+        let layout = Self { path: path.to_owned(), archive };
+        let version: LayoutFile = parse("oci-layout", &layout.file("oci-layout")?)
+            .map_err(|error| layout.is_none(format!("its file oci-layout is not what it should be ({error})")))?;
+        if !version.image_layout_version.starts_with("1.") {
+            return Err(layout.is_none(format!("its version is `{}`, not 1.0.0", version.image_layout_version)));
+        }
+        Ok(layout)
+    }
+
+    /// A folder whose blobs lie as in one.
+    pub(super) fn folder(path: &Path) -> Self {
+        Self { path: path.to_owned(), archive: None }
+    }
+
+    /// What it has.
+    pub(super) fn index(&self) -> Result<Index, SourceError> {
+        parse("index.json", &self.file("index.json")?)
+    }
+
     fn is_none(&self, problem: String) -> SourceError {
         SourceError::NotALayout { path: self.path.clone(), problem }
     }
 
-    fn no_choice(&self, problem: String) -> SourceError {
+    pub(super) fn no_choice(&self, problem: String) -> SourceError {
         SourceError::Choice { path: self.path.clone(), problem }
     }
 
@@ -117,7 +134,9 @@ impl Layout {
         }
         let manifest: Manifest = parse(&what, &text)?;
         let (config_digest, config) = self.document(&manifest.config)?;
-        let config = config::read(&format!("configuration {config_digest}"), &config, manifest.layers.len())?;
+        let what = format!("configuration {config_digest}");
+        let annotations = manifest.annotations.unwrap_or_default();
+        let config = config::read(&what, &config, manifest.layers.len(), &annotations)?;
         let count = manifest.layers.len();
         let layers = manifest.layers.iter().zip(config.diff_ids).enumerate().map(|(at, (layer, diff_id))| {
             let name = format!("layer {} of {count} ({})", at + 1, layer.digest);
@@ -128,12 +147,13 @@ impl Layout {
             let (digest, section) = self.blob(layer, &name)?;
             Ok(Layer { name, section, digest: Some(digest), diff_id: Some(diff_id) })
         });
-        let layers = layers.collect::<Result<_, _>>()?;
-        Ok(Image { digest, layers, whiteouts: true, entrypoint: config.entrypoint })
+        let layers: Vec<Layer> = layers.collect::<Result<_, _>>()?;
+        let blobs = [digest, config_digest].into_iter().chain(layers.iter().filter_map(|layer| layer.digest)).collect();
+        Ok(Image { digest, layers, whiteouts: true, entrypoint: config.entrypoint, kernel: config.kernel, blobs })
     }
 
     /// A blob of the right size; its digest is checked by whoever reads it.
-    fn blob(&self, descriptor: &Descriptor, what: &str) -> Result<(Digest, Section), SourceError> {
+    pub(super) fn blob(&self, descriptor: &Descriptor, what: &str) -> Result<(Digest, Section), SourceError> {
         let wrong = |problem| SourceError::Document { what: what.to_owned(), problem };
         // The digest names a file: only what parses as one becomes a path.
         let digest: Digest = descriptor.digest.parse().map_err(wrong)?;
@@ -151,7 +171,7 @@ impl Layout {
     }
 
     /// A blob read whole and checked.
-    fn document(&self, descriptor: &Descriptor) -> Result<(Digest, Vec<u8>), SourceError> {
+    pub(super) fn document(&self, descriptor: &Descriptor) -> Result<(Digest, Vec<u8>), SourceError> {
         let what = format!("blob {}", descriptor.digest);
         let (digest, section) = self.blob(descriptor, &what)?;
         let read =

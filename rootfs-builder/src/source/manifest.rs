@@ -26,6 +26,26 @@ pub(crate) const LAYERS: [&str; 3] = [
 pub(crate) const FOREIGN: [&str; 2] =
     ["application/vnd.oci.image.layer.nondistributable.", "application/vnd.docker.image.rootfs.foreign."];
 
+/// The parts of a document that tell what it is.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Kind {
+    #[serde(default)]
+    media_type: Option<String>,
+    #[serde(default)]
+    manifests: Option<serde::de::IgnoredAny>,
+}
+
+impl Kind {
+    /// Its media type: its own word, else who names it, else what it looks like: manifests of before 2021 may leave it out
+    /// (image-spec, manifest.md).
+    pub(crate) fn media_type(self, named: &str) -> String {
+        let looks = if self.manifests.is_some() { INDEXES[0] } else { MANIFESTS[0] };
+        let named = if named.is_empty() { looks } else { named };
+        self.media_type.unwrap_or_else(|| named.to_owned())
+    }
+}
+
 #[derive(Debug, Deserialize)]
 pub(crate) struct Index {
     pub(crate) manifests: Vec<Descriptor>,
@@ -35,6 +55,8 @@ pub(crate) struct Index {
 pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
+    #[serde(default)]
+    pub(crate) annotations: Option<std::collections::BTreeMap<String, String>>,
 }
 
 /// A blob as a document names it.
@@ -47,6 +69,9 @@ pub(crate) struct Descriptor {
     pub(crate) size: u64,
     #[serde(default)]
     platform: Option<Platform>,
+    /// Something that was attached to an image: a signature, a list of its parts.
+    #[serde(default)]
+    artifact_type: Option<String>,
     #[serde(default)]
     annotations: Option<std::collections::BTreeMap<String, String>>,
 }
@@ -60,16 +85,25 @@ struct Platform {
 impl Descriptor {
     /// Of a document that we hold.
     pub(crate) fn new(media_type: String, digest: &Digest, size: u64) -> Self {
-        Self { media_type, digest: digest.to_string(), size, platform: None, annotations: None }
+        Self { media_type, digest: digest.to_string(), size, platform: None, artifact_type: None, annotations: None }
     }
 
     pub(crate) fn tag(&self) -> Option<&str> {
         self.annotations.as_ref()?.get(REF_NAME).map(String::as_str)
     }
 
+    /// It is no image, but attached to one (image-spec, descriptor.md).
+    pub(crate) fn is_artifact(&self) -> bool {
+        self.artifact_type.is_some()
+    }
+
     /// A platform that is not said may be ours; the configuration will tell.
     pub(crate) fn may_be_ours(&self) -> bool {
-        self.platform.as_ref().is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
+        !self.is_artifact()
+            && self
+                .platform
+                .as_ref()
+                .is_none_or(|platform| platform.os == "linux" && platform.architecture == ARCHITECTURE)
     }
 }
 

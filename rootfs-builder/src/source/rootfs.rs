@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::path::Path;
 
+use labyard_spec::needs::KernelNeeds;
+
 use super::{Image, SourceError};
 use crate::digest::Digest;
 use crate::layer::Layer;
@@ -18,5 +20,12 @@ pub(super) fn open(path: &Path) -> Result<Image, SourceError> {
     let section = Section::whole(file).map_err(failed)?;
     let layer = Layer { name: path.display().to_string(), section, digest: None, diff_id: None };
     // The layer's own digest takes this place once it is read.
-    Ok(Image { digest: Digest::of(b""), layers: vec![layer], whiteouts: false, entrypoint: None })
+    Ok(Image {
+        digest: Digest::of(b""),
+        layers: vec![layer],
+        whiteouts: false,
+        entrypoint: None,
+        kernel: KernelNeeds::default(),
+        blobs: Vec::new(),
+    })
 }

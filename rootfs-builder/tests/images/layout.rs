@@ -21,6 +21,7 @@ pub(crate) struct Layout {
     pub(crate) path: PathBuf,
     layers: Vec<Value>,
     diff_ids: Vec<String>,
+    annotations: Value,
 }
 
 pub(crate) fn digest(bytes: &[u8]) -> String {
@@ -32,7 +33,7 @@ impl Layout {
     pub(crate) fn new(path: &Path) -> Self {
         fs::create_dir_all(path.join("blobs/sha256")).unwrap();
         fs::write(path.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
-        Self { path: path.to_owned(), layers: vec![], diff_ids: vec![] }
+        Self { path: path.to_owned(), layers: vec![], diff_ids: vec![], annotations: Value::Null }
     }
 
     pub(crate) fn blob(&self, media_type: &str, bytes: &[u8]) -> Value {
@@ -82,8 +83,18 @@ impl Layout {
         });
         let config = self.blob("application/vnd.oci.image.config.v1+json", config.to_string().as_bytes());
         let kind = "application/vnd.oci.image.manifest.v1+json";
-        let manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": self.layers });
+        let mut manifest = json!({ "schemaVersion": 2, "mediaType": kind, "config": config, "layers": self.layers });
+        if !self.annotations.is_null() {
+            manifest["annotations"] = self.annotations.clone();
+        }
         self.blob(kind, manifest.to_string().as_bytes())
+    }
+
+    /// One image whose manifest has these annotations.
+    #[allow(dead_code, reason = "for the image tests")]
+    pub(crate) fn annotate(&mut self, annotations: &Value) {
+        self.annotations = annotations.clone();
+        self.finish("annotated");
     }
 
     pub(crate) fn index(&self, manifests: &[Value]) {

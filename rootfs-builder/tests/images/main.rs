@@ -7,9 +7,11 @@ mod oracle;
 
 #[path = "../oracle/compare.rs"]
 mod compare;
+mod dockerfile;
 mod layout;
 mod refused;
 mod stacks;
+mod transfer;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -304,4 +306,84 @@ fn what_a_killed_builder_has_left_goes_at_the_next_build() {
     fs::write(home.path().join("images/.tmp-0123/disk.ext4"), "half").unwrap();
     let answer = built(home.path(), &format!("oci-layout:{}", layout.path.display()));
     assert_eq!(left_in(home.path()), [answer["key"].as_str().unwrap()]);
+}
+
+#[test]
+fn what_an_image_needs_of_the_kernel_is_kept_beside_it() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.finish("plain");
+    let source = format!("oci-layout:{}", layout.path.display());
+    let plain = built(home.path(), &source)["key"].clone();
+    layout.annotate(&json!({ "io.labyard.kernel.version": ">=6.1", "io.labyard.kernel.modules": "overlay" }));
+    // The same disk, but another image: its record says more.
+    let needy = built(home.path(), &source)["key"].as_str().unwrap().to_owned();
+    assert_ne!(plain, needy);
+    let record = Store::open(home.path()).unwrap().image(&needy).unwrap().unwrap();
+    assert_eq!(
+        (record.kernel.version[0].to_string(), &*record.kernel.modules),
+        (">=6.1".to_owned(), &["overlay".to_owned()][..])
+    );
+
+    layout.annotate(&json!({ "io.labyard.kernel.version": "newest" }));
+    let output = run(home.path(), &["build", &source, "--size", "64MiB"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("label io.labyard.kernel.version: `newest`"), "{error}");
+}
+
+#[test]
+fn a_name_of_the_catalogue_stands_for_its_source() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.finish("it");
+    fs::write(home.path().join("catalogue"), "mine oci-layout:layout:it\n").unwrap();
+    let key = built(home.path(), "mine")["key"].clone();
+    assert_eq!(built(home.path(), &format!("oci-layout:{}", layout.path.display()))["key"], key);
+    for (name, text, part) in [
+        ("yours", "mine oci-layout:layout:it\n", "`yours`: no such name in the catalogue; there is: alpine, debian-12"),
+        ("mine", "mine layout\n", "catalogue:1: `layout` is another name"),
+    ] {
+        fs::write(home.path().join("catalogue"), text).unwrap();
+        let output = run(home.path(), &["build", name, "--size", "64MiB"]);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn what_skopeo_makes_of_an_image_is_the_same_image() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let from = format!("oci:{}", layout.path.display());
+    let key = built(home.path(), &format!("oci-layout:{}", layout.path.display()))["key"].clone();
+    for (to, source) in [
+        ("docker-archive:saved.tar:it:1", "docker-archive:saved.tar"),
+        ("oci-archive:packed.tar:it", "oci-layout:packed.tar:it"),
+        ("oci:copy:it", "oci-layout:copy"),
+    ] {
+        let copy = ["--insecure-policy", "copy", "--quiet", &from, to];
+        let copied = Command::new("skopeo").args(copy).current_dir(home.path()).status().unwrap();
+        assert!(copied.success(), "{to}");
+        let mut build = builder(&["build", source, "--size", "64MiB", "--json", "--store"]);
+        let output = build.arg(home.path()).current_dir(home.path()).output().unwrap();
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["key"], &answer["cached"]), (&key, &json!(true)), "{to}");
+    }
+}
+
+#[test]
+fn what_is_attached_to_an_image_is_no_second_one() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    let image = layout.manifest("amd64");
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let mut attached = layout.blob(kind, json!({ "subject": image, "layers": [] }).to_string().as_bytes());
+    attached["artifactType"] = json!("application/vnd.example.signature");
+    layout.index(&[attached, image]);
+    built(home.path(), &format!("oci-layout:{}", layout.path.display()));
 }

@@ -7,6 +7,7 @@ mod hostile;
 #[expect(dead_code, reason = "the image tests use more of it")]
 mod layout;
 mod proxy;
+mod push;
 mod server;
 
 use std::fs;
@@ -338,4 +339,111 @@ fn what_is_not_there_is_named() {
     let (error, code) = home.refused("127.0.0.1:1/IT:1");
     assert!(error.contains("REGISTRY/REPOSITORY:TAG"), "{error}");
     assert_eq!(code, 2);
+}
+
+/// The registry stops, and somebody with these logins asks for its image.
+fn without_it(scene: &mut Scene, image: &str, logins: &str) -> (bool, String, i32) {
+    scene.registry.stop();
+    fs::write(scene.home.path("auth.json"), logins).unwrap();
+    let output = scene.home.run(image);
+    let text = String::from_utf8(output.stderr).unwrap();
+    (output.status.success(), text, output.status.code().unwrap())
+}
+
+#[test]
+fn a_public_image_is_there_for_everybody_while_its_registry_is_not() {
+    let mut scene = scene(Access::Everybody);
+    let image = scene.registry.image("it:1");
+    let key = scene.home.built(&image)["key"].clone();
+    let (works, text, _) = without_it(&mut scene, &image, "{}");
+    assert!(works && text.contains("note: ") && text.contains("cannot be asked"), "{text}");
+    assert!(text.contains("from the store, which anybody could have"), "{text}");
+    let host = image.split('/').next().unwrap().to_owned();
+    login(&scene.home.path("auth.json"), &host, "somebody", "else");
+    assert_eq!(scene.home.built(&image)["key"], key);
+    // Another tag, and another store, have nothing of it.
+    let (error, code) = scene.home.refused(&scene.registry.image("it:2"));
+    assert!(error.contains("cannot be asked") && code == 1, "{error}");
+    assert_eq!(Home::new().refused(&image).1, 1);
+    // What is not whole any more is not taken.
+    fs::remove_file(scene.home.path("store/blobs/sha256").join(&scene.layout.layer_digests()[0][7..])).unwrap();
+    let (error, code) = scene.home.refused(&image);
+    assert!(error.contains("cannot be asked") && code == 1, "{error}");
+}
+
+#[test]
+fn a_private_image_is_there_only_for_the_login_that_was_shown() {
+    for access in [Access::Password, Access::Token] {
+        let mut scene = scene(access);
+        let image = scene.registry.image("it:1");
+        let host = image.split('/').next().unwrap().to_owned();
+        login(&scene.home.path("auth.json"), &host, USER, PASSWORD);
+        let logins = fs::read_to_string(scene.home.path("auth.json")).unwrap();
+        scene.home.built(&image);
+        let (works, text, _) = without_it(&mut scene, &image, &logins);
+        assert!(works && text.contains("your login was shown") && text.contains("counts for 900 s"), "{text}");
+        // The second person of the store: without a login, with a wrong password, with another name.
+        let (works, text, code) = without_it(&mut scene, &image, "{}");
+        assert!(!works && text.contains("cannot be asked") && code == 1, "{text}");
+        for (user, password) in [(USER, "wrong horse"), ("eve", PASSWORD)] {
+            login(&scene.home.path("auth.json"), &host, user, password);
+            assert_eq!(scene.home.refused(&image).1, 1);
+        }
+        // Too long ago.
+        login(&scene.home.path("auth.json"), &host, USER, PASSWORD);
+        scene.home.built(&image);
+        let notes: Vec<_> =
+            fs::read_dir(scene.home.path("store/access")).unwrap().map(|note| note.unwrap().path()).collect();
+        let mut note: Value = serde_json::from_slice(&fs::read(&notes[0]).unwrap()).unwrap();
+        note["proofs"][0]["at"] = (note["proofs"][0]["at"].as_u64().unwrap() - 900).into();
+        fs::write(&notes[0], note.to_string()).unwrap();
+        assert_eq!(scene.home.refused(&image).1, 1);
+    }
+}
+
+#[test]
+fn a_login_that_is_refused_ends_what_was_shown_before() {
+    let mut scene = scene(Access::Password);
+    let image = scene.registry.image("it:1");
+    let host = image.split('/').next().unwrap().to_owned();
+    login(&scene.home.path("auth.json"), &host, USER, PASSWORD);
+    scene.home.built(&image);
+    // The password is somebody else's now.
+    fs::write(scene.registry.users(), "").unwrap();
+    let (error, _) = scene.home.refused(&image);
+    assert!(error.contains("refuses"), "{error}");
+    let logins = fs::read_to_string(scene.home.path("auth.json")).unwrap();
+    let (works, text, _) = without_it(&mut scene, &image, &logins);
+    assert!(!works && text.contains("cannot be asked"), "{text}");
+}
+
+#[test]
+fn an_image_by_digest_is_asked_for_once_in_a_while() {
+    let Scene { home, registry, .. } = &scene(Access::Everybody);
+    home.built(&registry.image("it:1"));
+    let record = fs::read_dir(home.path("store/images")).unwrap().next().unwrap().unwrap().path().join("image.json");
+    let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+    let proxy = Proxy::new(registry.port, Fault::None);
+    let by_digest = format!("127.0.0.1:{}/it@{}", proxy.port, record["digest"].as_str().unwrap());
+    home.built(&by_digest);
+    let before = proxy.connections();
+    assert!(before > 0);
+    home.built(&by_digest);
+    assert_eq!(proxy.connections(), before);
+}
+
+#[test]
+fn a_blob_that_rots_in_the_store_is_fetched_again_by_the_next_pull() {
+    let Scene { home, registry, layout, .. } = &scene(Access::Everybody);
+    let key = home.built(&registry.image("it:1"))["key"].clone();
+    let digest = &layout.layer_digests()[0];
+    let path = home.path("store/blobs/sha256").join(&digest[7..]);
+    let mut bytes = fs::read(&path).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    fs::remove_dir_all(home.path("store/images")).unwrap();
+    let (error, _) = home.refused(&registry.image("it:1"));
+    assert!(error.contains(digest) && error.contains("fetch the image again"), "{error}");
+    assert_eq!(home.built(&registry.image("it:1"))["key"], key);
 }

@@ -17,6 +17,8 @@ pub(crate) enum Fault {
     Silence(u64),
     /// After so many of all connections together, every connection is cut at once.
     Dies(u64),
+    /// What the builder sends is cut after so many bytes of a connection, on the first so many connections that get there.
+    CutUploads(u64, u64),
 }
 
 /// A proxy that runs until the tests end.
@@ -31,6 +33,7 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (connections, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let cuts = Arc::new(AtomicU64::new(0));
         let (count, sum) = (Arc::clone(&connections), Arc::clone(&bytes));
         std::thread::spawn(move || {
             for client in listener.incoming() {
@@ -38,7 +41,14 @@ impl Proxy {
                 count.fetch_add(1, Ordering::Relaxed);
                 let server = TcpStream::connect(("127.0.0.1", to)).unwrap();
                 let (from, into) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-                std::thread::spawn(move || pass(from, into, Fault::None, &AtomicU64::new(0)));
+                let cuts = Arc::clone(&cuts);
+                std::thread::spawn(move || {
+                    let left = |after| match fault {
+                        Fault::CutUploads(_, times) => cuts.fetch_add(1, Ordering::Relaxed) < times && after > 0,
+                        _ => false,
+                    };
+                    upload(from, into, fault, left);
+                });
                 let sum = Arc::clone(&sum);
                 std::thread::spawn(move || pass(server, client, fault, &sum));
             }
@@ -55,6 +65,27 @@ impl Proxy {
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
+}
+
+/// What the builder sends; `cuts` says whether this connection is one to be cut, once it has got that far.
+fn upload(mut from: TcpStream, mut to: TcpStream, fault: Fault, cuts: impl Fn(u64) -> bool) {
+    let mut chunk = [0; 16 << 10];
+    let (mut done, mut asked) = (0, false);
+    while let Ok(len @ 1..) = from.read(&mut chunk) {
+        if to.write_all(&chunk[..len]).is_err() {
+            break;
+        }
+        done += len as u64;
+        if let Fault::CutUploads(after, _) = fault
+            && done >= after
+            && !std::mem::replace(&mut asked, true)
+            && cuts(after)
+        {
+            break;
+        }
+    }
+    let _ = from.shutdown(Shutdown::Both);
+    let _ = to.shutdown(Shutdown::Both);
 }
 
 fn pass(mut from: TcpStream, mut to: TcpStream, fault: Fault, sum: &AtomicU64) {

@@ -36,8 +36,7 @@ pub(crate) struct Registry {
 
 impl Drop for Registry {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.stop();
     }
 }
 
@@ -112,6 +111,17 @@ impl Registry {
             }
         }
         panic!("docker-registry ends at once: {}", fs::read_to_string(folder.path().join("log")).unwrap());
+    }
+
+    /// It answers nobody any more.
+    pub(crate) fn stop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Who it knows, where it wants passwords; read anew when it changes.
+    pub(crate) fn users(&self) -> PathBuf {
+        self.folder.path().join("users")
     }
 
     /// `127.0.0.1:PORT/NAME`, for `oci://`.

@@ -1,11 +1,16 @@
 //! The command line.
 
+mod image;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use labyard_spec::manifest::size;
-use labyard_spec::source::Source;
+
+pub(crate) use image::{
+    Image, ImageExport, ImageImport, ImagePrune, ImagePull, ImagePush, ImageRm, ImageVerb, ImageVerify,
+};
 
 /// Build, boot and join virtual labs on this host.
 #[derive(Debug, Parser)]
@@ -149,6 +154,8 @@ Examples:
 Examples:
   labyard image ls
   labyard image pull oci://registry.example/team/app:1.2
+  labyard image export 3f2a9c debian.labyard
+  labyard image verify
   labyard image prune --dry-run")]
     Image(Image),
     /// Print the completion script of a shell
@@ -378,74 +385,6 @@ pub(crate) struct Limit {
     /// No limit any more
     #[arg(long, conflicts_with_all = ["bytes", "ops"])]
     pub(crate) off: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Image {
-    #[command(subcommand)]
-    pub(crate) verb: ImageVerb,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ImageVerb {
-    /// List them
-    #[command(after_help = "\
-Examples:
-  labyard image ls
-  labyard image ls --json | jq -r '.images[] | select(.labs == []) | .key'")]
-    Ls(Json),
-    /// All that is known of one image, as JSON
-    #[command(after_help = "Example:\n  labyard image inspect 3f2a9c")]
-    Inspect {
-        /// Beginning of its key, its source or its digest
-        image: String,
-    },
-    /// Fetch and build an image ahead of the labs that want it
-    #[command(after_help = "\
-Examples:
-  labyard image pull oci://registry.example/team/app:1.2
-  labyard image pull oci-layout:./images/debian:latest --size 8GiB
-
-A lab finds it when its drive has the same source and size. A registry is asked with the logins of docker, podman or skopeo.")]
-    Pull(ImagePull),
-    /// Remove images that no lab uses
-    #[command(after_help = "Example:\n  labyard image rm 3f2a9c")]
-    Rm(ImageRm),
-    /// Remove every image that no lab uses, and what was fetched from registries
-    #[command(after_help = "Example:\n  labyard image prune --dry-run")]
-    Prune(ImagePrune),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImagePull {
-    /// As in a manifest: oci://…, oci-layout:…, docker-archive:… or rootfs-tar:…
-    pub(crate) source: Source,
-    /// Length of the disk; the file is sparse
-    #[arg(long, default_value = "4GiB", value_parser = size::parse)]
-    pub(crate) size: u64,
-    /// Print one JSON document
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImageRm {
-    /// Beginnings of keys as `labyard image ls` shows them, sources or digests
-    #[arg(required = true, value_name = "IMAGE")]
-    pub(crate) images: Vec<String>,
-    /// Print one JSON document
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ImagePrune {
-    /// Only say what would go
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

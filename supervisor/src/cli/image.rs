@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
+use labyard_rootfs_builder::catalogue::{Catalogue, CatalogueError, Entry};
 use labyard_rootfs_builder::store::{ImageRecord, Store};
 use labyard_spec::manifest::size;
-use labyard_spec::source::Source;
 use labyard_supervisor::home::Home;
 use serde_json::{Value, json};
 
@@ -20,20 +20,26 @@ pub(crate) fn ls(home: &Home, json: bool) -> Outcome {
     let store = Store::open(&home.path)?;
     let mut documents = Vec::new();
     let mut rows = Vec::new();
-    for image in store.images()? {
+    let images = store.images()?;
+    let usages = store.usage(&images)?;
+    for (image, usage) in images.into_iter().zip(usages) {
         let labs = users::labs(home, &store.image_dir(&image))?;
         let bytes = store.image_bytes(&image)?;
         let init = if image.init { "own" } else { "entrypoint" };
         let used = if labs.is_empty() { "-".to_owned() } else { labs.join(",") };
         let size = size::show(image.size_bytes);
-        rows.push(vec![short(&image.key), size, mib(bytes), init.to_owned(), used, image.source.clone()]);
-        documents.push(document(&image, bytes, &labs));
+        let [unique, shared] = [usage.unique_bytes, usage.shared_bytes].map(mib);
+        rows.push(vec![short(&image.key), size, unique, shared, init.to_owned(), used, image.source.clone()]);
+        let mut value = document(&image, bytes, &labs);
+        value["unique_bytes"] = json!(usage.unique_bytes);
+        value["shared_bytes"] = json!(usage.shared_bytes);
+        documents.push(value);
     }
     if json {
         output::document(&json!({ "images": documents, "blobs_bytes": store.blobs_bytes()? }))?;
         return Ok(0);
     }
-    output::table(&["KEY", "SIZE", "ON DISK", "INIT", "LABS", "SOURCE"], &rows);
+    output::table(&["KEY", "SIZE", "UNIQUE", "SHARED", "INIT", "LABS", "SOURCE"], &rows);
     Ok(0)
 }
 
@@ -45,12 +51,32 @@ fn document(image: &ImageRecord, bytes: u64, labs: &[String]) -> Value {
     value
 }
 
-fn short(key: &str) -> String {
+pub(super) fn short(key: &str) -> String {
     key.get(..SHORT).unwrap_or(key).to_owned()
 }
 
-fn mib(bytes: u64) -> String {
+pub(super) fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes.div_ceil(1 << 20))
+}
+
+/// The names of images, and what they stand for.
+pub(crate) fn catalogue(home: &Home, json: bool) -> Outcome {
+    let catalogue = Catalogue::load(&home.path).map_err(|error| match error {
+        CatalogueError::Read { .. } => error.into(),
+        wrong => Failure::input(wrong.to_string()),
+    })?;
+    if json {
+        let entry = |(name, entry): (&String, &Entry)| json!({ "name": name, "source": entry.source.to_string(), "own": entry.own });
+        let names: Vec<_> = catalogue.entries.iter().map(entry).collect();
+        output::document(&json!({ "path": catalogue.path, "names": names }))?;
+        return Ok(0);
+    }
+    let row = |(name, entry): (&String, &Entry)| {
+        vec![name.clone(), entry.source.to_string(), if entry.own { "yours" } else { "built in" }.to_owned()]
+    };
+    let rows: Vec<_> = catalogue.entries.iter().map(row).collect();
+    output::table(&["NAME", "SOURCE", "FROM"], &rows);
+    Ok(0)
 }
 
 pub(crate) fn inspect(home: &Home, wanted: &str) -> Outcome {
@@ -64,7 +90,7 @@ pub(crate) fn inspect(home: &Home, wanted: &str) -> Outcome {
 }
 
 /// The one image whose key begins so, or whose source or digest it is.
-fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> {
+pub(super) fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> {
     let images = store.images()?;
     let is_meant = |image: &&ImageRecord| {
         (wanted.len() >= SHORTEST && image.key.starts_with(wanted)) || image.source == wanted || image.digest == wanted
@@ -90,13 +116,7 @@ fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> {
 
 pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
     // A path is meant from here, as everywhere on a command line.
-    let source = match pull.source.clone() {
-        Source::OciLayout { path, tag } => Source::OciLayout { path: absolute(&path)?, tag },
-        Source::DockerArchive(path) => Source::DockerArchive(absolute(&path)?),
-        Source::RootfsTar(path) => Source::RootfsTar(absolute(&path)?),
-        other => other,
-    };
-    let source = source.to_string();
+    let source = pull.source.below(&absolute(Path::new("."))?).to_string();
     let built =
         with_builder(home, async |builder, told, cancel| builder.build(&source, pull.size, told, cancel.wait()).await)?;
     if pull.json {
@@ -107,7 +127,7 @@ pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
     Ok(0)
 }
 
-fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     Ok(std::path::absolute(path).map_err(anyhow::Error::new)?)
 }
 

@@ -18,6 +18,7 @@ mod saved;
 mod stop;
 mod supervise;
 mod terminal;
+mod transfer;
 mod up;
 mod users;
 
@@ -144,8 +145,13 @@ fn run(command: Command) -> Outcome {
         },
         Verb::Image(image) => match image.verb {
             ImageVerb::Ls(json) => image::ls(&home, json.json),
+            ImageVerb::Catalogue(json) => image::catalogue(&home, json.json),
             ImageVerb::Inspect { image } => image::inspect(&home, &image),
             ImageVerb::Pull(pull) => image::pull(&home, &pull),
+            ImageVerb::Export(export) => transfer::export(&home, &export),
+            ImageVerb::Import(import) => transfer::import(&home, &import),
+            ImageVerb::Push(push) => transfer::push(&home, &push),
+            ImageVerb::Verify(verify) => transfer::verify(&home, &verify),
             ImageVerb::Rm(rm) => image::rm(&home, &rm),
             ImageVerb::Prune(prune) => image::prune(&home, &prune),
         },

@@ -40,6 +40,9 @@ fn found() -> Found {
             entrypoint: None,
             entries: 0,
             writer: 1,
+            disk: None,
+            blobs: vec![],
+            kernel: labyard_spec::needs::KernelNeeds::default(),
         },
         bases: vec![Some(FoundBase { path: "/i/disk.ext4".into(), name: "k".into() })],
     }

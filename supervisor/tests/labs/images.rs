@@ -68,3 +68,82 @@ fn blobs_of_registries_are_pruned_unless_somebody_fetches_them() {
         std::fs::read_dir(&blobs).expect("listing").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(left, [".part-02"]);
 }
+
+#[test]
+fn images_travel_as_files_and_a_damaged_one_is_told() {
+    let host = Host::new();
+    let (stdout, _) = host.expect(0, &["image", "pull", "debian", "--size", "1MiB", "--json"]);
+    let key = document(&stdout)["key"].as_str().expect("a key").to_owned();
+    let file = host.home().join("it.labyard").display().to_string();
+    let (stdout, _) = host.expect(0, &["image", "export", &key[..6], &file, "--json"]);
+    assert_eq!(document(&stdout), json!({ "key": key, "path": file, "bytes": key.len() }));
+    let (stdout, _) = host.expect(0, &["image", "import", &file, "--size", "1MiB"]);
+    assert_eq!(stdout, format!("{} was there\n", &key[..key.len().min(12)]));
+    host.expect(2, &["image", "export", "nothing-like-it", &file]);
+
+    let (stdout, _) = host.expect(0, &["image", "verify"]);
+    assert_eq!(stdout, "image 0123456789ab: whole\nblob sha256:00: whole\n");
+    std::fs::write(host.home().join("damaged"), "").expect("writing");
+    let (stdout, stderr) = host.expect(1, &["image", "verify", &key]);
+    assert!(stdout.starts_with("image 0123456789ab: its disk is another; remove it"), "{stdout}");
+    assert_eq!(stderr, "error: 1 of 2 objects are damaged\n");
+    let (stdout, _) = host.expect(1, &["image", "verify", "--json"]);
+    assert_eq!((&document(&stdout)["damaged"], &document(&stdout)["objects"][0]["kind"]), (&json!(1), &json!("image")));
+}
+
+#[test]
+fn what_images_share_is_told_apart_from_what_is_their_own() {
+    let host = Host::new();
+    let blobs = host.home().join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).expect("a folder");
+    for (name, len) in [("aa", 8192), ("bb", 4096)] {
+        std::fs::write(blobs.join(name), vec![1; len]).expect("writing");
+    }
+    for (source, list) in [("one", json!(["sha256:aa", "sha256:bb"])), ("two", json!(["sha256:aa", "sha256:aa"]))] {
+        let (stdout, _) = host.expect(0, &["image", "pull", source, "--size", "1MiB", "--json"]);
+        let path = document(&stdout)["path"].as_str().expect("a path").replace("disk.ext4", "image.json");
+        let mut record = document(&std::fs::read_to_string(&path).expect("a record"));
+        record["blobs"] = list;
+        std::fs::write(&path, record.to_string()).expect("writing");
+    }
+    let (stdout, _) = host.expect(0, &["image", "ls", "--json"]);
+    let shown = document(&stdout);
+    let of = |source: &str| {
+        let images = shown["images"].as_array().expect("a list");
+        let image = images.iter().find(|image| image["source"] == source).expect("the image");
+        let number = |name: &str| image[name].as_u64().expect("a number");
+        (number("unique_bytes") - number("disk_bytes"), number("shared_bytes"))
+    };
+    assert_eq!((of("one"), of("two")), ((4096, 8192), (0, 8192)));
+}
+
+#[test]
+fn layouts_and_images_of_the_store_are_pushed() {
+    let host = Host::new();
+    let (stdout, _) = host.expect(0, &["image", "pull", "debian", "--size", "1MiB", "--json"]);
+    let key = document(&stdout)["key"].as_str().expect("a key").to_owned();
+    let to = "oci://127.0.0.1:5000/it:1";
+    let (stdout, _) = host.expect(0, &["image", "push", &key[..5], to, "--json"]);
+    let answer = document(&stdout);
+    assert_eq!((&answer["image"], &answer["bytes"]), (&json!(to), &json!(key.len())));
+    let (stdout, _) = host.expect(0, &["image", "push", "oci-layout:/somewhere:it", to]);
+    assert_eq!(stdout, format!("{to} sha256:0: 2 of 3 blobs sent, 1 MiB\n"));
+    host.expect(2, &["image", "push", "nothing-like-it", to]);
+    host.expect(2, &["image", "push", &key, "not a place"]);
+}
+
+#[test]
+fn names_of_the_catalogue_are_listed_and_a_mistake_in_it_is_named() {
+    let host = Host::new();
+    let (stdout, _) = host.expect(0, &["image", "catalogue"]);
+    assert!(stdout.lines().any(|line| line.starts_with("debian-12") && line.ends_with("built in")), "{stdout}");
+    std::fs::write(host.home().join("catalogue"), "own oci://127.0.0.1:5000/own:1\n").expect("writing");
+    let (stdout, _) = host.expect(0, &["image", "catalogue", "--json"]);
+    let shown = document(&stdout);
+    assert!(shown["path"].as_str().expect("a path").ends_with("home/catalogue"));
+    let own = json!({ "name": "own", "source": "oci://127.0.0.1:5000/own:1", "own": true });
+    assert!(shown["names"].as_array().expect("a list").contains(&own), "{stdout}");
+    std::fs::write(host.home().join("catalogue"), "own\n").expect("writing");
+    let (_, stderr) = host.expect(2, &["image", "catalogue"]);
+    assert!(stderr.contains("catalogue:1: only `own`"), "{stderr}");
+}

@@ -79,3 +79,45 @@ fn a_machine_with_less_memory_than_its_kernel_needs_is_refused_before_anything_i
     );
     host.assert_clean();
 }
+
+#[test]
+fn a_kernel_that_lacks_what_an_image_needs_is_refused_before_it_boots() {
+    let host = Host::new();
+    let lab = host.manifest("lab", &["web"]);
+    let text = std::fs::read_to_string(&lab).expect("a manifest").replace("\"debian\"", "\"needy\"");
+    std::fs::write(&lab, &text).expect("writing");
+    let (_, stderr) = host.expect(2, &["up", &lab]);
+    let error = stderr.lines().last().expect("an error");
+    assert!(
+        error.contains("machines[0].drives[0].source: image needy needs what kernel 6.12.1-0123456789ab has not: "),
+        "{error}"
+    );
+    assert!(
+        error
+            .contains("version >=6.1, <6.2; CONFIG_NUMA (its configuration is not known); module overlay (its modules"),
+        "{error}"
+    );
+    assert!(error.ends_with("add it again"), "{error}");
+
+    // One that has all of it is named, and one that has been noted and lacks some is not.
+    host.expect(0, &["kernel", "add", "folder"]);
+    let with = text.replace("\"name\":\"web\"", "\"name\":\"web\",\"kernel\":\"6.12-stock\"").replace("32MiB", "64MiB");
+    std::fs::write(&lab, &with).expect("writing");
+    let (_, stderr) = host.expect(2, &["up", &lab]);
+    let error = stderr.lines().last().expect("an error");
+    assert!(
+        error.contains("machines[0].kernel: image needy needs what kernel 6.12.2-added has not: version"),
+        "{error}"
+    );
+    assert!(
+        error.ends_with("no kernel of the store has all of it; see `labyard kernel add` and `labyard kernel build`"),
+        "{error}"
+    );
+    host.expect(0, &["kernel", "build", "--series", "6.1"]);
+    let (_, stderr) = host.expect(2, &["up", &lab]);
+    assert!(stderr.ends_with("these kernels of the store have all of it: 6.1.3-labyard-built\n"), "{stderr}");
+    host.assert_clean();
+    std::fs::write(&lab, with.replace("6.12-stock", "6.1")).expect("writing");
+    host.expect(0, &["up", &lab]);
+    host.expect(0, &["down", "lab"]);
+}

@@ -6,6 +6,7 @@
 //! ```
 
 mod follow;
+mod needs;
 mod prepare;
 
 use std::sync::Arc;

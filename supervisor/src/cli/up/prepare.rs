@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
 use labyard_spec::manifest::lab::{Drive, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
-use labyard_spec::source::Source;
 use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::disks::{self, DiskError};
 use labyard_supervisor::home::{Folder, Home, make_folder, names};
@@ -19,7 +18,7 @@ use labyard_supervisor::record::{self, Condition, ConditionName, Machine, State,
 use labyard_supervisor::words::printable;
 
 use super::super::Failure;
-use super::{Cancel, Progress};
+use super::{Cancel, Progress, needs};
 
 /// What is prepared, and with what.
 pub(super) struct Preparation<'a> {
@@ -65,12 +64,7 @@ impl Preparation<'_> {
     pub(super) fn check_sources(&self) -> Result<(), Failure> {
         for (machine, number, drive) in self.drives() {
             let Some(source) = &drive.source else { continue };
-            let path = match &source.value {
-                Source::OciLayout { path, .. } | Source::DockerArchive(path) | Source::RootfsTar(path) => {
-                    self.base.join(path)
-                }
-                Source::Registry(_) | Source::Alias(_) => continue,
-            };
+            let Some(path) = source.value.path().map(|path| self.base.join(path)) else { continue };
             if let Err(error) = std::fs::metadata(&path) {
                 let message = format!("{}: {error}; paths are relative to the manifest", path.display());
                 return Err(self.manifest.fault(source.place, source_field(machine, number), message).into());
@@ -123,13 +117,12 @@ impl Preparation<'_> {
         let images = self.images(&builder).await?;
         self.reached(state, ConditionName::ImagesReady, &format!("images in the store: {}", images.len()))?;
 
+        self.check_needs(kernels, &images)?;
         let kernels = self.boot_files(&builder, kernels).await?;
         let mut bases = self.bases(&images).await?.into_iter();
         let mut found = Vec::new();
         for ((machine, asked), kernel) in self.manifest.lab.machines.iter().enumerate().zip(kernels) {
-            let root = asked.drives.iter().enumerate().find(|(_, drive)| drive.mount.as_deref() == Some("/"));
-            let root = root.and_then(|(_, drive)| images.get(&self.image_key(drive)?));
-            let Some((root, _)) = root else {
+            let Some((root, _)) = self.root(asked, &images) else {
                 return Err(anyhow::anyhow!("machines[{machine}]: the image of its root is missing").into());
             };
             found.push(Found { kernel, root: root.clone(), bases: bases.next().unwrap_or_default() });
@@ -152,14 +145,25 @@ impl Preparation<'_> {
         Ok(state.write(&self.folder)?)
     }
 
+    /// The image of a machine's root.
+    fn root<'i>(&self, machine: &AskedMachine, images: &'i Images) -> Option<&'i (ImageRecord, PathBuf)> {
+        let drive = machine.drives.iter().find(|drive| drive.mount.as_deref() == Some("/"))?;
+        images.get(&self.image_key(drive)?)
+    }
+
+    fn check_needs(&self, kernels: &[KernelRecord], images: &Images) -> Result<(), Failure> {
+        let store = Store::open(&self.home.path)?;
+        for ((position, asked), kernel) in self.manifest.lab.machines.iter().enumerate().zip(kernels) {
+            if let Some((image, _)) = self.root(asked, images) {
+                needs::check(&store, self.manifest, position, image, kernel)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What tells two images apart; `None` for a drive that starts blank.
     fn image_key(&self, drive: &Drive) -> Option<(String, u64)> {
-        let source = match &drive.source.as_ref()?.value {
-            Source::OciLayout { path, tag } => Source::OciLayout { path: self.base.join(path), tag: tag.clone() },
-            Source::DockerArchive(path) => Source::DockerArchive(self.base.join(path)),
-            Source::RootfsTar(path) => Source::RootfsTar(self.base.join(path)),
-            other => other.clone(),
-        };
+        let source = drive.source.as_ref()?.value.below(&self.base);
         Some((source.to_string(), drive.size_bytes.value))
     }
 

@@ -1,0 +1,200 @@
+//! Images of the store: as files, out of files, and whether they are whole.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use labyard_rootfs_builder::build::{self, Destination, Request};
+use labyard_rootfs_builder::registry::settings::Settings;
+use labyard_rootfs_builder::registry::{self, RegistryError};
+use labyard_rootfs_builder::source::SourceError;
+use labyard_rootfs_builder::source::parcel::Parcel;
+use labyard_rootfs_builder::store::ImageRecord;
+use labyard_rootfs_builder::transfer::{self, Found, TransferError};
+use labyard_rootfs_builder::verify;
+use labyard_rootfs_builder::watch::Watch;
+use labyard_spec::source::Source;
+use serde_json::json;
+
+use super::{Common, size, store_failed};
+use crate::Failure;
+
+#[derive(Debug, Args)]
+pub(super) struct Export {
+    /// Its key
+    key: String,
+    /// The file to make
+    file: PathBuf,
+    /// Replace a file that is there
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Import {
+    /// What `export` wrote, an OCI image layout, or an archive of `docker save`
+    path: PathBuf,
+    /// Length of the disk, where one is built
+    #[arg(long, default_value = "4GiB", value_parser = size)]
+    size: u64,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Push {
+    /// oci-layout:PATH[:TAG], or the key of an image that came from a registry and whose layers are still in the store
+    image: String,
+    /// Where to: oci://REGISTRY/REPO:TAG
+    to: Source,
+    /// A repository of the same registry that has the layers; where an image of the store came from, otherwise
+    #[arg(long, value_name = "REPO")]
+    mount_from: Option<String>,
+    /// Speak to the registry without TLS; one on this machine needs no asking
+    #[arg(long)]
+    plain_http: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Verify {
+    /// Keys of images; all of them and all blobs where none is given
+    keys: Vec<String>,
+    /// Remove damaged blobs, which are fetched again when they are wanted
+    #[arg(long)]
+    remove: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+fn failed(error: TransferError) -> Failure {
+    Failure::new(&error, error.is_input())
+}
+
+pub(super) fn export(export: Export, watch: &Watch) -> Result<(), Failure> {
+    let store = export.common.open()?;
+    let image = store.image(&export.key).map_err(store_failed)?.ok_or_else(|| Failure {
+        text: format!("image `{}`: not in the store {}", export.key, store.home.display()),
+        is_input: true,
+    })?;
+    let bytes = transfer::export(&store, &image, &export.file, export.force, watch).map_err(failed)?;
+    if export.common.json {
+        println!("{}", json!({ "key": image.key, "path": export.file, "bytes": bytes }));
+    } else {
+        println!("{}: {bytes} bytes", export.file.display());
+    }
+    Ok(())
+}
+
+pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
+    let store = import.common.open()?;
+    let (record, cached): (ImageRecord, bool) =
+        match transfer::look(&import.path, &store.images_dir(), watch).map_err(failed)? {
+            Found::Export => transfer::import(&store, &import.path, watch).map_err(failed)?,
+            Found::Source(source) => {
+                let home = store.home.clone();
+                let destination = Destination::Store(store.clone());
+                let request = Request { source, size_bytes: import.size, destination, home, plain_http: false };
+                let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
+                (built.record, built.cached)
+            }
+        };
+    if import.common.json {
+        println!("{}", json!({ "key": record.key, "path": store.disk(&record), "cached": cached }));
+    } else {
+        println!("{} {}", record.key, if cached { "was there" } else { "imported" });
+    }
+    Ok(())
+}
+
+pub(super) fn push(push: Push, watch: &Watch) -> Result<(), Failure> {
+    let input = |text: String| Failure { text, is_input: true };
+    let Source::Registry(to) = &push.to else {
+        return Err(input(format!("`{}`: images are pushed to oci://REGISTRY/REPO:TAG", push.to)));
+    };
+    let home = push.common.home()?;
+    let registry_failed = |error: RegistryError| Failure::new(&error, error.is_input());
+    let reference = registry::reference(to).map_err(registry_failed)?;
+    let settings = Settings::load(push.plain_http).map_err(registry_failed)?;
+    let source_failed = |error: SourceError| Failure::new(&error, error.is_input());
+    let mut from = push.mount_from;
+    let parcel = match push.image.parse() {
+        Ok(Source::OciLayout { path, tag }) => {
+            // Only one that is packed as a whole needs room, beside itself.
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            Parcel::of_layout(&path, tag.as_deref(), folder, watch).map_err(source_failed)?
+        }
+        _ => {
+            let store = push.common.open()?;
+            let image = store.image(&push.image).map_err(store_failed)?.ok_or_else(|| {
+                input(format!("image `{}`: neither oci-layout:PATH[:TAG] nor a key of the store", push.image))
+            })?;
+            if let Ok(Source::Registry(source)) = image.source.parse()
+                && let Ok(source) = registry::reference(&source)
+                && source.registry() == reference.registry()
+                && source.repository() != reference.repository()
+            {
+                from.get_or_insert(source.repository().to_owned());
+            }
+            let digest = image.digest.parse().map_err(input)?;
+            match image.blobs.is_empty() {
+                false => Parcel::of_store(&home, &digest).map_err(source_failed)?,
+                true => {
+                    let text = format!(
+                        "image {}: it came from {}, whose layers the store does not keep",
+                        image.key, image.source
+                    );
+                    return Err(input(format!("{text}; push the layout itself: oci-layout:PATH[:TAG]")));
+                }
+            }
+        }
+    };
+    let pushed =
+        registry::push::image(&parcel, &reference, from.as_deref(), &settings, watch).map_err(registry_failed)?;
+    let (sent, bytes) = pushed.sent;
+    if push.common.json {
+        let answer = json!({
+            "image": push.to.to_string(),
+            "digest": pushed.digest.to_string(),
+            "blobs": pushed.blobs,
+            "sent": sent,
+            "bytes": bytes,
+            "mounted": pushed.mounted,
+        });
+        println!("{answer}");
+    } else {
+        println!("{} {}: {sent} of {} blobs sent, {bytes} bytes", push.to, pushed.digest, pushed.blobs);
+    }
+    Ok(())
+}
+
+/// Prints what was found also where something is damaged; that is then exit code 1.
+pub(super) fn verify(verify: Verify, watch: &Watch) -> Result<(), Failure> {
+    let store = verify.common.open()?;
+    let there = store.image_keys().map_err(store_failed)?;
+    if let Some(key) = verify.keys.iter().find(|key| !there.contains(key)) {
+        let text = format!("image `{key}`: not in the store {}", store.home.display());
+        return Err(Failure { text, is_input: true });
+    }
+    let findings =
+        verify::verify(&store, &verify.keys, verify.remove, watch).map_err(|error| Failure::new(&error, false))?;
+    let damaged = findings.iter().filter(|finding| finding.fault.is_some()).count();
+    if verify.common.json {
+        println!("{}", json!({ "objects": findings, "damaged": damaged }));
+    } else {
+        for finding in &findings {
+            let how = match &finding.fault {
+                Some(fault) => fault,
+                None if finding.unchecked => "not checked: it was built before digests of disks were kept",
+                None => "whole",
+            };
+            println!("{} {}: {how}", finding.kind, finding.name);
+        }
+    }
+    match damaged {
+        0 => Ok(()),
+        _ => Err(Failure { text: format!("{damaged} of {} objects are damaged", findings.len()), is_input: false }),
+    }
+}

@@ -1,0 +1,259 @@
+//! Who has shown that they may have an image, for the time in which its registry cannot be asked: `access/<hash of the name>.json`.
+//!
+//! A registry that answers has the last word. One that cannot be reached is replaced by what it said before: an image that anybody could
+//! have, anybody can have still; any other only who showed the same login less than [`LASTS`] ago. By digest, where the
+//! bytes cannot have changed, the same notes save asking for as long.
+//!
+//! A note holds no login, only a salted sum of it that takes a while to compute.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use oci_client::Reference;
+use oci_client::secrets::RegistryAuth;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::digest::Digest;
+use crate::source::manifest::Descriptor;
+
+/// How long a login that was shown counts without being shown again.
+pub const LASTS: Duration = Duration::from_secs(15 * 60);
+/// Sums over sums: a millisecond for who knows the login, and as much for each guess.
+const ROUNDS: u32 = 5_000;
+/// Longest note, and most logins of one image.
+const MAX_BYTES: u64 = 1 << 20;
+const MAX_PROOFS: usize = 64;
+
+/// Notes of one store.
+#[derive(Debug, Clone)]
+pub struct Access {
+    folder: PathBuf,
+}
+
+/// What is noted of one image.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Note {
+    image: String,
+    media_type: String,
+    digest: String,
+    size: u64,
+    /// When its own registry last gave it to somebody without a login; seconds since 1970.
+    public: Option<u64>,
+    proofs: Vec<Proof>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Proof {
+    salt: String,
+    sum: String,
+    at: u64,
+}
+
+/// Where somebody asked, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Who {
+    registry: String,
+    auth: RegistryAuth,
+}
+
+/// Why an image may be had without asking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Grant {
+    /// Anybody can have it.
+    Public,
+    /// This login was shown so long ago.
+    Shown(Duration),
+}
+
+impl Who {
+    pub(super) fn new(endpoint: &Reference, auth: &RegistryAuth) -> Self {
+        Self { registry: endpoint.registry().to_owned(), auth: auth.clone() }
+    }
+
+    fn is_anonymous(&self) -> bool {
+        self.auth == RegistryAuth::Anonymous
+    }
+
+    fn sum(&self, salt: &str) -> String {
+        let secret = match &self.auth {
+            RegistryAuth::Anonymous => String::new(),
+            RegistryAuth::Basic(user, password) => format!("basic\0{user}\0{password}"),
+            RegistryAuth::Bearer(token) => format!("bearer\0{token}"),
+        };
+        let mut sum = Sha256::digest(format!("{salt}\0{}\0{secret}", self.registry));
+        for _ in 0..ROUNDS {
+            sum = Sha256::digest(sum);
+        }
+        Digest::from_sum(sum.into()).hex()
+    }
+}
+
+impl Access {
+    /// Below a state directory.
+    pub fn open(home: &Path) -> io::Result<Self> {
+        let folder = home.join("access");
+        DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        Ok(Self { folder })
+    }
+
+    pub(super) fn path(&self, image: &Reference) -> PathBuf {
+        self.folder.join(format!("{}.json", Digest::of(image.whole().as_bytes()).hex()))
+    }
+
+    /// What is not readable is as good as nothing: it is asked again.
+    fn read(&self, image: &Reference) -> Option<Note> {
+        let mut text = Vec::new();
+        File::open(self.path(image)).ok()?.take(MAX_BYTES).read_to_end(&mut text).ok()?;
+        serde_json::from_slice(&text).ok().filter(|note: &Note| note.image == image.whole())
+    }
+
+    fn write(&self, image: &Reference, note: &Note) -> io::Result<()> {
+        let path = self.path(image);
+        let unfinished = path.with_extension(format!("{}.tmp", std::process::id()));
+        let mut file = crate::build::private(&unfinished)?;
+        file.write_all(&serde_json::to_vec(note)?)?;
+        fs::rename(&unfinished, &path)
+    }
+
+    /// `who` has been given the image.
+    pub(super) fn note(&self, image: &Reference, who: &Who, manifest: &Descriptor) -> io::Result<()> {
+        let mut note = self.read(image).unwrap_or_default();
+        (note.image, note.media_type) = (image.whole(), manifest.media_type.clone());
+        // Who has shown a login for other bytes has shown it for the name; the bytes are these now.
+        (note.digest, note.size) = (manifest.digest.clone(), manifest.size);
+        if who.is_anonymous() && who.registry == image.registry() {
+            note.public = Some(now());
+        }
+        note.proofs.retain(|proof| is_fresh(proof.at) && proof.sum != who.sum(&proof.salt));
+        note.proofs.truncate(MAX_PROOFS - 1);
+        let mut salt = [0; 16];
+        rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())?;
+        let salt: String = salt.iter().map(|byte| format!("{byte:02x}")).collect();
+        note.proofs.push(Proof { sum: who.sum(&salt), salt, at: now() });
+        self.write(image, &note)
+    }
+
+    /// `who` was refused the image.
+    pub(super) fn forget(&self, image: &Reference, who: &Who) -> io::Result<()> {
+        let Some(mut note) = self.read(image) else { return Ok(()) };
+        if who.is_anonymous() {
+            note.public = None;
+        }
+        note.proofs.retain(|proof| proof.sum != who.sum(&proof.salt));
+        self.write(image, &note)
+    }
+
+    /// The manifest that one of `who` may have without its registry being asked, and why.
+    pub(super) fn granted(&self, image: &Reference, who: &[Who]) -> Option<(Descriptor, Grant)> {
+        let note = self.read(image)?;
+        let digest = note.digest.parse().ok()?;
+        let manifest = Descriptor::new(note.media_type.clone(), &digest, note.size);
+        if note.public.is_some() {
+            return Some((manifest, Grant::Public));
+        }
+        let fresh = note.proofs.iter().filter(|proof| is_fresh(proof.at));
+        let shown = fresh.filter(|proof| who.iter().any(|who| who.sum(&proof.salt) == proof.sum));
+        let at = shown.map(|proof| proof.at).max()?;
+        Some((manifest, Grant::Shown(Duration::from_secs(now().saturating_sub(at)))))
+    }
+
+    /// The same for a digest, so that nobody has to be asked: what is public was found to be so no longer ago than a login counts.
+    pub(super) fn granted_lately(&self, image: &Reference, who: &[Who]) -> Option<Descriptor> {
+        let (manifest, grant) = self.granted(image, who)?;
+        let lately = grant != Grant::Public || self.read(image)?.public.is_some_and(is_fresh);
+        lately.then_some(manifest)
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// A clock that was set back makes nothing fresh.
+fn is_fresh(at: u64) -> bool {
+    let now = now();
+    at <= now && now - at < LASTS.as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scene() -> (tempfile::TempDir, Access, Reference, Descriptor) {
+        let home = tempfile::tempdir().expect("a folder");
+        let access = Access::open(home.path()).expect("opening");
+        let manifest = Descriptor::new("kind".to_owned(), &Digest::of(b"it"), 2);
+        (home, access, "images.example/it:1".parse().expect("a reference"), manifest)
+    }
+
+    fn who(registry: &str, password: &str) -> Who {
+        Who { registry: registry.to_owned(), auth: RegistryAuth::Basic("ada".to_owned(), password.to_owned()) }
+    }
+
+    fn nobody(registry: &str) -> Who {
+        Who { registry: registry.to_owned(), auth: RegistryAuth::Anonymous }
+    }
+
+    #[test]
+    fn a_private_image_is_for_the_login_that_was_shown_and_for_a_while() {
+        let (home, access, image, manifest) = scene();
+        let ada = who("images.example", "correct horse");
+        access.note(&image, &ada, &manifest).expect("noting");
+        let granted = access.granted(&image, std::slice::from_ref(&ada)).expect("granted");
+        assert_eq!(granted.0, manifest);
+        assert!(matches!(granted.1, Grant::Shown(_)));
+        for other in [who("images.example", "wrong"), who("other.example", "correct horse"), nobody("images.example")] {
+            assert_eq!(access.granted(&image, &[other]), None);
+        }
+        let other: Reference = "images.example/it:2".parse().expect("a reference");
+        assert_eq!(access.granted(&other, std::slice::from_ref(&ada)), None);
+        let text = fs::read_to_string(access.path(&image)).expect("a note");
+        assert!(!text.contains("horse") && !text.contains("ada"), "{text}");
+
+        // A quarter of an hour later, or before it was shown.
+        for at in [now() - LASTS.as_secs(), now() + 100] {
+            let mut note = access.read(&image).expect("a note");
+            note.proofs[0].at = at;
+            access.write(&image, &note).expect("writing");
+            assert_eq!(access.granted(&image, std::slice::from_ref(&ada)), None);
+        }
+        access.note(&image, &ada, &manifest).expect("noting");
+        access.forget(&image, &ada).expect("forgetting");
+        assert_eq!(access.granted(&image, &[ada]), None);
+        assert_eq!(fs::read_dir(home.path().join("access")).expect("listing").count(), 1);
+    }
+
+    #[test]
+    fn a_public_image_is_for_everybody_until_it_is_refused() {
+        let (_home, access, image, manifest) = scene();
+        access.note(&image, &nobody("images.example"), &manifest).expect("noting");
+        let ada = [who("images.example", "any")];
+        assert_eq!(access.granted(&image, &ada), Some((manifest.clone(), Grant::Public)));
+        assert_eq!(access.granted_lately(&image, &ada), Some(manifest.clone()));
+        let mut note = access.read(&image).expect("a note");
+        note.public = Some(0);
+        access.write(&image, &note).expect("writing");
+        assert_eq!(access.granted_lately(&image, &ada), None);
+        assert!(access.granted(&image, &ada).is_some());
+        access.forget(&image, &nobody("images.example")).expect("forgetting");
+        assert_eq!(access.granted(&image, &ada), None);
+        // Another place that gives it to anybody speaks for itself only.
+        access.note(&image, &nobody("mirror.example"), &manifest).expect("noting");
+        assert_eq!(access.granted(&image, &ada), None);
+    }
+
+    #[test]
+    fn a_note_that_is_broken_is_none() {
+        let (_home, access, image, manifest) = scene();
+        for text in ["", "{}", "[1", r#"{"image":"images.example/it:1"}"#] {
+            fs::write(access.path(&image), text).expect("writing");
+            assert_eq!(access.granted(&image, &[nobody("images.example")]), None, "{text}");
+        }
+        access.note(&image, &nobody("images.example"), &manifest).expect("noting");
+        assert!(access.granted(&image, &[]).is_some());
+    }
+}
