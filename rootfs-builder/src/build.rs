@@ -11,6 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
 use crate::disk::{self, DiskError};
+use crate::erofs::{self, ErofsError};
 use crate::ext4::{self, Ext4Error, Options, Size, WRITER_VERSION};
 use crate::layer::{self, LayerError, Limits, Spool};
 use crate::merge::Merge;
@@ -34,13 +35,25 @@ pub enum Destination {
     File(PathBuf),
 }
 
+/// What kind of file system a disk has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Format {
+    /// One that a machine writes to.
+    #[default]
+    Ext4,
+    /// One that is only ever read, as small as its content. It goes to a file, the store keeps none.
+    Erofs,
+}
+
 /// What is asked for.
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The image.
     pub source: Source,
-    /// Length of the disk in bytes.
+    /// Length of the disk in bytes; of a read-only one, what its content is bounded by.
     pub size_bytes: u64,
+    /// Its file system.
+    pub format: Format,
     /// Where it goes.
     pub destination: Destination,
     /// The state directory whose blobs a registry's image shares.
@@ -78,6 +91,8 @@ pub enum BuildError {
     #[error(transparent)]
     Ext4(#[from] Ext4Error),
     #[error(transparent)]
+    Erofs(#[from] ErofsError),
+    #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Workdir(#[from] WorkdirError),
@@ -92,6 +107,7 @@ impl BuildError {
             Self::Source(error) => error.is_input(),
             Self::Layer(error) => error.is_input(),
             Self::Ext4(error) => error.is_input(),
+            Self::Erofs(error) => error.is_input(),
             Self::Store(_) | Self::Workdir(_) | Self::Write { .. } => false,
         }
     }
@@ -221,14 +237,22 @@ impl Merged {
         let failed = |source| BuildError::Write { path: path.to_owned(), source };
         let init = self.tree.follow("/sbin/init").is_some_and(|id| matches!(self.tree.node(id).kind, Kind::File(_)));
         let uuid = uuid_of(&self.key, "file system");
-        let options = Options {
-            size: Size::Bytes(request.size_bytes),
-            uuid,
-            hash_seed: uuid_of(&self.key, "directory hashes"),
-            label: LABEL.to_owned(),
-        };
         let disk = private(path).map_err(failed)?;
-        let written = ext4::write(&mut self.tree, &self.spools, &options, &disk, watch)?;
+        let (written, filesystem, writer) = match request.format {
+            Format::Ext4 => {
+                let options = Options {
+                    size: Size::Bytes(request.size_bytes),
+                    uuid,
+                    hash_seed: uuid_of(&self.key, "directory hashes"),
+                    label: LABEL.to_owned(),
+                };
+                (ext4::write(&mut self.tree, &self.spools, &options, &disk, watch)?, "ext4", WRITER_VERSION)
+            }
+            Format::Erofs => {
+                let options = erofs::Options { uuid, label: LABEL.to_owned() };
+                (erofs::write(&self.tree, &self.spools, &options, &disk, watch)?, "erofs", erofs::WRITER_VERSION)
+            }
+        };
         let contents = disk::read(&disk, "taking the digest", watch).map_err(|error| match error {
             DiskError::Read(source) => failed(source),
             DiskError::Interrupted(interrupted) => Ext4Error::from(interrupted).into(),
@@ -241,12 +265,12 @@ impl Merged {
             digest: self.digest.to_string(),
             layers: self.diff_ids.iter().map(Digest::to_string).collect(),
             size_bytes: written.bytes,
-            filesystem: "ext4".to_owned(),
+            filesystem: filesystem.to_owned(),
             uuid: uuid_text(&uuid),
             init,
             entrypoint: self.entrypoint.clone(),
             entries: written.entries,
-            writer: WRITER_VERSION,
+            writer,
             disk: Some(contents.digest().to_string()),
             blobs: self.blobs.iter().map(Digest::to_string).collect(),
             kernel: self.kernel.clone(),

@@ -5,7 +5,7 @@ mod images;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
-use labyard_rootfs_builder::build::{self, Destination, Request};
+use labyard_rootfs_builder::build::{self, Destination, Format, Request};
 use labyard_rootfs_builder::kernel;
 use labyard_rootfs_builder::store::{DEFAULT_SERIES, Store, StoreError};
 use labyard_rootfs_builder::watch::Watch;
@@ -37,11 +37,12 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Build an image's ext4 disk, or find it in the store
+    /// Build an image's disk, or find it in the store
     #[command(after_help = "Examples:
   rootfs-builder build oci://registry.example/team/app:1.2
   rootfs-builder build oci-layout:./debian:latest --size 8GiB
-  rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4")]
+  rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4
+  rootfs-builder build oci-layout:./models:7b --format erofs -o models.erofs")]
     Build(Build),
     /// Write an image of the store to a file, for another store
     #[command(after_help = "Example:\n  rootfs-builder export 3f2a9c… debian.labyard")]
@@ -85,6 +86,9 @@ struct Build {
     /// Write the disk to FILE instead of the store
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Its file system: ext4, or erofs for data that is only ever read, as small as its content
+    #[arg(long, value_name = "FORMAT", default_value = "ext4", value_parser = ["ext4", "erofs"])]
+    format: String,
     /// Speak to registries without TLS; those on this machine need no asking
     #[arg(long)]
     plain_http: bool,
@@ -218,13 +222,20 @@ fn add_kernel(store: &Store, image: &Path, modules: &Path, json: bool, watch: &W
 }
 
 fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {
-    let Build { source, size, output, plain_http, common } = arguments;
+    let Build { source, size, output, format, plain_http, common } = arguments;
+    let format = if format == "erofs" { Format::Erofs } else { Format::Ext4 };
+    if format == Format::Erofs && output.is_none() {
+        return Err(Failure {
+            text: "--format erofs: the store keeps ext4 alone; give a file: --output FILE".into(),
+            is_input: true,
+        });
+    }
     let home = common.home()?;
     let destination = match output {
         Some(path) => Destination::File(path),
         None => Destination::Store(common.open()?),
     };
-    let request = Request { source, size_bytes: size, destination, home, plain_http };
+    let request = Request { source, size_bytes: size, format, destination, home, plain_http };
     let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
     let record = &built.record;
     if common.json {

@@ -17,15 +17,15 @@
 
 #[cfg(feature = "build")]
 pub mod build;
-pub mod catalogue;
 #[cfg(feature = "build")]
 mod bytes;
+pub mod catalogue;
 #[cfg(feature = "build")]
 pub mod digest;
 #[cfg(feature = "build")]
-pub mod erofs;
-#[cfg(feature = "build")]
 pub mod disk;
+#[cfg(feature = "build")]
+pub mod erofs;
 #[cfg(feature = "build")]
 pub mod ext4;
 #[cfg(feature = "build")]

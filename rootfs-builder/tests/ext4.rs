@@ -1,7 +1,5 @@
 //! Trees made by hand go through the ext4 writer; e2fsprogs judges.
 
-#![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
-
 mod oracle;
 
 use std::fs::{self, File};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use labyard_rootfs_builder::build::{self, Destination, Request};
+use labyard_rootfs_builder::build::{self, Destination, Format, Request};
 use labyard_rootfs_builder::registry::settings::Settings;
 use labyard_rootfs_builder::registry::{self, RegistryError};
 use labyard_rootfs_builder::source::SourceError;
@@ -90,17 +90,19 @@ pub(super) fn export(export: Export, watch: &Watch) -> Result<(), Failure> {
 
 pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
     let store = import.common.open()?;
-    let (record, cached): (ImageRecord, bool) =
-        match transfer::look(&import.path, &store.images_dir(), watch).map_err(failed)? {
-            Found::Export => transfer::import(&store, &import.path, watch).map_err(failed)?,
-            Found::Source(source) => {
-                let home = store.home.clone();
-                let destination = Destination::Store(store.clone());
-                let request = Request { source, size_bytes: import.size, destination, home, plain_http: false };
-                let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
-                (built.record, built.cached)
-            }
-        };
+    let (record, cached): (ImageRecord, bool) = match transfer::look(&import.path, &store.images_dir(), watch)
+        .map_err(failed)?
+    {
+        Found::Export => transfer::import(&store, &import.path, watch).map_err(failed)?,
+        Found::Source(source) => {
+            let home = store.home.clone();
+            let destination = Destination::Store(store.clone());
+            let request =
+                Request { source, size_bytes: import.size, format: Format::Ext4, destination, home, plain_http: false };
+            let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
+            (built.record, built.cached)
+        }
+    };
     if import.common.json {
         println!("{}", json!({ "key": record.key, "path": store.disk(&record), "cached": cached }));
     } else {

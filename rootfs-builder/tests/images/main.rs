@@ -127,6 +127,39 @@ fn an_image_is_what_umoci_unpacks() {
 }
 
 #[test]
+fn a_read_only_disk_is_what_umoci_unpacks() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let source = format!("oci-layout:{}:v1", layout.path.display());
+    let refused = run(home.path(), &["build", &source, "--format", "erofs"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("give a file: --output FILE"));
+    let disk = home.path().join("disk.erofs").display().to_string();
+    let made = run(home.path(), &["build", &source, "--format", "erofs", "--output", &disk]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let (bundle, out) = (home.path().join("bundle"), home.path().join("out"));
+    let image = format!("{}:v1", layout.path.display());
+    assert!(tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]).status.success());
+    let extracted = tool("fsck.erofs", &[&format!("--extract={}", out.display()), "--preserve", &disk]);
+    assert!(extracted.status.success(), "{}", String::from_utf8_lossy(&extracted.stderr));
+    // fsck.erofs 1.5 loses setuid bits and attributes; names, contents, kinds and owners are compared.
+    let same = tool(
+        "diff",
+        &["-r", "--no-dereference", &bundle.join("rootfs").display().to_string(), &out.display().to_string()],
+    );
+    let said = String::from_utf8_lossy(&same.stdout).into_owned();
+    let files: Vec<&str> = said
+        .lines()
+        .filter(|line| {
+            !line.contains("is a character special")
+                && !line.contains("is a block special")
+                && !line.contains("is a fifo")
+        })
+        .collect();
+    assert!(files.is_empty(), "{files:?}");
+}
+
+#[test]
 fn the_record_says_what_the_image_is() {
     let home = tempfile::tempdir().unwrap();
     let layout = rich(&home.path().join("layout"));
