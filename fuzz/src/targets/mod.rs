@@ -3,6 +3,7 @@
 mod chain;
 mod control;
 mod device;
+mod disks;
 mod image;
 mod ioapic;
 mod kernel;
@@ -12,6 +13,7 @@ mod overlay;
 mod overlay_maps;
 mod requests;
 mod saved;
+mod sources;
 mod switch;
 mod vsock;
 mod worlds;
@@ -76,6 +78,12 @@ pub fn all() -> Vec<Target> {
             image::run,
             &["rootfs-builder/src/layer.rs", "rootfs-builder/src/layer/", "rootfs-builder/src/merge.rs"],
         ),
+        target(
+            "disks",
+            disks::run,
+            &["rootfs-builder/src/ext4/", "rootfs-builder/src/erofs/", "rootfs-builder/src/output.rs"],
+        ),
+        target("image-source", sources::run, &["rootfs-builder/src/source/"]),
         target(
             "kernel-store",
             kernel::store,

@@ -1,0 +1,171 @@
+//! Layouts and archives with documents that nearly make sense: indexes, manifests, configurations.
+//!
+//! Rules: a source that is none is refused as input; what is taken has as many diff ids as layers.
+
+use std::fs;
+use std::path::Path;
+
+use labyard_rootfs_builder::digest::Digest;
+use labyard_rootfs_builder::source::{self, Places};
+use labyard_rootfs_builder::watch::Watch;
+use labyard_spec::source::Source;
+use serde_json::{Value, json};
+
+use crate::input::Input;
+
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const KINDS: &[&str] = &[
+    MANIFEST,
+    MANIFEST,
+    INDEX,
+    "application/vnd.docker.distribution.manifest.v2+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.docker.distribution.manifest.v1+prettyjws",
+    "",
+];
+const LAYERS: &[&str] = &[
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    "application/octet-stream",
+];
+
+/// Reads the bytes as a source.
+pub(super) fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = folder.path();
+    let tag = if input.one_in(2) { Some("v1".to_owned()) } else { None };
+    let source = match input.byte() % 8 {
+        0..5 => {
+            layout(at, &mut input);
+            Source::OciLayout { path: at.to_owned(), tag }
+        }
+        5 | 6 => {
+            layout(at, &mut input);
+            let path = at.join("packed.tar");
+            fs::write(&path, packed(at)).expect("room");
+            Source::OciLayout { path, tag }
+        }
+        _ => {
+            docker(at, &mut input);
+            let path = at.join("packed.tar");
+            fs::write(&path, packed(at)).expect("room");
+            Source::DockerArchive(path)
+        }
+    };
+    let places = Places { temporary: at, home: at, plain_http: false };
+    match source::open(&source, places, &Watch::unattended()) {
+        Ok(image) => assert!(image.layers.len() <= 512 && image.whiteouts, "{} layers", image.layers.len()),
+        Err(error) => assert!(error.is_input(), "a stranger's documents are not the machine's fault: {error}"),
+    }
+}
+
+/// A document as it is, or spoilt.
+fn text(value: &Value, input: &mut Input<'_>) -> Vec<u8> {
+    let mut text = value.to_string().into_bytes();
+    if input.one_in(12) {
+        let at = input.below(text.len());
+        match input.byte() % 3 {
+            0 => text.truncate(at),
+            1 => text[at] = input.byte(),
+            _ => text.splice(at..at, input.bytes(4).to_vec()).for_each(drop),
+        }
+    }
+    text
+}
+
+fn blob(at: &Path, kind: &str, bytes: &[u8], input: &mut Input<'_>) -> Value {
+    let digest = Digest::of(bytes);
+    let folder = at.join("blobs/sha256");
+    fs::create_dir_all(&folder).expect("room");
+    fs::write(folder.join(digest.hex()), bytes).expect("room");
+    let mut descriptor = json!({"mediaType": kind, "digest": digest.to_string(), "size": bytes.len()});
+    if input.one_in(16) {
+        descriptor["digest"] = json!(input.pick(&["", "sha256:", "sha512:00", "sha256:../../../etc/passwd", "md5:0"]));
+    }
+    if input.one_in(16) {
+        descriptor["size"] = json!(input.long());
+    }
+    if input.one_in(2) {
+        descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": input.pick(&["v1", "v2", ""])});
+    }
+    if input.one_in(3) {
+        descriptor["platform"] = json!({
+            "architecture": input.pick(&["amd64", "amd64", "arm64", "unknown"]),
+            "os": input.pick(&["linux", "linux", "windows"]),
+        });
+    }
+    descriptor
+}
+
+fn config(layers: usize, input: &mut Input<'_>) -> Value {
+    let count = if input.one_in(16) { input.below(5) } else { layers };
+    let diff_ids: Vec<String> = (0..count).map(|number| Digest::of(&[number as u8]).to_string()).collect();
+    let mut config = json!({
+        "architecture": input.pick(&["amd64", "amd64", "amd64", "arm64"]),
+        "os": "linux",
+        "rootfs": {"type": input.pick(&["layers", "layers", "layers", "other"]), "diff_ids": diff_ids},
+    });
+    if input.one_in(2) {
+        config["config"] = json!({
+            "Entrypoint": input.pick(&[json!(null), json!(["/a"]), json!("a"), json!([])].each_ref()),
+            "Cmd": input.pick(&[json!(null), json!(["b", "c"])].each_ref()),
+            "Env": input.pick(&[json!(null), json!(["A=b", "C", "=d", ""])].each_ref()),
+            "User": input.pick(&["", "root", "1:2", "a:b:c"]),
+            "WorkingDir": input.pick(&["", "/w", "relative", "/a/../b"]),
+            "StopSignal": input.pick(&["", "SIGTERM", "9", "SIGNONE", "99999"]),
+            "Labels": input.pick(&[json!(null), json!({"a": "b"}), json!({"a": 1})].each_ref()),
+        });
+    }
+    config
+}
+
+fn image(at: &Path, input: &mut Input<'_>, depth: u32) -> Value {
+    let kind = input.pick(KINDS);
+    if kind.contains("index") || kind.contains("list") {
+        let count = if depth > 5 { 0 } else { input.below(3) };
+        let manifests: Vec<Value> = (0..count).map(|_| image(at, input, depth + 1)).collect();
+        let text = text(&json!({"schemaVersion": 2, "mediaType": kind, "manifests": manifests}), input);
+        return blob(at, kind, &text, input);
+    }
+    let layers = input.below(4);
+    let config = config(layers, input);
+    let config = text(&config, input);
+    let config = blob(at, "application/vnd.oci.image.config.v1+json", &config, input);
+    let layers: Vec<Value> = (0..layers).map(|_| blob(at, input.pick(LAYERS), b"layer", input)).collect();
+    let text = text(&json!({"schemaVersion": 2, "mediaType": kind, "config": config, "layers": layers}), input);
+    blob(at, kind, &text, input)
+}
+
+fn layout(at: &Path, input: &mut Input<'_>) {
+    let version = json!({"imageLayoutVersion": input.pick(&["1.0.0", "1.0.0", "1.0.0", "2.0.0", ""])});
+    fs::write(at.join("oci-layout"), text(&version, input)).expect("room");
+    let manifests: Vec<Value> = (0..input.below(3) + 1).map(|_| image(at, input, 0)).collect();
+    let index = json!({"schemaVersion": 2, "manifests": manifests});
+    fs::write(at.join("index.json"), text(&index, input)).expect("room");
+}
+
+/// What `docker save` writes.
+fn docker(at: &Path, input: &mut Input<'_>) {
+    let layers = input.below(3);
+    let config = config(layers, input);
+    fs::write(at.join("config.json"), text(&config, input)).expect("room");
+    let names: Vec<String> = (0..layers).map(|number| format!("{number}.tar")).collect();
+    for name in &names {
+        fs::write(at.join(name), b"layer").expect("room");
+    }
+    let name = input.pick(&["config.json", "config.json", "config.json", "../config.json", "none"]);
+    let manifest = json!([{"Config": name, "RepoTags": ["a:b"], "Layers": names}]);
+    fs::write(at.join("manifest.json"), text(&manifest, input)).expect("room");
+}
+
+/// The folder as a tar.
+fn packed(at: &Path) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    builder.append_dir_all("", at).expect("room");
+    builder.into_inner().expect("room")
+}
