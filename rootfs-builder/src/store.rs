@@ -269,6 +269,15 @@ impl Store {
             fs::remove_file(&path).map_err(failed)?;
             freed += bytes;
         }
+        // What registries have said of access to them is of no use without them.
+        for path in files(&self.home.join("access"))? {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(StoreError::Remove { path, source: error });
+                }
+                _ => {}
+            }
+        }
         Ok(freed)
     }
 

@@ -58,6 +58,8 @@ fn blobs_of_registries_are_pruned_unless_somebody_fetches_them() {
     std::fs::create_dir_all(&blobs).expect("a folder");
     std::fs::write(blobs.join("00"), vec![1; 8192]).expect("writing");
     std::fs::write(blobs.join(".part-01"), vec![1; 4096]).expect("writing");
+    std::fs::create_dir(host.home().join("access")).expect("a folder");
+    std::fs::write(host.home().join("access/00.json"), "{}").expect("writing");
     let fetched = std::fs::File::create(blobs.join(".part-02")).expect("making");
     rustix::fs::flock(&fetched, rustix::fs::FlockOperation::LockExclusive).expect("flock");
     let (stdout, _) = host.expect(0, &["image", "ls", "--json"]);
@@ -67,6 +69,7 @@ fn blobs_of_registries_are_pruned_unless_somebody_fetches_them() {
     let left: Vec<_> =
         std::fs::read_dir(&blobs).expect("listing").map(|entry| entry.expect("an entry").file_name()).collect();
     assert_eq!(left, [".part-02"]);
+    assert_eq!(std::fs::read_dir(host.home().join("access")).expect("listing").count(), 0);
 }
 
 #[test]
