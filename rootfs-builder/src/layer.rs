@@ -23,6 +23,10 @@ use decode::Decoder;
 
 /// Bytes moved at once.
 const CHUNK: usize = 256 << 10;
+/// A layer that unpacks to more than so many times its length is a bomb: gzip packs zeros by 1030 at best, file systems by less than ten.
+const MOST_TIMES: u64 = 1000;
+/// Below so many bytes nobody minds.
+const HARMLESS: u64 = 64 << 20;
 
 /// A layer that has not been read yet.
 #[derive(Debug)]
@@ -65,6 +69,10 @@ pub enum LayerError {
     DiffId { layer: String, expected: Digest, found: Digest },
     #[error("{layer}: unpacked, the layers are more than {limit} bytes; give a larger --size if that is meant")]
     TooLong { layer: String, limit: u64 },
+    #[error(
+        "{layer}: unpacked it is more than {limit} bytes, {MOST_TIMES} times its own {stored}; no root file system packs so well"
+    )]
+    Ratio { layer: String, limit: u64, stored: u64 },
     #[error("{layer}: reading")]
     Read { layer: String, source: io::Error },
     #[error("{layer}: not a tar archive, plain or compressed with gzip or zstd")]
@@ -106,7 +114,10 @@ pub fn unpack(
     let name = || layer.name.clone();
     let mut stored = Hashing::new(layer.section.reader());
     let decoder = Decoder::new(&mut stored).map_err(|source| unreadable(layer, source))?;
-    let mut stream = Stream { inner: decoder, hash: Sha256::new(), bytes: 0, limit, watch, total: layer.section.len() };
+    let packed = layer.section.len();
+    let most = packed.saturating_mul(MOST_TIMES).max(HARMLESS);
+    let mut stream =
+        Stream { inner: decoder, hash: Sha256::new(), bytes: 0, limit: limit.min(most), watch, total: packed };
     let result = archive::read(&mut stream, spool, &mut merge).and_then(|()| stream.drain());
     let (hash, bytes) = (stream.hash, stream.bytes);
     drop(stream.inner);
@@ -121,6 +132,9 @@ pub fn unpack(
     result.map_err(|error| match error {
         ArchiveError::Read(source) => unreadable(layer, source),
         ArchiveError::Spool(source) => LayerError::Spool { layer: name(), source },
+        ArchiveError::TooLong { limit: at } if at < limit => {
+            LayerError::Ratio { layer: name(), limit: at, stored: packed }
+        }
         ArchiveError::TooLong { limit } => LayerError::TooLong { layer: name(), limit },
         source => LayerError::Archive { layer: name(), source },
     })?;

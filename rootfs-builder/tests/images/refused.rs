@@ -128,11 +128,21 @@ fn layers_that_would_lead_out_of_the_image_are_refused() {
 fn an_image_larger_than_its_disk_is_refused_with_the_way_out() {
     let home = tempfile::tempdir().unwrap();
     let mut layout = Layout::new(&home.path().join("layout"));
-    layout.layer(Layer::new().file("big", &[7; 70 << 20]), Packing::Zstd);
+    layout.layer(Layer::new().file("big", &[7; 70 << 20]), Packing::Plain);
     layout.finish("v1");
     assert_refused(home.path(), &format!("oci-layout:{}", layout.path.display()), &["`/big`", "--size"]);
     let output = run(home.path(), &["build", "oci-layout:layout", "--size", "4097"]);
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn a_layer_that_unpacks_to_a_thousand_times_its_length_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("zeros", &[0; 66 << 20]), Packing::Zstd);
+    layout.finish("v1");
+    let source = format!("oci-layout:{}", layout.path.display());
+    assert_refused(home.path(), &source, &["layer 1 of 1", "more than 67108864 bytes", "1000 times its own"]);
 }
 
 #[test]
