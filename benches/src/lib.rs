@@ -7,12 +7,14 @@
 //! - [`vmm`]: how each VMM is started.
 //! - [`boot`]: one boot, from exec to the guest's init.
 //! - [`memory`]: what a process holds beside its guest's memory.
+//! - [`layout`]: images to build.
 //! - [`table`]: medians, and how they are printed.
 
 #![forbid(unsafe_code)]
 
 pub mod boot;
 pub mod guest;
+pub mod layout;
 pub mod memory;
 pub mod table;
 pub mod vmm;

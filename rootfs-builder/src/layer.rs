@@ -63,9 +63,9 @@ impl Limits {
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
 pub enum LayerError {
-    #[error("{layer}: its bytes are sha256:{found}, but the image says {expected}; fetch the image again")]
+    #[error("{layer}: its bytes are {found}, but the image says {expected}; fetch the image again")]
     Digest { layer: String, expected: Digest, found: Digest },
-    #[error("{layer}: unpacked it is sha256:{found}, but the image's diff id is {expected}; fetch the image again")]
+    #[error("{layer}: unpacked it is {found}, but the image's diff id is {expected}; fetch the image again")]
     DiffId { layer: String, expected: Digest, found: Digest },
     #[error("{layer}: unpacked, the layers are more than {limit} bytes; give a larger --size if that is meant")]
     TooLong { layer: String, limit: u64 },
