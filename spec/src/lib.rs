@@ -9,6 +9,7 @@
 //! - [`guest`]: `/machine.json`, what `labyard-init` is told.
 //! - [`agent`]: the conversation with the agent in the guest.
 //! - [`jail`]: what `labyard-jail` is told.
+//! - [`link`]: what links do to frames when they are asked to.
 //! - `overlay` (feature `overlay`): the map of an overlay layer, as bytes.
 //! - [`source`]: where an image comes from.
 //! - `manifest` (feature `manifest`): the YAML that a person writes, its rules, and what it asks for.
@@ -19,6 +20,7 @@ pub mod agent;
 pub mod control;
 pub mod guest;
 pub mod jail;
+pub mod link;
 #[cfg(feature = "manifest")]
 pub mod manifest;
 pub mod net;

@@ -44,6 +44,7 @@ use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
 
 pub mod hold;
+mod links;
 
 /// Events that are kept for whoever asks later.
 const MAX_EVENTS: usize = 4096;
@@ -393,6 +394,7 @@ impl Playground {
                 self.limits.nics.change(change::checked(&limits)?);
                 Ok(())
             }
+            (None, Change::DisturbNetwork { network, change }) => self.disturb_network(&network, change),
             (None, change) => Err(format!("which machine? {change:?} is of one machine, and none was named")),
         }
     }

@@ -12,6 +12,10 @@
 //! Without buffers from the guest, frames wait in a backlog that is counted in bytes; a full one drops the newest. They wait, and
 //! more may come, while the device rests because all machines stand still or are saved; they go with its reset. The link is up or
 //! down whatever the place is.
+//!
+//! What the link does to frames is in `port/cable.rs`.
+
+mod cable;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -24,6 +28,8 @@ use super::counters::{Count, Counters, Snapshot};
 use super::frame::{Frame, Kept};
 use super::receiver::{Delivery, Receiver};
 use crate::virtio::chain::RingFault;
+pub use cable::SavedCable;
+pub(super) use cable::{TAPPED_RECEIVED, TAPPED_SENT};
 
 /// Bytes of frames that wait for a guest at most, with what keeps each: 16 large segments.
 pub const MAX_BACKLOG_BYTES: u64 = 1 << 20;
@@ -61,12 +67,15 @@ pub struct Port {
     link_up: AtomicBool,
     /// The receive queue and what waits for it. Under it only that of the configuration space is taken, by `set_link`.
     inbox: Mutex<Inbox>,
+    /// What its link does to frames.
+    cable: cable::Cable,
 }
 
 impl Port {
     pub(super) fn new(spec: PortSpec) -> Self {
         let inbox = Inbox { place: Place::Unplugged, backlog: VecDeque::new(), backlog_bytes: 0 };
-        Self { spec, counters: Counters::default(), link_up: AtomicBool::new(true), inbox: Mutex::new(inbox) }
+        let (link_up, cable) = (AtomicBool::new(true), cable::Cable::new(spec.mac));
+        Self { spec, counters: Counters::default(), link_up, inbox: Mutex::new(inbox), cable }
     }
 
     /// What the switch knows of the NIC.
@@ -80,17 +89,22 @@ impl Port {
 
     /// Its counters as they are now.
     pub fn snapshot(&self) -> Snapshot {
+        let under_way = self.frames_under_way();
         let inbox = self.lock();
-        Snapshot::of(&self.counters, inbox.backlog.iter().map(|waiting| u64::from(waiting.left())).sum())
+        let waiting =
+            inbox.backlog.iter().map(|waiting| u64::from(waiting.left())).fold(under_way, u64::saturating_add);
+        Snapshot::of(&self.counters, waiting)
     }
 
     /// The NIC goes to work.
     pub fn plug(&self, receiver: Receiver) {
         self.lock().place = Place::Up(receiver);
+        self.cable_goes_on();
     }
 
     /// The NIC goes back to rest. Its guest is told of what it was given first: its signal may not have been sent yet.
     pub fn unplug(&self) -> Option<Receiver> {
+        self.cable_stands_still();
         let mut inbox = self.lock();
         match std::mem::replace(&mut inbox.place, Place::Unplugged) {
             Place::Up(mut receiver) => {
@@ -111,6 +125,7 @@ impl Port {
 
     /// Drops what waits for the guest: its driver is gone.
     pub fn forget(&self) {
+        self.forget_cable();
         let mut inbox = self.lock();
         inbox.backlog_bytes = 0;
         if matches!(inbox.place, Place::Resting) {

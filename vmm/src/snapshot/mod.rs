@@ -23,8 +23,9 @@ const MAGIC: &[u8; 8] = b"LABYSNAP";
 const VERSION: u32 = 1;
 /// Magic, version, length and checksum of the body.
 const HEADER_BYTES: usize = 24;
-/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and three NICs with 1 MiB of frames that wait.
-const MAX_BODY_BYTES: u64 = 256 << 20;
+/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and three NICs with 1 MiB of frames that wait
+/// and 4 MiB of frames under way.
+const MAX_BODY_BYTES: u64 = 1 << 30;
 
 /// All machines of a playground.
 #[derive(Debug, Serialize, Deserialize)]

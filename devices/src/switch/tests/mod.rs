@@ -3,6 +3,7 @@
 mod counted;
 mod forwarding;
 mod hostile;
+mod links;
 mod offloads;
 mod packets;
 mod threads;
