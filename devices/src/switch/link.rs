@@ -84,7 +84,8 @@ impl Way {
             if waiting > MAX_QUEUE_BYTES.into() {
                 return Err(Lost::Queue);
             }
-            let takes = u128::from(bytes).saturating_mul(8).saturating_mul(NANOS) / u128::from(rate.max(1));
+            let bits = u128::from(bytes).saturating_mul(8);
+            let takes = bits.saturating_mul(NANOS).checked_div(rate.into()).unwrap_or(u128::MAX);
             self.free = later(begin, Duration::from_nanos(u64::try_from(takes).unwrap_or(u64::MAX)));
             out = self.free;
         }

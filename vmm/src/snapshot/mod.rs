@@ -20,7 +20,7 @@ pub mod memory;
 /// First bytes of a state file.
 const MAGIC: &[u8; 8] = b"LABYSNAP";
 /// Raised when the meaning of what follows changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, length and checksum of the body.
 const HEADER_BYTES: usize = 24;
 /// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and three NICs with 1 MiB of frames that wait
