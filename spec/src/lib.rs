@@ -12,6 +12,7 @@
 //! - [`link`]: what links do to frames when they are asked to.
 //! - `overlay` (feature `overlay`): the map of an overlay layer, as bytes.
 //! - [`source`]: where an image comes from.
+//! - [`uplink`]: what `labyard-uplink` is told.
 //! - `manifest` (feature `manifest`): the YAML that a person writes, its rules, and what it asks for.
 
 #![forbid(unsafe_code)]
@@ -28,3 +29,4 @@ pub mod net;
 pub mod overlay;
 pub mod playground;
 pub mod source;
+pub mod uplink;

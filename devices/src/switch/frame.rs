@@ -70,6 +70,21 @@ impl<'a> Frame<'a> {
         Ok(Self { headers, undone, len, payload: Payload::Sent { mem, chain, start } })
     }
 
+    /// The frame that somebody on this side of the switch has handed over behind a virtio header.
+    pub fn in_bytes(bytes: &'a mut [u8], features: u64) -> Result<Self, BadClaim> {
+        let (net_header, bytes) = bytes.split_first_chunk_mut::<NET_HEADER_BYTES>().ok_or(BadClaim::Short)?;
+        let len = bytes.len() as u64;
+        let front = bytes.get(..bytes.len().min(MAX_HEADERS)).unwrap_or_default();
+        let (undone, used) = NetHeader::read(net_header).check(front, len, features)?;
+        let used = if undone.is_whole() && bytes.len() <= MAX_HEADERS { bytes.len() } else { used };
+        if let Undone::Segments(cut) = undone {
+            let sum = cut.pseudo_header(bytes, bytes.len().saturating_sub(cut.transport)).folded();
+            put(bytes, cut.transport.saturating_add(cut.kind.checksum_offset().into()), &sum.to_be_bytes());
+        }
+        let (headers, payload) = bytes.split_at_checked(used).ok_or(BadClaim::Short)?;
+        Ok(Self { headers, undone, len, payload: Payload::Kept(payload) })
+    }
+
     /// Where it goes.
     pub fn destination(&self) -> [u8; 6] {
         self.address(0)

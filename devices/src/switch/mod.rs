@@ -21,6 +21,7 @@ pub mod link;
 pub mod offload;
 pub mod port;
 pub mod receiver;
+pub mod tap;
 #[cfg(test)]
 mod tests;
 

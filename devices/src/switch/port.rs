@@ -27,6 +27,7 @@ use super::claim::BadClaim;
 use super::counters::{Count, Counters, Snapshot};
 use super::frame::{Frame, Kept};
 use super::receiver::{Delivery, Receiver};
+use super::tap::Tap;
 use crate::virtio::chain::RingFault;
 pub use cable::SavedCable;
 pub(super) use cable::{TAPPED_RECEIVED, TAPPED_SENT};
@@ -43,6 +44,8 @@ enum Place {
     Resting,
     Up(Receiver),
     Broken(Receiver),
+    /// No guest, but a tap device of the host's; it has no buffers to wait for and never rests.
+    Tap(Tap),
 }
 
 /// A frame that waits for buffers, or the rest of one.
@@ -120,7 +123,16 @@ impl Port {
                 None
             }
             Place::Unplugged => None,
+            Place::Tap(tap) => {
+                inbox.place = Place::Tap(tap);
+                None
+            }
         }
+    }
+
+    /// A tap device takes the place of a guest, for good.
+    pub(super) fn plug_tap(&self, tap: Tap) {
+        self.lock().place = Place::Tap(tap);
     }
 
     /// Drops what waits for the guest: its driver is gone.
@@ -210,6 +222,14 @@ impl Port {
             _ if !self.is_link_up() => return drop_all(Count::DroppedLink),
             Place::Up(receiver) => Some(receiver),
             Place::Resting => None,
+            Place::Tap(tap) => {
+                let sent = tap.send(frame);
+                self.received(frame, 0, sent);
+                if sent < segments {
+                    self.counters.add(Count::DroppedFull, segments.saturating_sub(sent).into());
+                }
+                return false;
+            }
             Place::Broken(_) => return drop_all(Count::DroppedBroken),
             Place::Unplugged => return drop_all(Count::DroppedUnplugged),
         };
@@ -255,7 +275,7 @@ impl Port {
                 receiver.queue.take_kick();
                 return Ok(());
             }
-            Place::Unplugged | Place::Resting => return Ok(()),
+            Place::Unplugged | Place::Resting | Place::Tap(_) => return Ok(()),
         };
         receiver.queue.take_kick();
         while let Some(Waiting { frame, next }) = backlog.front_mut() {
