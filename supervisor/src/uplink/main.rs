@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod inside;
+mod names;
 mod outside;
 mod rules;
 

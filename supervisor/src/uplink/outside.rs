@@ -16,6 +16,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, recv, socket_wit
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::inside::{self, ARGUMENT, Ask, MAX_BYTES, SOCKET, Told};
+use super::names::Names;
 use super::rules::{self, UP};
 
 /// How long pasta may take until its device is there.
@@ -112,11 +113,16 @@ impl Uplink {
         }
         child.ip(&batch)?;
         child.set("ipv4/ip_forward", "1")?;
+        let gateways = spec.networks.iter().map(|network| network.gateway).collect();
+        let (_, sockets) = child.ask(&Ask::Resolvers(gateways))?;
+        let names = Names::new(spec, sockets).map_err(|error| format!("answering about names: {error}"))?;
         let block = free_block(spec, &host)?;
         let (way, helper) = match rustix::process::geteuid().is_root() {
             true => (format!("veth and nftables, {}", block.host), veth(&child, &block)?),
             false => ("pasta".to_owned(), pasta(&child, &block)?),
         };
+        let serving = std::thread::Builder::new().name("names".to_owned()).spawn(|| names.serve());
+        serving.map_err(|error| format!("answering about names: {error}"))?;
         Ok((Self { way, child, host, changes, helper }, taps))
     }
 

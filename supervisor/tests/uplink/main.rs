@@ -75,6 +75,19 @@ fn no_address_of_the_host_is_reached_and_no_other_network() {
 }
 
 #[test]
+fn the_gateway_knows_the_machines_of_its_network_by_name() {
+    each(|starter| {
+        let lab = Lab::up(starter);
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "web"));
+        assert_eq!(answer.as_deref().map(|answer| answer.ends_with(&[172, 16, 0, 10])), Ok(true), "{answer:?}");
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "nobody"));
+        assert_eq!(answer.map(|answer| answer[3] & 0xf), Ok(3), "there is none of this name");
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web"));
+        assert!(answer.is_err(), "another network's gateway: {answer:?}");
+    });
+}
+
+#[test]
 fn it_ends_with_the_vmm_and_leaves_nothing() {
     each(|starter| {
         let mut lab = Lab::up(starter);

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -94,6 +94,24 @@ pub(crate) fn reach(address: Ipv4Addr, port: u16) -> Result<String, String> {
     let mut said = [0; 5];
     stream.read_exact(&mut said).map_err(failed)?;
     Ok(String::from_utf8_lossy(&said).into_owned())
+}
+
+/// Asks a resolver for a machine's address; its answer.
+pub(crate) fn ask(resolver: Ipv4Addr, name: &str) -> Result<Vec<u8>, String> {
+    let mut message = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, name.len() as u8];
+    message.extend(name.bytes());
+    message.extend([0, 0, 1, 0, 1]);
+    let exchange = || {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.connect((resolver, 53))?;
+        socket.send(&message)?;
+        let mut answer = vec![0; 512];
+        let len = socket.recv(&mut answer)?;
+        answer.truncate(len);
+        Ok::<_, std::io::Error>(answer)
+    };
+    exchange().map_err(|error| error.to_string())
 }
 
 /// A host with a world behind it, a lab of two networks, and a guest on each.

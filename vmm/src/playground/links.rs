@@ -1,5 +1,7 @@
 //! Links of all networks: what they do to frames, and who listens.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -9,8 +11,12 @@ use std::time::Duration;
 use labyard_devices::counters::Snapshot;
 use labyard_devices::switch::Plug;
 use labyard_devices::switch::capture::{self, Capture};
+use labyard_devices::switch::tap::Gateway;
+use labyard_devices::worker::Source;
 use labyard_spec::link::{Direction, LinkChange, LinkStatus};
+use labyard_spec::playground::Slot;
 use labyard_sys::wait;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Playground, lock};
 use crate::runtime;
@@ -83,6 +89,39 @@ impl Playground {
             .map(|(_, plug)| plug.clone())
             .collect()
     }
+}
+
+/// Starts a thread for each network's gateway. They end with the process.
+pub(super) fn open_gateways(gateways: Vec<(Plug, Slot)>, files: &HashMap<Slot, Arc<File>>) -> Result<(), String> {
+    for (plug, tap) in gateways {
+        let failed = |error: std::io::Error| format!("network {}: its gateway: {error}", plug.network());
+        let device = files.get(&tap).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let device = device.try_clone().map_err(failed)?;
+        let epoll = Epoll::new().map_err(failed)?;
+        let mut gateway = Gateway::new(plug.clone(), device);
+        for Source { fd, token } in gateway.sources() {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.into())).map_err(failed)?;
+        }
+        let name = format!("{} way out", plug.network());
+        runtime::spawn(&name, move || {
+            let mut events = [EpollEvent::default(); 2];
+            loop {
+                let ready = match epoll.wait(-1, &mut events) {
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
+                    Err(error) => return log::error!("network {}: its gateway: {error}", gateway.network()),
+                    Ok(ready) => ready,
+                };
+                for event in events.iter().take(ready) {
+                    let token = u32::try_from(event.data()).unwrap_or(u32::MAX);
+                    if let Err(error) = gateway.on_event(token) {
+                        return log::error!("network {}: its gateway: {error}", gateway.network());
+                    }
+                }
+            }
+        })
+        .map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// A capture that ends with whoever reads it.
