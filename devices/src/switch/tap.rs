@@ -76,6 +76,11 @@ impl Gateway {
         Self { plug, device, buffer: vec![0; MAX_FRAME_BYTES], touched, faults }
     }
 
+    /// Its plug.
+    pub fn plug(&self) -> &Plug {
+        &self.plug
+    }
+
     /// The network that it is the gateway of.
     pub fn network(&self) -> &str {
         self.plug.network()

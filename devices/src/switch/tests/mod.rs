@@ -2,6 +2,7 @@
 
 mod counted;
 mod forwarding;
+mod gateway;
 mod hostile;
 mod links;
 mod offloads;
