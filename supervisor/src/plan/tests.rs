@@ -133,3 +133,17 @@ fn what_is_not_carried_out_is_said_once() {
     let storage = Manifest::read(text, "storage.yaml").expect("it keeps every rule").lab;
     assert_eq!(shortfalls(&storage).len(), 2);
 }
+
+#[test]
+fn every_example_keeps_every_rule() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let manifests =
+        std::fs::read_dir(&examples).expect("examples").flatten().map(|entry| entry.path().join("lab.yaml"));
+    let manifests: Vec<_> = manifests.filter(|path| path.exists()).collect();
+    assert!(manifests.len() >= 3, "{manifests:?}");
+    for path in manifests {
+        let text = std::fs::read_to_string(&path).expect("reading");
+        let read = Manifest::read(&text, &path.display().to_string());
+        assert!(read.is_ok(), "{}", read.err().map(|fault| fault.to_string()).unwrap_or_default());
+    }
+}

@@ -243,8 +243,8 @@ mod tests {
         }
         assert!(matches!(read(b"#!/bin/sh\n and so on and on and on"), Err(SnapshotError::Foreign)));
         let mut newer = good.clone();
-        newer[8] = 2;
-        assert!(matches!(read(&newer), Err(SnapshotError::Version(2))));
+        newer[8] = 3;
+        assert!(matches!(read(&newer), Err(SnapshotError::Version(3))));
         let mut huge = good;
         huge[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(read(&huge), Err(SnapshotError::Damaged("its length"))));
