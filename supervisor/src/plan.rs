@@ -88,6 +88,10 @@ const OWN_DESCRIPTORS: u64 = 128;
 const PER_MACHINE: u64 = 64;
 const PER_CPU: u64 = 4;
 const PER_DEVICE: u64 = 10;
+/// The timer of its port.
+const PER_NIC: u64 = PER_DEVICE + 1;
+/// A tap, what waits for it, and a few captures.
+const PER_NETWORK: u64 = 8;
 
 /// Descriptors beyond that for a machine's streams. A host that does not allow as many has room for fewer streams.
 pub const STREAMS_PER_MACHINE: u64 = 4096 + 64;
@@ -151,7 +155,8 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             .collect();
         max_descriptors += PER_MACHINE
             + PER_CPU * u64::from(machine.cpu_count)
-            + PER_DEVICE * (drives.len() + interfaces.len()) as u64;
+            + PER_DEVICE * drives.len() as u64
+            + PER_NIC * interfaces.len() as u64;
         machines.push(MachineSpec {
             name: machine.name.clone(),
             cpu_count: machine.cpu_count,
@@ -177,7 +182,7 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             tap: None, // it is made anew with each vmm
         })
         .collect();
-    max_descriptors += files.len() as u64;
+    max_descriptors += files.len() as u64 + PER_NETWORK * lab.networks.len() as u64;
     let spec = PlaygroundSpec { name: lab.name.clone(), networks, machines };
     Plan { spec, files, max_descriptors, uplink: uplink(lab) }
 }
