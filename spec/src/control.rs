@@ -9,6 +9,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::link::{Direction, LinkChange, LinkStatus};
 use crate::playground::{PlaygroundSpec, Slot};
 
 /// Descriptors that fit in one message (SCM_MAX_FD).
@@ -50,6 +51,15 @@ pub enum Request {
     Console {
         /// Machine name.
         machine: String,
+    },
+    /// What is the state of all links? Allowed once machines are there.
+    Links,
+    /// Listens to a network, or to one NIC of a machine. The reply carries one end of a Unix stream, in which frames come as a pcap file.
+    Capture {
+        /// Name of the network.
+        network: String,
+        /// The machine whose NIC is listened to; everything that is sent on the network where missing.
+        machine: Option<String>,
     },
     /// Changes a machine, or the playground where `machine` is missing, while it runs.
     Change {
@@ -128,6 +138,23 @@ pub enum Change {
         /// Whether the cable is in.
         up: bool,
     },
+    /// What the link of a NIC does to frames; the guest sees nothing of it.
+    Disturb {
+        /// Position of the interface in the manifest: 0 is eth0.
+        interface: u32,
+        /// Which frames.
+        direction: Direction,
+        /// From now on.
+        change: LinkChange,
+    },
+    /// The same for all NICs of a network; no machine is named. What it does to a frame, it does on its way to its receiver; healing heals
+    /// both directions.
+    DisturbNetwork {
+        /// Its name.
+        network: String,
+        /// From now on.
+        change: LinkChange,
+    },
     /// Limits of one drive of the machine.
     DriveLimit {
         /// Its serial.
@@ -193,10 +220,12 @@ pub struct RateLimit {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Reply {
-    /// Done, with nothing to tell. For `Connect` and `Console` a descriptor travels beside it.
+    /// Done, with nothing to tell. For `Connect`, `Console` and `Capture` a descriptor travels beside it.
     Done,
     /// To `Status`.
     Status(Status),
+    /// To `Links`: of all NICs, by machine and interface.
+    Links(Vec<LinkStatus>),
     /// Refused or failed; the text names what, the value and the way out.
     Failed(String),
 }

@@ -10,8 +10,10 @@
 //! - [`agent`]: the conversation with the agent in the guest.
 //! - [`jail`]: what `labyard-jail` is told.
 //! - [`needs`]: what an image needs of the kernel.
+//! - [`link`]: what links do to frames when they are asked to.
 //! - `overlay` (feature `overlay`): the map of an overlay layer, as bytes.
 //! - [`source`]: where an image comes from.
+//! - [`uplink`]: what `labyard-uplink` is told.
 //! - `manifest` (feature `manifest`): the YAML that a person writes, its rules, and what it asks for.
 
 #![forbid(unsafe_code)]
@@ -20,6 +22,7 @@ pub mod agent;
 pub mod control;
 pub mod guest;
 pub mod jail;
+pub mod link;
 #[cfg(feature = "manifest")]
 pub mod manifest;
 pub mod needs;
@@ -28,3 +31,4 @@ pub mod net;
 pub mod overlay;
 pub mod playground;
 pub mod source;
+pub mod uplink;

@@ -27,6 +27,13 @@ impl Mac {
     }
 }
 
+impl Mac {
+    /// The address of a network's gateway: that of a machine without a name, which no machine is.
+    pub fn gateway(network: &str) -> Self {
+        Self::derived(network, "", 0)
+    }
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

@@ -33,6 +33,9 @@ pub struct NetworkSpec {
     pub gateway: std::net::Ipv4Addr,
     /// No way out exists.
     pub private: bool,
+    /// The tap device that is the gateway's, where there is a way out.
+    #[serde(default)]
+    pub tap: Option<Slot>,
 }
 
 /// One machine.

@@ -21,6 +21,7 @@ use labyard_spec::control::{
 };
 use labyard_spec::guest::{AGENT_PORT, Hello, READY_PORT};
 use labyard_spec::jail::fd;
+use labyard_spec::link::{LinkFaults, LinkStatus};
 use labyard_spec::playground::{PlaygroundSpec, Slot};
 use labyard_sys::{exec, message};
 use rustix::process::{Pid, Signal, kill_process};
@@ -83,6 +84,32 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
                         here.write_all(&typed[..n].to_ascii_uppercase()).ok()?;
                     }
                     #[expect(unreachable_code, reason = "gives the closure its type")]
+                    Some(())
+                });
+                (Reply::Done, Some(OwnedFd::from(there)))
+            }
+            Request::Links => {
+                let link = |machine: &String| LinkStatus {
+                    machine: machine.clone(),
+                    interface: 0,
+                    network: "local".into(),
+                    carrier: true,
+                    sent: LinkFaults { loss_ppm: 20_000, ..LinkFaults::default() },
+                    received: LinkFaults::default(),
+                    counters: vec![("lost_sent".into(), 3)],
+                };
+                let machines = vmm.machines.lock().expect("machines");
+                (Reply::Links(machines.iter().map(|(name, _)| link(name)).collect()), None)
+            }
+            Request::Capture { network, .. } if network != "local" => {
+                (Reply::Failed(format!("network {network}: no machine is plugged into one of this name")), None)
+            }
+            Request::Capture { .. } => {
+                let (mut here, there) = UnixStream::pair().expect("a pair");
+                thread::spawn(move || {
+                    here.write_all(b"captured").ok()?;
+                    // Until nobody reads any more.
+                    let _ = here.read(&mut [0]);
                     Some(())
                 });
                 (Reply::Done, Some(OwnedFd::from(there)))

@@ -11,6 +11,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use labyard_spec::control::Change;
+use labyard_spec::link::LinkStatus;
 use labyard_sys::{spawn, wait};
 use serde::{Deserialize, Serialize};
 
@@ -254,6 +255,25 @@ impl Client {
         let path = format!("/v1/machines/{machine}/console/size?cols={cols}&rows={rows}");
         let response = self.send(Method::POST, &path, false).await?;
         self.body(response).await.map(|_| ())
+    }
+
+    /// All links of a lab's networks.
+    ///
+    /// # Errors
+    /// Where the supervisor does not answer, or the vmm refuses.
+    pub async fn links(&self) -> Result<Vec<LinkStatus>, ClientError> {
+        let response = self.send(Method::GET, "/v1/links", false).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.broken(error))
+    }
+
+    /// What is sent on a network, or to and from one machine there, as a pcap file. Names were checked.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn capture(&self, network: &str, machine: Option<&str>) -> Result<Stream, ClientError> {
+        let whose = machine.map(|machine| format!("?machine={machine}")).unwrap_or_default();
+        self.stream(&format!("/v1/networks/{network}/capture{whose}")).await
     }
 
     async fn stream(&self, path: &str) -> Result<Stream, ClientError> {

@@ -21,6 +21,7 @@ use crate::host::{HostError, Programs, kvm_device};
 use crate::plan::{FileAccess, Plan, PlannedFile, STREAMS_PER_MACHINE};
 use crate::record::Who;
 use crate::saved::{self, SaveError};
+use crate::wayout::WayOut;
 use crate::words;
 
 /// Numbers at which the jail finds what it passes on.
@@ -160,7 +161,12 @@ pub fn start(
 ///
 /// # Errors
 /// What the vmm says, or that it died without a word.
-pub fn create(folder: &Folder, plan: &Plan, vmm: BorrowedFd<'_>, jailed: impl FnOnce()) -> Result<(), StartError> {
+pub fn create(
+    folder: &Folder,
+    plan: &Plan,
+    vmm: BorrowedFd<'_>,
+    jailed: impl FnOnce(Option<String>),
+) -> Result<WayOut, StartError> {
     let control = match answering(folder) {
         Ok(control) => control,
         Err(error) => {
@@ -174,7 +180,8 @@ pub fn create(folder: &Folder, plan: &Plan, vmm: BorrowedFd<'_>, jailed: impl Fn
             return Err(StartError::Silent(why));
         }
     };
-    jailed();
+    let (mut spec, mut way_out) = (plan.spec.clone(), WayOut::open(folder, plan, vmm));
+    jailed(way_out.note());
     let mut first = 0;
     for batch in plan.files.chunks(MAX_DESCRIPTORS) {
         let opened = batch.iter().map(open_planned).collect::<Result<Vec<_>, _>>()?;
@@ -183,15 +190,17 @@ pub fn create(folder: &Folder, plan: &Plan, vmm: BorrowedFd<'_>, jailed: impl Fn
         control.tell(&Request::Descriptors { first: Slot(first), count }, &borrowed).map_err(StartError::HandOver)?;
         first += count;
     }
+    first = way_out.hand_over(&control, first, &mut spec).map_err(StartError::HandOver)?;
     let machines: Vec<_> = plan.spec.machines.iter().map(|machine| machine.name.clone()).collect();
     let Some(files) = saved::open(folder, &machines)? else {
-        return control.tell(&Request::Create(Box::new(plan.spec.clone())), &[]).map_err(StartError::Create);
+        control.tell(&Request::Create(Box::new(spec)), &[]).map_err(StartError::Create)?;
+        return Ok(way_out);
     };
     let saved = saved::hand_over(&control, first, &files).map_err(StartError::HandOver)?;
-    let restore = Request::Restore(Box::new(RestoreSpec { playground: plan.spec.clone(), saved }));
+    let restore = Request::Restore(Box::new(RestoreSpec { playground: spec, saved }));
     control.patience(Some(saved::PATIENCE)).and_then(|()| control.tell(&restore, &[])).map_err(StartError::Restore)?;
     saved::go_on(folder, &control)?;
-    Ok(())
+    Ok(way_out)
 }
 
 /// The socket listens from the start; the vmm answers once it has come through the jail, or the socket closes with it.

@@ -38,4 +38,5 @@ pub mod plan;
 pub mod record;
 pub mod run;
 pub mod saved;
+pub mod wayout;
 pub mod words;

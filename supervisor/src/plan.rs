@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord};
 use labyard_spec::guest::{self, HostEntry, MachineConfig};
 use labyard_spec::manifest::lab::{self, Lab, MTU};
+use labyard_spec::net::Mac;
 use labyard_spec::playground::{
     BaseSpec, BootSpec, DriveSpec, Engine, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
     PlaygroundSpec, Slot,
 };
+use labyard_spec::uplink::{UplinkNetwork, UplinkSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, names};
@@ -22,6 +24,9 @@ pub struct Plan {
     pub files: Vec<PlannedFile>,
     /// How many descriptors the vmm may have open.
     pub max_descriptors: u64,
+    /// The networks with a way out.
+    #[serde(default)]
+    pub uplink: Option<UplinkSpec>,
 }
 
 /// A file that the supervisor opens for the vmm.
@@ -83,6 +88,10 @@ const OWN_DESCRIPTORS: u64 = 128;
 const PER_MACHINE: u64 = 64;
 const PER_CPU: u64 = 4;
 const PER_DEVICE: u64 = 10;
+/// The timer of its port.
+const PER_NIC: u64 = PER_DEVICE + 1;
+/// A tap, what waits for it, and a few captures.
+const PER_NETWORK: u64 = 8;
 
 /// Descriptors beyond that for a machine's streams. A host that does not allow as many has room for fewer streams.
 pub const STREAMS_PER_MACHINE: u64 = 4096 + 64;
@@ -146,7 +155,8 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             .collect();
         max_descriptors += PER_MACHINE
             + PER_CPU * u64::from(machine.cpu_count)
-            + PER_DEVICE * (drives.len() + interfaces.len()) as u64;
+            + PER_DEVICE * drives.len() as u64
+            + PER_NIC * interfaces.len() as u64;
         machines.push(MachineSpec {
             name: machine.name.clone(),
             cpu_count: machine.cpu_count,
@@ -169,15 +179,37 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             subnet: network.subnet,
             gateway: network.gateway,
             private: network.private,
+            tap: None, // it is made anew with each vmm
         })
         .collect();
-    max_descriptors += files.len() as u64;
-    Plan { spec: PlaygroundSpec { name: lab.name.clone(), networks, machines }, files, max_descriptors }
+    max_descriptors += files.len() as u64 + PER_NETWORK * lab.networks.len() as u64;
+    let spec = PlaygroundSpec { name: lab.name.clone(), networks, machines };
+    Plan { spec, files, max_descriptors, uplink: uplink(lab) }
+}
+
+/// What the uplink is told; nothing where all networks are private.
+fn uplink(lab: &Lab) -> Option<UplinkSpec> {
+    let networks = lab.networks.iter().filter(|network| !network.private).map(|network| {
+        let addresses = |machine: &lab::Machine| {
+            let own = machine.interfaces.iter().find(|nic| nic.network == network.name)?;
+            Some((machine.name.clone(), own.address))
+        };
+        UplinkNetwork {
+            name: network.name.clone(),
+            subnet: network.subnet,
+            gateway: network.gateway,
+            mac: Mac::gateway(&network.name),
+            mtu: MTU,
+            names: lab.machines.iter().filter_map(addresses).collect(),
+        }
+    });
+    let networks: Vec<_> = networks.collect();
+    (!networks.is_empty()).then(|| UplinkSpec { lab: lab.name.clone(), networks })
 }
 
 /// What a machine's init is told.
 ///
-/// No default route yet, on any network: nothing answers at the gateway, and a guest that has none learns at once what it cannot reach.
+/// The default route leads through the first network with a way out, whose gateway answers questions about names, too.
 pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> MachineConfig {
     let shares = |other: &&lab::Interface| machine.interfaces.iter().any(|own| own.network == other.network);
     let hosts = lab.machines.iter().flat_map(|other| {
@@ -188,7 +220,7 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
         mac: nic.mac,
         address: nic.address,
         prefix: nic.prefix,
-        gateway: None,
+        gateway: nic.gateway,
         mtu: MTU,
     });
     let drives = machine.drives.iter().map(|drive| guest::Drive {
@@ -201,7 +233,7 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
         hostname: machine.name.clone(),
         hosts: hosts.collect(),
         interfaces: interfaces.collect(),
-        nameservers: Vec::new(),
+        nameservers: machine.interfaces.iter().filter_map(|nic| nic.gateway).collect(),
         drives: drives.collect(),
         entrypoint: if found.root.init { None } else { found.root.entrypoint.clone() },
         early_modules: found.kernel.record.early_modules.clone(),
@@ -213,14 +245,6 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
 /// What the person should know before relying on it: one line for each thing that is asked for and not carried out yet.
 pub fn shortfalls(lab: &Lab) -> Vec<String> {
     let mut lines = Vec::new();
-    let open: Vec<_> =
-        lab.networks.iter().filter(|network| !network.private).map(|network| network.name.as_str()).collect();
-    if !open.is_empty() {
-        lines.push(format!(
-            "networks without a way out: {} (uplinks do not exist yet; machines reach each other)",
-            open.join(", ")
-        ));
-    }
     let with_files = lab.machines.iter().filter(|machine| !machine.startup_files.is_empty());
     let files: Vec<_> = with_files.map(|machine| machine.name.as_str()).collect();
     if !files.is_empty() {

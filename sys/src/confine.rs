@@ -22,21 +22,34 @@ pub fn enter_namespaces() -> io::Result<()> {
         | UnshareFlags::NEWUTS
         | UnshareFlags::NEWCGROUP;
     match unshare(rest | UnshareFlags::NEWUSER) {
-        Ok(()) => {
-            // setgroups must be denied before an unprivileged gid map is accepted.
-            for (file, text) in [
-                ("setgroups", "deny".to_owned()),
-                ("uid_map", format!("0 {user} 1")),
-                ("gid_map", format!("0 {group} 1")),
-            ] {
-                std::fs::write(format!("/proc/self/{file}"), text)
-                    .map_err(|error| io::Error::new(error.kind(), format!("writing {file}: {error}")))?;
-            }
-            Ok(())
-        }
+        Ok(()) => write_id_maps(user, group),
         Err(_) if user.is_root() => unshare(rest),
         Err(error) => Err(error),
     }
+}
+
+/// Enters a new network namespace: root as it is, anybody else inside a new user namespace in which it is root and nobody else exists.
+///
+/// # Errors
+/// What unshare(2) or writing the id maps (user_namespaces(7)) says.
+pub fn enter_network_namespace() -> io::Result<()> {
+    if geteuid().is_root() {
+        return unshare(UnshareFlags::NEWNET);
+    }
+    let (user, group) = (geteuid(), getegid());
+    unshare(UnshareFlags::NEWNET | UnshareFlags::NEWUSER)?;
+    write_id_maps(user, group)
+}
+
+fn write_id_maps(user: rustix::process::Uid, group: rustix::process::Gid) -> io::Result<()> {
+    // setgroups must be denied before an unprivileged gid map is accepted.
+    for (file, text) in
+        [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {user} 1")), ("gid_map", format!("0 {group} 1"))]
+    {
+        std::fs::write(format!("/proc/self/{file}"), text)
+            .map_err(|error| io::Error::new(error.kind(), format!("writing {file}: {error}")))?;
+    }
+    Ok(())
 }
 
 fn unshare(flags: UnshareFlags) -> io::Result<()> {

@@ -14,6 +14,7 @@ pub mod pidfd;
 pub mod random;
 pub mod space;
 pub mod spawn;
+pub mod tap;
 pub mod timer;
 pub mod uring;
 pub mod wait;

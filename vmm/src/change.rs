@@ -88,7 +88,11 @@ impl Knobs {
             Change::PlaygroundLimit { .. } => {
                 return Err("a limit of the whole playground names no machine: leave the machine out".into());
             }
-            Change::Balloon { .. } | Change::ConsoleSize { .. } | Change::Link { .. } => {
+            Change::Balloon { .. }
+            | Change::ConsoleSize { .. }
+            | Change::Link { .. }
+            | Change::Disturb { .. }
+            | Change::DisturbNetwork { .. } => {
                 return Err(format!("{change:?} is nothing that a drive or a NIC does"));
             }
         }

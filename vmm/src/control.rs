@@ -123,6 +123,8 @@ impl Control {
             Request::Status => Ok((Reply::Status(self.playground.status()), None)),
             Request::Connect { machine, port } => self.playground.connect(&machine, port).map(done),
             Request::Console { machine } => self.playground.console(&machine).map(done),
+            Request::Links => Ok((Reply::Links(self.playground.links()), None)),
+            Request::Capture { network, machine } => self.playground.capture(&network, machine.as_deref()).map(done),
             Request::Change { machine, change } => {
                 self.playground.change(machine.as_deref(), change).map(|()| (Reply::Done, None))
             }

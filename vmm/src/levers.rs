@@ -54,6 +54,15 @@ impl Levers {
             | Change::NicLimit { .. }
             | Change::NicsLimit { .. }
             | Change::DriveResize { .. } => self.knobs.change(&change)?,
+            Change::Disturb { interface, direction, change } => {
+                let failed = |why: String| format!("interface {interface}: {why}");
+                let link = self.links.get(interface as usize);
+                let link = link.ok_or_else(|| failed(format!("there is none; it has {}", self.links.len())))?;
+                link.plug().change_link(direction, change).map_err(failed)?;
+            }
+            Change::DisturbNetwork { .. } => {
+                return Err("what a whole network does names no machine: leave the machine out".into());
+            }
             Change::Link { interface, up } => {
                 let link = self.links.get(interface as usize);
                 link.ok_or_else(|| format!("interface {interface}: there is none"))?.set(up);

@@ -63,6 +63,9 @@ pub enum PlanError {
         /// Which.
         network: String,
     },
+    /// A way out that was not passed.
+    #[error("network {0}: the descriptor of its tap device was not passed, or is another network's, too")]
+    Tap(String),
     /// Two interfaces of one address on one network.
     #[error("network {network}: the hardware address {mac} is there twice")]
     SameMac {
@@ -107,6 +110,12 @@ pub enum PlanError {
 pub fn check(spec: &PlaygroundSpec, passed: &HashSet<Slot>, max_vcpus: u32) -> Result<(), PlanError> {
     if spec.machines.is_empty() {
         return Err(PlanError::NoMachine);
+    }
+    let mut taps = HashSet::new();
+    for network in &spec.networks {
+        if network.tap.is_some_and(|tap| !passed.contains(&tap) || !taps.insert(tap)) {
+            return Err(PlanError::Tap(network.name.clone()));
+        }
     }
     let networks: HashSet<&str> = spec.networks.iter().map(|network| network.name.as_str()).collect();
     let (mut names, mut macs) = (HashSet::new(), HashSet::new());
@@ -192,7 +201,8 @@ mod tests {
 
     fn spec() -> PlaygroundSpec {
         let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
-        let network = NetworkSpec { name: "local".into(), subnet, gateway: [172, 16, 0, 1].into(), private: false };
+        let network =
+            NetworkSpec { name: "local".into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None };
         let machine = |name: &str, number: u32| MachineSpec {
             name: name.into(),
             cpu_count: 1,

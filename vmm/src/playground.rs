@@ -28,6 +28,7 @@ use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
 use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
+use labyard_spec::net::Mac;
 use labyard_spec::playground::{
     DriveSpec, Engine as DriveEngine, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
 };
@@ -44,11 +45,14 @@ use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
 
 pub mod hold;
+mod links;
 
 /// Events that are kept for whoever asks later.
 const MAX_EVENTS: usize = 4096;
 /// Streams of guests that nobody has claimed; more are refused.
 const MAX_UNCLAIMED: usize = 64;
+/// The kernel keeps to the MTU that its device was given.
+const MAX_MTU: u16 = u16::MAX;
 /// How long a guest may take to answer a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -134,7 +138,7 @@ impl Playground {
         plan::check(spec, &slots, self.hypervisor.max_vcpus()).map_err(|error| error.to_string())?;
         let files: HashMap<Slot, Arc<File>> =
             passed.drain().map(|(slot, descriptor)| (slot, Arc::new(File::from(descriptor)))).collect();
-        let mut plugs = plugs(spec);
+        let (mut plugs, gateways) = plugs(spec);
 
         // Everything that can be refused is built before anything runs.
         let (mut machines, mut all_levers) = (Vec::new(), Vec::new());
@@ -145,6 +149,7 @@ impl Playground {
             all_levers.push(levers);
         }
         let mut ended = prepare(&mut machines)?;
+        links::open_gateways(gateways, &files)?;
         lock(&self.record).machines = machines
             .iter()
             .zip(&all_levers)
@@ -393,6 +398,7 @@ impl Playground {
                 self.limits.nics.change(change::checked(&limits)?);
                 Ok(())
             }
+            (None, Change::DisturbNetwork { network, change }) => self.disturb_network(&network, change),
             (None, change) => Err(format!("which machine? {change:?} is of one machine, and none was named")),
         }
     }
@@ -494,9 +500,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One switch for each network; plugs by machine and position of the interface.
-fn plugs(spec: &PlaygroundSpec) -> HashMap<(String, usize), Plug> {
-    let mut plugs = HashMap::new();
+/// One switch for each network; plugs by machine and position of the interface, and those of gateways.
+type Plugs = HashMap<(String, usize), Plug>;
+
+fn plugs(spec: &PlaygroundSpec) -> (Plugs, Vec<(Plug, Slot)>) {
+    let (mut plugs, mut gateways) = (HashMap::new(), Vec::new());
     for network in &spec.networks {
         let (mut names, mut ports) = (Vec::new(), Vec::new());
         for machine in &spec.machines {
@@ -507,9 +515,16 @@ fn plugs(spec: &PlaygroundSpec) -> HashMap<(String, usize), Plug> {
                 }
             }
         }
-        plugs.extend(names.into_iter().zip(Switch::with_ports(&network.name, &ports)));
+        if network.tap.is_some() {
+            ports.push(PortSpec { mac: Mac::gateway(&network.name).0, mtu: MAX_MTU });
+        }
+        let mut made = Switch::with_ports(&network.name, &ports);
+        if let Some(tap) = network.tap {
+            gateways.extend(made.pop().map(|plug| (plug, tap)));
+        }
+        plugs.extend(names.into_iter().zip(made));
     }
-    plugs
+    (plugs, gateways)
 }
 
 /// Tells the playground about one machine.

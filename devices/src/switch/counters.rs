@@ -38,6 +38,20 @@ counts! {
     RefusedLength = "refused_length",
     /// From the guest: the link is down.
     RefusedLink = "refused_link_down",
+    /// From the guest: lost by chance on its link, which was asked to lose some.
+    LostSent = "lost_sent",
+    /// From the guest: its link was asked to be slow, and the queue in front of it is full.
+    QueueSent = "lost_sent_queue_full",
+    /// From the guest: its link was asked to let nothing pass.
+    CutSent = "lost_sent_cut",
+    /// For the guest: lost by chance on its link, which was asked to lose some.
+    LostReceived = "lost_received",
+    /// For the guest: its link was asked to be slow, and the queue in front of it is full.
+    QueueReceived = "lost_received_queue_full",
+    /// For the guest: its link was asked to let nothing pass.
+    CutReceived = "lost_received_cut",
+    /// For the guest: too much is on its way to it already.
+    LineFull = "dropped_line_full",
     /// For the guest: it has no buffers, and the backlog is full.
     DroppedFull = "dropped_backlog_full",
     /// For the guest: the link is down.
@@ -70,7 +84,7 @@ impl Counters {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     values: [u64; COUNTS],
-    /// Frames that wait for the guest's buffers.
+    /// Frames that are on their way to the guest, or wait for its buffers.
     pub waiting_frames: u64,
 }
 
@@ -86,16 +100,31 @@ impl Snapshot {
 
     /// All frames for the guest that it will not get.
     pub fn dropped_frames(&self) -> u64 {
-        [Count::DroppedFull, Count::DroppedLink, Count::DroppedBroken, Count::DroppedUnplugged]
-            .iter()
-            .fold(0, |sum, count| self.get(*count).wrapping_add(sum))
+        const DROPPED: [Count; 8] = [
+            Count::DroppedFull,
+            Count::DroppedLink,
+            Count::DroppedBroken,
+            Count::DroppedUnplugged,
+            Count::LostReceived,
+            Count::QueueReceived,
+            Count::CutReceived,
+            Count::LineFull,
+        ];
+        DROPPED.iter().fold(0, |sum, count| self.get(*count).wrapping_add(sum))
     }
 
     /// All frames from the guest that were not forwarded.
     pub fn refused_frames(&self) -> u64 {
-        [Count::RefusedHeaders, Count::RefusedSource, Count::RefusedLength, Count::RefusedLink]
-            .iter()
-            .fold(0, |sum, count| self.get(*count).wrapping_add(sum))
+        const REFUSED: [Count; 7] = [
+            Count::RefusedHeaders,
+            Count::RefusedSource,
+            Count::RefusedLength,
+            Count::RefusedLink,
+            Count::LostSent,
+            Count::QueueSent,
+            Count::CutSent,
+        ];
+        REFUSED.iter().fold(0, |sum, count| self.get(*count).wrapping_add(sum))
     }
 
     /// All frames that were offered to the port for its guest.

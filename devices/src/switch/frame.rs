@@ -2,6 +2,7 @@
 
 use super::checksum::Sum;
 use super::claim::{self, BadClaim, ETHERNET_BYTES, MAX_HEADERS, MAX_TAGS_BYTES, NET_HEADER_BYTES, NetHeader, Undone};
+use super::offload::Shape;
 use crate::Memory;
 use crate::virtio::chain::Chain;
 
@@ -67,6 +68,21 @@ impl<'a> Frame<'a> {
         }
         let start = (NET_HEADER_BYTES as u64).saturating_add(used as u64);
         Ok(Self { headers, undone, len, payload: Payload::Sent { mem, chain, start } })
+    }
+
+    /// The frame that somebody on this side of the switch has handed over behind a virtio header.
+    pub fn in_bytes(bytes: &'a mut [u8], features: u64) -> Result<Self, BadClaim> {
+        let (net_header, bytes) = bytes.split_first_chunk_mut::<NET_HEADER_BYTES>().ok_or(BadClaim::Short)?;
+        let len = bytes.len() as u64;
+        let front = bytes.get(..bytes.len().min(MAX_HEADERS)).unwrap_or_default();
+        let (undone, used) = NetHeader::read(net_header).check(front, len, features)?;
+        let used = if undone.is_whole() && bytes.len() <= MAX_HEADERS { bytes.len() } else { used };
+        if let Undone::Segments(cut) = undone {
+            let sum = cut.pseudo_header(bytes, bytes.len().saturating_sub(cut.transport)).folded();
+            put(bytes, cut.transport.saturating_add(cut.kind.checksum_offset().into()), &sum.to_be_bytes());
+        }
+        let (headers, payload) = bytes.split_at_checked(used).ok_or(BadClaim::Short)?;
+        Ok(Self { headers, undone, len, payload: Payload::Kept(payload) })
     }
 
     /// Where it goes.
@@ -170,6 +186,32 @@ impl<'a> Frame<'a> {
         true
     }
 
+    /// Copies bytes of the payload from `from` on; `false` where there are not as many.
+    pub fn read_payload(&self, from: u64, into: &mut [u8]) -> bool {
+        match self.payload {
+            Payload::Sent { mem, chain, start } => chain.read_at(mem, start.saturating_add(from), into) == into.len(),
+            Payload::Kept(bytes) => {
+                let bytes = part(bytes, from, into.len() as u64);
+                let whole = bytes.len() == into.len();
+                if whole {
+                    into.copy_from_slice(bytes);
+                }
+                whole
+            }
+        }
+    }
+
+    /// Frame `number` of those on a wire that it stands for, as it would be there: nothing is left undone.
+    pub fn on_wire(&self, number: u32) -> Option<Kept> {
+        let bytes = match self.undone {
+            Undone::Segments(cut) => Shape::segment(self, cut, number, 0).bytes(self),
+            Undone::Nothing | Undone::Checksum { .. } => Shape::whole(self, 0).bytes(self),
+        }?;
+        // What anybody looks at is copied out again with each receiver; a complete frame's headers are all of a short one.
+        let headers = if bytes.len() <= MAX_HEADERS { bytes.len() } else { ETHERNET_BYTES };
+        Some(Kept { bytes, headers, undone: Undone::Nothing })
+    }
+
     /// A copy that can wait.
     pub fn keep(&self) -> Kept {
         let mut bytes = self.headers.to_vec();
@@ -210,6 +252,11 @@ impl Kept {
         let is_small = undone.is_whole() && bytes.len() <= MAX_HEADERS;
         let headers = if is_small { bytes.len() } else { used };
         Ok(Self { bytes: bytes.to_vec(), headers, undone })
+    }
+
+    /// Its bytes, from the Ethernet header on.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 
     /// The frame.

@@ -144,6 +144,41 @@ impl Shape {
         (NET_HEADER_BYTES as u64).saturating_add(self.headers_len as u64).saturating_add(self.len)
     }
 
+    /// Puts it, behind its virtio header, into `to`, in place of what is there. `false` where the payload is not there any more.
+    pub fn write_to(&mut self, frame: &Frame<'_>, to: &mut Vec<u8>) -> bool {
+        let front_len = NET_HEADER_BYTES.saturating_add(self.headers_len);
+        to.clear();
+        to.resize(front_len.saturating_add(usize::try_from(self.len).unwrap_or(0)), 0);
+        let Some(payload) = to.get_mut(front_len..) else { return false };
+        if !frame.read_payload(self.from, payload) {
+            return false;
+        }
+        if let Some((mut sum, place)) = self.finish {
+            sum.add(payload);
+            put(self.headers(), place, &sum.finish().to_be_bytes());
+        }
+        put(&mut self.front, NUM_BUFFERS, &1u16.to_le_bytes());
+        let front = self.front.get(..front_len).unwrap_or_default();
+        put(to, 0, front);
+        true
+    }
+
+    /// The frame without a virtio header, its checksum finished where one was to be.
+    pub fn bytes(&mut self, frame: &Frame<'_>) -> Option<Vec<u8>> {
+        let headers_len = self.headers_len;
+        let mut bytes = vec![0; headers_len.saturating_add(usize::try_from(self.len).ok()?)];
+        let payload = bytes.get_mut(headers_len..)?;
+        if !frame.read_payload(self.from, payload) {
+            return None;
+        }
+        if let Some((mut sum, place)) = self.finish {
+            sum.add(payload);
+            put(self.headers(), place, &sum.finish().to_be_bytes());
+        }
+        bytes.get_mut(..headers_len)?.copy_from_slice(self.headers());
+        Some(bytes)
+    }
+
     /// Puts it into `buffers` buffers of the receiver, which have the room. `false` where they had not.
     pub fn write(&mut self, frame: &Frame<'_>, buffers: u16, to: &Chain, mem: &Memory) -> bool {
         // num_buffers is 1 also for a driver that merges nothing (§5.1.6.4.1).

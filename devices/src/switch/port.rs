@@ -12,6 +12,10 @@
 //! Without buffers from the guest, frames wait in a backlog that is counted in bytes; a full one drops the newest. They wait, and
 //! more may come, while the device rests because all machines stand still or are saved; they go with its reset. The link is up or
 //! down whatever the place is.
+//!
+//! What the link does to frames is in `port/cable.rs`.
+
+mod cable;
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,7 +27,10 @@ use super::claim::BadClaim;
 use super::counters::{Count, Counters, Snapshot};
 use super::frame::{Frame, Kept};
 use super::receiver::{Delivery, Receiver};
+use super::tap::Tap;
 use crate::virtio::chain::RingFault;
+pub use cable::SavedCable;
+pub(super) use cable::{TAPPED_RECEIVED, TAPPED_SENT};
 
 /// Bytes of frames that wait for a guest at most, with what keeps each: 16 large segments.
 pub const MAX_BACKLOG_BYTES: u64 = 1 << 20;
@@ -37,6 +44,8 @@ enum Place {
     Resting,
     Up(Receiver),
     Broken(Receiver),
+    /// No guest, but a tap device of the host's; it has no buffers to wait for and never rests.
+    Tap(Tap),
 }
 
 /// A frame that waits for buffers, or the rest of one.
@@ -61,12 +70,15 @@ pub struct Port {
     link_up: AtomicBool,
     /// The receive queue and what waits for it. Under it only that of the configuration space is taken, by `set_link`.
     inbox: Mutex<Inbox>,
+    /// What its link does to frames.
+    cable: cable::Cable,
 }
 
 impl Port {
     pub(super) fn new(spec: PortSpec) -> Self {
         let inbox = Inbox { place: Place::Unplugged, backlog: VecDeque::new(), backlog_bytes: 0 };
-        Self { spec, counters: Counters::default(), link_up: AtomicBool::new(true), inbox: Mutex::new(inbox) }
+        let (link_up, cable) = (AtomicBool::new(true), cable::Cable::new(spec.mac));
+        Self { spec, counters: Counters::default(), link_up, inbox: Mutex::new(inbox), cable }
     }
 
     /// What the switch knows of the NIC.
@@ -80,17 +92,22 @@ impl Port {
 
     /// Its counters as they are now.
     pub fn snapshot(&self) -> Snapshot {
+        let under_way = self.frames_under_way();
         let inbox = self.lock();
-        Snapshot::of(&self.counters, inbox.backlog.iter().map(|waiting| u64::from(waiting.left())).sum())
+        let waiting =
+            inbox.backlog.iter().map(|waiting| u64::from(waiting.left())).fold(under_way, u64::saturating_add);
+        Snapshot::of(&self.counters, waiting)
     }
 
     /// The NIC goes to work.
     pub fn plug(&self, receiver: Receiver) {
         self.lock().place = Place::Up(receiver);
+        self.cable_goes_on();
     }
 
     /// The NIC goes back to rest. Its guest is told of what it was given first: its signal may not have been sent yet.
     pub fn unplug(&self) -> Option<Receiver> {
+        self.cable_stands_still();
         let mut inbox = self.lock();
         match std::mem::replace(&mut inbox.place, Place::Unplugged) {
             Place::Up(mut receiver) => {
@@ -106,11 +123,21 @@ impl Port {
                 None
             }
             Place::Unplugged => None,
+            Place::Tap(tap) => {
+                inbox.place = Place::Tap(tap);
+                None
+            }
         }
+    }
+
+    /// A tap device takes the place of a guest, for good.
+    pub(super) fn plug_tap(&self, tap: Tap) {
+        self.lock().place = Place::Tap(tap);
     }
 
     /// Drops what waits for the guest: its driver is gone.
     pub fn forget(&self) {
+        self.forget_cable();
         let mut inbox = self.lock();
         inbox.backlog_bytes = 0;
         if matches!(inbox.place, Place::Resting) {
@@ -195,6 +222,14 @@ impl Port {
             _ if !self.is_link_up() => return drop_all(Count::DroppedLink),
             Place::Up(receiver) => Some(receiver),
             Place::Resting => None,
+            Place::Tap(tap) => {
+                let sent = tap.send(frame);
+                self.received(frame, 0, sent);
+                if sent < segments {
+                    self.counters.add(Count::DroppedFull, segments.saturating_sub(sent).into());
+                }
+                return false;
+            }
             Place::Broken(_) => return drop_all(Count::DroppedBroken),
             Place::Unplugged => return drop_all(Count::DroppedUnplugged),
         };
@@ -240,7 +275,7 @@ impl Port {
                 receiver.queue.take_kick();
                 return Ok(());
             }
-            Place::Unplugged | Place::Resting => return Ok(()),
+            Place::Unplugged | Place::Resting | Place::Tap(_) => return Ok(()),
         };
         receiver.queue.take_kick();
         while let Some(Waiting { frame, next }) = backlog.front_mut() {

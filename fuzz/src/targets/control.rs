@@ -206,7 +206,8 @@ fn change(input: &mut Input<'_>) -> Change {
 /// Mostly one that can be built.
 fn playground(input: &mut Input<'_>) -> PlaygroundSpec {
     let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
-    let network = NetworkSpec { name: "local".into(), subnet, gateway: [172, 16, 0, 1].into(), private: false };
+    let network =
+        NetworkSpec { name: "local".into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None };
     let names = ["web", if input.one_in(8) { "web" } else { "db" }];
     let machines = names.iter().take(input.byte().into()).map(|name| machine(name, input)).collect();
     PlaygroundSpec { name: "lab".into(), networks: vec![network], machines }

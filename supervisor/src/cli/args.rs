@@ -142,6 +142,9 @@ Examples:
   labyard limit lab --nics --bytes 10MiB
   labyard limit lab/db:d01 --off")]
     Limit(Limit),
+    /// Links of a running lab's networks: slow, lossy, cut, and captured
+    #[command(after_help = super::net::HELP)]
+    Net(super::net::Net),
     /// Guest kernels in the store
     #[command(after_help = "\
 Examples:

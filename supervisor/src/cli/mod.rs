@@ -12,6 +12,7 @@ mod kernel;
 mod limit;
 mod logs;
 mod naming;
+mod net;
 mod output;
 mod ps;
 mod saved;
@@ -137,6 +138,7 @@ fn run(command: Command) -> Outcome {
             DriveVerb::Resize(resize) => drive::resize(&home, &resize),
         },
         Verb::Limit(limit) => limit::limit(&home, &limit),
+        Verb::Net(net) => net::net(&home, net),
         Verb::Kernel(kernel) => match kernel.verb {
             KernelVerb::Ls(json) => kernel::ls(&home, json.json),
             KernelVerb::Add(add) => kernel::add(&home, &add),

@@ -38,7 +38,7 @@ impl Drive {
             engine: Engine::Auto,
         };
         let spec_of_lab = PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: Vec::new() };
-        let plan = Plan { spec: spec_of_lab, files: files.into(), max_descriptors: 0 };
+        let plan = Plan { spec: spec_of_lab, files: files.into(), max_descriptors: 0, uplink: None };
         let drive = Self { folder, plan, spec };
         // Blocks 0 and 1 are flushed, 2 was when it was frozen; the layer above says that this counts.
         drive.layer(0, "image", 256 << 20, &[(0, &[0, 1]), (3, &[2])], false);

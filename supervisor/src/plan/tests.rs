@@ -2,6 +2,7 @@ use super::*;
 use labyard_rootfs_builder::store::KERNEL_FORMAT;
 use labyard_spec::manifest::{Manifest, Place};
 use labyard_spec::playground::Entry;
+use std::net::Ipv4Addr;
 
 fn lab() -> Lab {
     let text = "{kind: playground, name: two-machines, playground: {machines: [
@@ -107,7 +108,25 @@ fn machines_know_each_other_by_name() {
     let config = machine_config(&lab, &lab.machines[0], &found());
     let hosts: Vec<_> = config.hosts.iter().map(|host| format!("{} {}", host.address, host.names.join(" "))).collect();
     assert_eq!(hosts, ["172.16.0.10 web", "172.16.0.2 db"]);
-    assert_eq!(config.interfaces[0].gateway, None);
+    assert_eq!(config.interfaces[0].gateway, None, "a private network leads nowhere");
+    assert_eq!(config.nameservers, [Ipv4Addr::UNSPECIFIED; 0]);
+}
+
+#[test]
+fn the_first_network_with_a_way_out_has_the_default_route_and_the_resolver() {
+    let text = include_str!("../../../spec/testdata/segments.yaml");
+    let segments = Manifest::read(text, "segments.yaml").expect("it keeps every rule").lab;
+    let uplink = uplink(&segments).expect("one network is not private");
+    let [edge] = uplink.networks.as_slice() else { panic!("{uplink:?}") };
+    let names: Vec<_> = edge.names.iter().map(|(name, address)| format!("{name} {address}")).collect();
+    assert_eq!((edge.name.as_str(), edge.gateway.to_string()), ("edge", "10.10.0.1".to_owned()));
+    assert_eq!(names, ["bastion 10.10.0.5", "router 10.10.0.254"]);
+    let configs: Vec<_> =
+        segments.machines.iter().map(|machine| machine_config(&segments, machine, &found())).collect();
+    let gateways = |config: &MachineConfig| config.interfaces.iter().map(|nic| nic.gateway).collect::<Vec<_>>();
+    assert_eq!(gateways(&configs[1]), [Some(edge.gateway), None, None]);
+    assert_eq!((gateways(&configs[2]), configs[2].nameservers.len()), (vec![None], 0));
+    assert_eq!(configs[1].nameservers, [edge.gateway]);
 }
 
 #[test]
@@ -115,5 +134,19 @@ fn what_is_not_carried_out_is_said_once() {
     assert!(shortfalls(&lab()).is_empty());
     let text = include_str!("../../../spec/testdata/storage.yaml");
     let storage = Manifest::read(text, "storage.yaml").expect("it keeps every rule").lab;
-    assert_eq!(shortfalls(&storage).len(), 3);
+    assert_eq!(shortfalls(&storage).len(), 2);
+}
+
+#[test]
+fn every_example_keeps_every_rule() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let manifests =
+        std::fs::read_dir(&examples).expect("examples").flatten().map(|entry| entry.path().join("lab.yaml"));
+    let manifests: Vec<_> = manifests.filter(|path| path.exists()).collect();
+    assert!(manifests.len() >= 3, "{manifests:?}");
+    for path in manifests {
+        let text = std::fs::read_to_string(&path).expect("reading");
+        let read = Manifest::read(&text, &path.display().to_string());
+        assert!(read.is_ok(), "{}", read.err().map(|fault| fault.to_string()).unwrap_or_default());
+    }
 }

@@ -13,7 +13,7 @@
 //!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
 //! ```
 //!
-//! Only the same user gets an answer (peer credentials). Errors are plain text: 404 for what is not there, 409 for what has
+//! and those of [`super::links`]. Only the same user gets an answer (peer credentials). Errors are plain text: 404 for what is not there, 409 for what has
 //! ended or cannot be changed so, 502 for what the vmm or the guest refuses.
 
 use std::io;
@@ -67,6 +67,7 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/resume", post(resume))
         .route("/v1/save", post(save))
         .route("/v1/down", post(down))
+        .merge(super::links::routes())
         .with_state(Arc::clone(shared));
     let (farewell, goodbye) = oneshot::channel::<()>();
     let server = async move {
@@ -238,11 +239,16 @@ async fn change(
 
 /// Opens a stream into a guest and gives it to the caller.
 async fn stream(shared: &Shared, machine: &str, wish: control::Request, request: Request) -> Answer {
+    runs(&shared.state(), machine)?;
+    open(shared, wish, request).await
+}
+
+/// Has the vmm open a stream and gives it to the caller.
+pub(super) async fn open(shared: &Shared, wish: control::Request, request: Request) -> Answer {
     let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == STREAM_PROTOCOL);
     if !wanted {
         return Err((StatusCode::UPGRADE_REQUIRED, format!("ask for an upgrade to {STREAM_PROTOCOL}")));
     }
-    runs(&shared.state(), machine)?;
     let folder = shared.folder.clone();
     let dial = move || Control::connect(&folder)?.stream(&wish);
     let guest = tokio::task::spawn_blocking(dial).await.map_err(|panicked| bad_gateway(&panicked))?;
@@ -262,7 +268,7 @@ async fn stream(shared: &Shared, machine: &str, wish: control::Request, request:
     Ok(response)
 }
 
-fn bad_gateway(error: &(dyn std::error::Error + 'static)) -> (StatusCode, String) {
+pub(super) fn bad_gateway(error: &(dyn std::error::Error + 'static)) -> (StatusCode, String) {
     (StatusCode::BAD_GATEWAY, printable(&chain(error)))
 }
 

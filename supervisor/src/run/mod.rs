@@ -12,6 +12,7 @@ mod adopt;
 mod api;
 mod change;
 mod hold;
+mod links;
 mod shared;
 mod stop;
 mod watch;
@@ -123,7 +124,10 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let created = {
         let (shared, pidfd) = (Arc::clone(shared), Arc::clone(&pidfd));
         let create = move || {
-            jailed::create(&shared.folder, &plan, rustix::fd::AsFd::as_fd(&*pidfd), || {
+            jailed::create(&shared.folder, &plan, rustix::fd::AsFd::as_fd(&*pidfd), |note| {
+                if let Some(note) = note {
+                    shared.note(None, &note);
+                }
                 shared.reached(None, ConditionName::Jailed, "the vmm answers from its jail");
                 watch::follow(&shared.folder, 0, events);
             })
@@ -131,13 +135,19 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
         let created = tokio::task::spawn_blocking(create);
         created.await.map_err(|panicked| RunError::Loop(io::Error::other(panicked)))
     };
-    if let Err(error) = created? {
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(error.into());
-    }
+    let way_out = match created? {
+        Ok(way_out) => way_out,
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(error.into());
+        }
+    };
     shared.set_phase(Phase::Up);
-    stay(shared, pidfd, Some(child), incoming).await
+    let ended = stay(shared, pidfd, Some(child), incoming).await;
+    // What it had is gone before anybody is told that the lab is.
+    let _ = tokio::task::spawn_blocking(move || way_out.end()).await;
+    ended
 }
 
 /// Follows the vmm to its end. Returns why it ended.

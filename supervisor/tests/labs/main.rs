@@ -5,6 +5,7 @@ mod host;
 mod images;
 mod kernels;
 mod lifecycle;
+mod links;
 mod saved;
 mod stopping;
 mod streams;

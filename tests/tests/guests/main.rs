@@ -15,3 +15,4 @@ mod refused;
 mod saved;
 mod sizes;
 mod two_machines;
+mod uplink;

@@ -20,11 +20,12 @@ pub mod memory;
 /// First bytes of a state file.
 const MAGIC: &[u8; 8] = b"LABYSNAP";
 /// Raised when the meaning of what follows changes.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Magic, version, length and checksum of the body.
 const HEADER_BYTES: usize = 24;
-/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and three NICs with 1 MiB of frames that wait.
-const MAX_BODY_BYTES: u64 = 256 << 20;
+/// A state file is not longer than this: 64 machines with 32 vCPUs of 10 KiB, and three NICs with 1 MiB of frames that wait
+/// and 4 MiB of frames under way.
+const MAX_BODY_BYTES: u64 = 1 << 30;
 
 /// All machines of a playground.
 #[derive(Debug, Serialize, Deserialize)]
@@ -242,8 +243,8 @@ mod tests {
         }
         assert!(matches!(read(b"#!/bin/sh\n and so on and on and on"), Err(SnapshotError::Foreign)));
         let mut newer = good.clone();
-        newer[8] = 2;
-        assert!(matches!(read(&newer), Err(SnapshotError::Version(2))));
+        newer[8] = 3;
+        assert!(matches!(read(&newer), Err(SnapshotError::Version(3))));
         let mut huge = good;
         huge[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(matches!(read(&huge), Err(SnapshotError::Damaged("its length"))));

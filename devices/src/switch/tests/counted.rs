@@ -1,5 +1,7 @@
 //! Whatever guests do, no frame vanishes: what a driver sent is what other drivers got and what counters explain.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::packets::{FORMS, noise, packet};
@@ -40,6 +42,17 @@ enum Doing {
         guest: usize,
         up: bool,
     },
+    /// A guest's link is asked to lose frames, or no longer.
+    Disturb {
+        guest: usize,
+        direction: Direction,
+        change: LinkChange,
+    },
+    /// So many milliseconds pass on the way to a guest.
+    Later {
+        guest: usize,
+        ms: u64,
+    },
     /// A guest's receive ring makes no sense from now on.
     Break {
         guest: usize,
@@ -58,7 +71,24 @@ fn doing() -> impl Strategy<Value = Doing> {
         4 => (guest.clone(), 1usize..20, len).prop_map(|(guest, count, len)| Doing::Post { guest, count, len }),
         1 => guest.clone().prop_map(|guest| Doing::Reset { guest }),
         1 => (guest.clone(), any::<bool>()).prop_map(|(guest, up)| Doing::Link { guest, up }),
-        1 => guest.prop_map(|guest| Doing::Break { guest }),
+        1 => guest.clone().prop_map(|guest| Doing::Break { guest }),
+        2 => (guest.clone(), direction(), change())
+            .prop_map(|(guest, direction, change)| Doing::Disturb { guest, direction, change }),
+        2 => (guest, 0u64..200).prop_map(|(guest, ms)| Doing::Later { guest, ms }),
+    ]
+}
+
+fn direction() -> impl Strategy<Value = Direction> {
+    prop_oneof![Just(Direction::Both), Just(Direction::Sent), Just(Direction::Received)]
+}
+
+fn change() -> impl Strategy<Value = LinkChange> {
+    prop_oneof![
+        3 => (0u64..100_000).prop_map(|delay_us| LinkChange::Delay { delay_us, jitter_us: delay_us / 3 }),
+        3 => (0u32..1_000_000).prop_map(|ppm| LinkChange::Loss { ppm }),
+        3 => (1_000u64..10_000_000).prop_map(|rate| LinkChange::Rate { bits_per_second: Some(rate) }),
+        1 => Just(LinkChange::Cut),
+        4 => Just(LinkChange::Heal),
     ]
 }
 
@@ -130,8 +160,12 @@ fn send(nics: &mut [Nic], from: usize, to: usize, form: usize, payload: usize, s
     let (forwarded, refused) = (grown(Count::SentFrames), after[from].refused_frames() - before[from].refused_frames());
     // What is wrong with a claim is wrong with one frame.
     let taken = if grown(Count::RefusedHeaders) == 1 { (0, 1) } else { (segments, 0) };
+    let lost = |of: &Snapshot| {
+        [Count::LostSent, Count::QueueSent, Count::CutSent].into_iter().map(|count| of.get(count)).sum::<u64>()
+    };
+    let lost = lost(&after[from]) - lost(&before[from]);
     assert!(
-        taken == (forwarded, refused) || (0, segments) == (forwarded, refused),
+        taken == (forwarded + lost, refused - lost) || (0, segments) == (forwarded, refused),
         "{forwarded} and {refused} of {segments}"
     );
     let copies: Vec<u64> = offered(&after).iter().zip(offered(&before)).map(|(after, before)| after - before).collect();
@@ -168,6 +202,12 @@ proptest! {
                             nics[guest].offered = 0;
                         }
                         Doing::Link { guest, up } => links[guest].set(up),
+                        Doing::Disturb { guest, direction, change } => {
+                            nics[guest].plug.change_link(direction, change).expect("it can be");
+                        }
+                        Doing::Later { guest, ms } => {
+                            nics[guest].plug.come_due(Instant::now() + Duration::from_millis(ms));
+                        }
                         Doing::Break { guest } => nics[guest].driver.set_avail(RX, 0x7000),
                         Doing::Send { .. } => unreachable!("it was taken above"),
                     }

@@ -2,7 +2,9 @@
 
 mod counted;
 mod forwarding;
+mod gateway;
 mod hostile;
+mod links;
 mod offloads;
 mod packets;
 mod threads;

@@ -9,7 +9,7 @@ use crate::switch::offload::{F_GUEST_CSUM, GUEST_OFFLOADS};
 use crate::virtio::net::{F_CTRL_GUEST_OFFLOADS, F_MRG_RXBUF};
 
 /// Takes and leaves everything.
-const ALL: u64 = !feature::EVENT_IDX;
+pub(super) const ALL: u64 = !feature::EVENT_IDX;
 /// Everything, in large buffers.
 const LARGE_BUFFERS: u64 = ALL & !F_MRG_RXBUF;
 /// Finishes checksums, takes no large segments.
@@ -29,7 +29,7 @@ fn check_whole(sent: &Packet, header: &[u8], got: &[u8], size: u16) {
 }
 
 /// Cut into segments of `size`, of which the payload is put together again.
-fn check_segments(sent: &Packet, got: &[Received], size: u16, finished: bool) {
+pub(super) fn check_segments(sent: &Packet, got: &[Received], size: u16, finished: bool) {
     let mut payload = Vec::new();
     for (number, (header, bytes)) in got.iter().enumerate() {
         let segment = sent.same_form(bytes);

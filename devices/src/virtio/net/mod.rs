@@ -7,6 +7,7 @@
 //! gives a NIC only what is for it.
 
 mod control;
+mod state;
 #[cfg(test)]
 mod tests;
 mod worker;
@@ -21,8 +22,10 @@ use crate::limiter::Limiter;
 use crate::switch::Plug;
 use crate::switch::claim::{F_CSUM, F_HOST_TSO4, F_HOST_TSO6, F_HOST_USO};
 use crate::switch::offload::{F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_USO4, F_GUEST_USO6, GUEST_OFFLOADS};
+use crate::switch::port::SavedCable;
 use crate::switch::receiver::{Abilities, Receiver};
 use crate::worker::{Activation, Worker};
+use state::SavedNic;
 use worker::NetWorker;
 
 /// Entries of the receive and transmit queues.
@@ -80,12 +83,6 @@ const STATUS: usize = 6;
 const S_LINK_UP: u16 = 1;
 /// VIRTIO_NET_S_ANNOUNCE: the driver is asked to tell where it is.
 const S_ANNOUNCE: u16 = 2;
-/// [`DeviceState::version`]: offloads that the driver has left on (a u64, all ones for all), the link (1 is up), whether the driver
-/// goes on (1), and the frames that wait for it: first segment and length (a u32 each), virtio header and frame.
-const STATE_VERSION: u32 = 3;
-/// Bytes of one frame that waits, at most: a segment of 64 KiB with tags and a virtio header.
-const MAX_WAITING_BYTES: usize = 128 << 10;
-
 /// A NIC at rest.
 pub struct Net {
     plug: Plug,
@@ -145,6 +142,11 @@ impl Net {
 }
 
 impl Link {
+    /// The network that it leads to, and the port there.
+    pub fn plug(&self) -> &Plug {
+        &self.plug
+    }
+
     /// Plugs the cable or pulls it; the guest is told.
     pub fn set(&self, up: bool) {
         if let Some(port) = self.plug.port() {
@@ -208,52 +210,32 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self) -> DeviceState {
-        let mut bytes = self.offloads.unwrap_or(u64::MAX).to_le_bytes().to_vec();
-        bytes.push(self.plug.port().is_some_and(|port| port.is_link_up()).into());
-        let waiting = self.plug.port().and_then(|port| port.save());
-        bytes.push(waiting.is_some().into());
-        for (next, frame) in waiting.into_iter().flatten() {
-            bytes.extend_from_slice(&next.to_le_bytes());
-            bytes.extend_from_slice(&u32::try_from(frame.len()).unwrap_or(u32::MAX).to_le_bytes());
-            bytes.extend_from_slice(&frame);
-        }
-        DeviceState { device_type: DeviceType::Net, version: STATE_VERSION, bytes }
+        let (waiting, cable) = match self.plug.port() {
+            Some(port) => (port.save(), port.save_cable()),
+            None => (None, SavedCable::default()),
+        };
+        let link_up = self.plug.port().is_some_and(|port| port.is_link_up());
+        let state = SavedNic { offloads: self.offloads, link_up, waiting, cable };
+        DeviceState { device_type: DeviceType::Net, version: state::VERSION, bytes: state.encode() }
     }
 
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let DeviceState { device_type, version, bytes } = state;
-        if *device_type != DeviceType::Net || *version != STATE_VERSION {
+        if *device_type != DeviceType::Net || *version != state::VERSION {
             return Err(StateError::Foreign { expected: DeviceType::Net, found: *device_type, version: *version });
         }
         let damaged = |what| StateError::Damaged(DeviceType::Net, what);
-        let Some((offloads, [up @ (0 | 1), goes_on @ (0 | 1), waiting @ ..])) = bytes.split_first_chunk::<8>() else {
-            return Err(damaged("not offloads, a link and a driver"));
-        };
-        let frames = frames(waiting).ok_or(damaged("not frames"))?;
-        match (self.plug.port(), goes_on) {
-            (Some(port), 1) => port.restore(&frames).map_err(|_| damaged("a frame that nobody can have sent"))?,
-            _ if !frames.is_empty() => return Err(damaged("frames for a driver that does not go on")),
-            _ => {}
+        let SavedNic { offloads, link_up, waiting, cable } = SavedNic::decode(bytes).map_err(damaged)?;
+        if let Some(port) = self.plug.port() {
+            let taken = waiting.as_ref().map_or(Ok(()), |frames| port.restore(frames));
+            let taken = taken.and_then(|()| port.restore_cable(&cable));
+            taken.map_err(|_| damaged("a frame that nobody can have sent"))?;
         }
-        self.offloads = Some(u64::from_le_bytes(*offloads));
-        self.moved = *goes_on == 1;
-        self.link().set(*up == 1);
+        self.offloads = offloads.or(Some(u64::MAX));
+        self.moved = waiting.is_some();
+        self.link().set(link_up);
         Ok(())
     }
-}
-
-/// Frames as `save` writes them; `None` where they are something else.
-fn frames(mut bytes: &[u8]) -> Option<Vec<(u32, Vec<u8>)>> {
-    let mut frames = Vec::new();
-    while !bytes.is_empty() {
-        let (next, rest) = bytes.split_first_chunk::<4>()?;
-        let (len, rest) = rest.split_first_chunk::<4>()?;
-        let len = usize::try_from(u32::from_le_bytes(*len)).ok().filter(|len| *len <= MAX_WAITING_BYTES)?;
-        let (frame, rest) = rest.split_at_checked(len)?;
-        frames.push((u32::from_le_bytes(*next), frame.to_vec()));
-        bytes = rest;
-    }
-    Some(frames)
 }
 
 /// A NIC alone on its network, for tests and fuzzing.

@@ -216,18 +216,32 @@ fn saved_offloads_and_links_come_back() {
     net.restore(&state).expect("its own state");
     assert_eq!((net.offloads, net.plug.port().map(|port| port.is_link_up())), (Some(F_GUEST_CSUM), Some(false)));
     assert_eq!(net.save(), state);
-    let (none, short) = (vec![0; 8], [1u32, 30].map(u32::to_le_bytes).concat());
+    // Offloads, a link that is up, a driver that goes on, links without faults; and a frame that waits.
+    let head = |up: u8, goes_on: u8| [&[0; 8][..], &[up, goes_on], &[0; 58]].concat();
+    let frame = |kind: u8, next: u32, len: u32, bytes: &[u8]| {
+        [&[kind][..], &next.to_le_bytes(), &[0; 8], &len.to_le_bytes(), bytes].concat()
+    };
+    let whole = [0; 30];
+    for kind in 0..3 {
+        let bytes = [head(1, 1), frame(kind, 0, 30, &whole)].concat();
+        assert!(sample().restore(&DeviceState { bytes, ..state.clone() }).is_ok());
+    }
     for bytes in [
         vec![],
-        none.clone(),
-        [&none[..], &[2, 0]].concat(),
-        [&none[..], &[1, 2]].concat(),
-        [&none[..], &[1, 1, 0]].concat(),
-        [&none[..], &[1, 1], &short[..]].concat(),
-        [&none[..], &[1, 1], &short[..], &[0; 30]].concat(), // its first segment is behind the last
-        [&none[..], &[1, 1, 0, 0, 0, 0], &30u32.to_le_bytes(), &[0xff; 30]].concat(),
-        [&none[..], &[1, 0, 0, 0, 0, 0], &30u32.to_le_bytes(), &[0; 30]].concat(),
-        [&none[..], &[1, 1, 0, 0, 0, 0], &u32::MAX.to_le_bytes(), &[0; 30]].concat(),
+        vec![0; 8],
+        head(2, 0),
+        head(1, 2),
+        head(1, 1)[..67].to_vec(),
+        [&head(1, 1)[..67], &[2]].concat(), // neither cut nor not
+        [head(1, 1), vec![0]].concat(),
+        [head(1, 1), frame(0, 0, 30, &[])].concat(),
+        [head(1, 1), frame(0, 1, 30, &whole)].concat(), // its first segment is behind the last
+        [head(1, 1), frame(0, 0, 30, &[0xff; 30])].concat(),
+        [head(1, 1), frame(1, 0, 30, &[0xff; 30])].concat(),
+        [head(1, 1), frame(3, 0, 30, &whole)].concat(),
+        [head(1, 0), frame(0, 0, 30, &whole)].concat(),
+        [head(1, 0), frame(2, 0, 30, &whole)].concat(),
+        [head(1, 1), frame(0, 0, u32::MAX, &whole)].concat(),
     ] {
         let refused = sample().restore(&DeviceState { bytes: bytes.clone(), ..state.clone() });
         assert!(refused.is_err(), "{bytes:?}");

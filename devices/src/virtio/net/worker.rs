@@ -1,6 +1,8 @@
 //! A NIC at work: takes frames from the transmit queue to the switch, and commands from the control queue.
 
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -19,6 +21,8 @@ const RECEIVE: Token = 0;
 const TRANSMIT: Token = 1;
 /// Token of the limits: what was held back may go.
 const ADMISSION: Token = 3;
+/// Token of the port's timer: a frame on its way to the guest is due.
+const DUE: Token = 4;
 /// Chains that are served before the other devices on the same thread, and whoever wants to stop this one, have a turn.
 const BURST: u16 = 256;
 
@@ -165,7 +169,9 @@ impl Worker for NetWorker {
     fn sources(&self) -> Vec<Source> {
         let control = (self.features & F_CTRL_VQ != 0).then(|| self.control.source());
         let admission = self.net.limiter.as_ref().map(|limiter| Source { fd: limiter.source(), token: ADMISSION });
-        [self.receive_kick, self.transmit.source()].into_iter().chain(control).chain(admission).collect()
+        let timer = self.net.plug.port().and_then(|port| port.timer());
+        let due = timer.map(|timer| Source { fd: timer.as_raw_fd(), token: DUE });
+        [self.receive_kick, self.transmit.source()].into_iter().chain(control).chain(admission).chain(due).collect()
     }
 
     fn on_event(&mut self, token: Token) -> Result<(), WorkerFault> {
@@ -174,6 +180,10 @@ impl Worker for NetWorker {
                 if let Some(port) = self.net.plug.port() {
                     port.kicked();
                 }
+                Ok(())
+            }
+            DUE => {
+                self.net.plug.come_due(Instant::now());
                 Ok(())
             }
             TRANSMIT | ADMISSION => self.serve_transmit(token).map_err(|source| WorkerFault::Ring { queue: 1, source }),

@@ -1,0 +1,58 @@
+//! The supervisor's conversation with `labyard-uplink`: one spec, one answer with the taps beside it.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::net::{Ipv4Subnet, Mac};
+
+/// Descriptors of the uplink when it starts.
+pub mod fd {
+    /// The [`super::UplinkSpec`], until its end.
+    pub const SPEC: i32 = 3;
+    /// Fires when the vmm has ended.
+    pub const VMM: i32 = 4;
+    /// Where the [`super::Answer`] goes, as a message ([`crate::control`] says how those travel), one tap for each network beside it.
+    pub const ANSWER: i32 = 5;
+}
+
+/// Bytes of an answer.
+pub const MAX_ANSWER_BYTES: u32 = 64 << 10;
+
+/// The networks of one lab that have a way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UplinkSpec {
+    /// The lab's name, for messages and for the names of what the host sees.
+    pub lab: String,
+    /// In the order of the taps.
+    pub networks: Vec<UplinkNetwork>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UplinkNetwork {
+    /// Its name.
+    pub name: String,
+    /// Its subnet.
+    pub subnet: Ipv4Subnet,
+    /// The gateway's address.
+    pub gateway: Ipv4Addr,
+    /// The gateway's hardware address.
+    pub mac: Mac,
+    /// Largest packet in bytes.
+    pub mtu: u16,
+    /// Machines and their addresses there, which the gateway's resolver knows.
+    pub names: Vec<(String, Ipv4Addr)>,
+}
+
+/// What became of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    /// Frames that go into the taps find their way; the text says which.
+    Up(String),
+    /// They do not, and why. The process ends.
+    Failed(String),
+}

@@ -1,0 +1,136 @@
+//! The child that keeps the namespace: makes it, its taps and sockets, and runs programs in it until nobody asks any more.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, ExitCode, Stdio};
+
+use labyard_sys::exec::inherited;
+use labyard_sys::{confine, message, tap};
+use serde::{Deserialize, Serialize};
+
+/// What this program is called with to be the child.
+pub(crate) const ARGUMENT: &str = "inside";
+/// Where it finds the socket to its parent.
+pub(crate) const SOCKET: i32 = 3;
+/// Bytes of one message.
+pub(crate) const MAX_BYTES: u32 = 1 << 20;
+/// The domain service's port (RFC 1035).
+const DNS_PORT: u16 = 53;
+
+/// What the parent asks for.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Ask {
+    /// Tap devices of these names, whose descriptors come beside the answer.
+    Taps(Vec<String>),
+    /// Sockets at these addresses, where questions about names arrive; their descriptors come beside the answer.
+    Resolvers(Vec<Ipv4Addr>),
+    /// A file below `/proc/sys/net` gets this text.
+    Set(String, String),
+    /// A program runs, with this on its standard input.
+    Run(Vec<String>, String),
+}
+
+/// Done, with what the program printed, or why not.
+pub(crate) type Told = Result<String, String>;
+
+pub(crate) fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: uplink, inside: {error}");
+            ExitCode::from(125)
+        }
+    }
+}
+
+fn run() -> Result<(), String> {
+    let socket = UnixStream::from(inherited(SOCKET).map_err(|error| format!("its socket: {error}"))?);
+    let entered = confine::enter_network_namespace().map_err(|error| format!("a network namespace: {error}"));
+    // New rights may have undone it (prctl(2), PR_SET_PDEATHSIG).
+    let bound = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let ready: Told = entered.and_then(|()| bound.map_err(|error| error.to_string())).map(|()| String::new());
+    tell(&socket, &ready, &[])?;
+    while let Some((body, _)) = message::recv(&socket, MAX_BYTES).map_err(|error| error.to_string())? {
+        let ask: Ask = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        let (told, beside) = match carry_out(ask) {
+            Ok((said, beside)) => (Ok(said), beside),
+            Err(why) => (Err(why), Vec::new()),
+        };
+        let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
+        tell(&socket, &told, &beside)?;
+    }
+    Ok(())
+}
+
+fn tell(socket: &UnixStream, told: &Told, beside: &[BorrowedFd<'_>]) -> Result<(), String> {
+    let body = serde_json::to_vec(told).map_err(|error| error.to_string())?;
+    message::send(socket, &body, beside).map_err(|error| error.to_string())
+}
+
+fn carry_out(ask: Ask) -> Result<(String, Vec<OwnedFd>), String> {
+    match ask {
+        Ask::Taps(names) => {
+            let taps = names.iter().map(|name| {
+                let made = tap::create(name).map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => "/dev/net/tun is not there: load the module tun".to_owned(),
+                    std::io::ErrorKind::PermissionDenied => {
+                        "/dev/net/tun may not be opened: chmod 0666 it, as most hosts have it".to_owned()
+                    }
+                    _ => format!("a tap device: {error}"),
+                });
+                made.map(OwnedFd::from)
+            });
+            Ok((String::new(), taps.collect::<Result<_, _>>()?))
+        }
+        Ask::Resolvers(addresses) => {
+            let sockets = addresses.iter().map(|address| {
+                let bound = UdpSocket::bind((*address, DNS_PORT)).map(OwnedFd::from);
+                bound.map_err(|error| format!("a socket at {address}, port {DNS_PORT}: {error}"))
+            });
+            Ok((String::new(), sockets.collect::<Result<_, _>>()?))
+        }
+        Ask::Set(name, value) => {
+            std::fs::write(format!("/proc/sys/net/{name}"), value)
+                .map_err(|error| format!("/proc/sys/net/{name}: {error}"))?;
+            Ok((String::new(), Vec::new()))
+        }
+        Ask::Run(argv, input) => run_program(&argv, &input).map(|said| (said, Vec::new())),
+    }
+}
+
+/// Runs a program to its end; what it printed.
+pub(crate) fn run_program(argv: &[String], input: &str) -> Result<String, String> {
+    let (program, arguments) = argv.split_first().ok_or("no program")?;
+    let mut command = Command::new(program);
+    command.args(arguments).env("PATH", PATH).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("the program `{program}` is not there: install it ({})", package(program))
+        }
+        _ => format!("{program}: {error}"),
+    })?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ended early says why below.
+        let _ = stdin.write_all(input.as_bytes());
+    }
+    let output = child.wait_with_output().map_err(|error| format!("{program}: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    match output.status.success() {
+        true => Ok(text(&output.stdout)),
+        false => Err(format!("{}: {}", argv.join(" "), text(&output.stderr))),
+    }
+}
+
+/// Where programs of the system are, whatever the caller's path is.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Debian's package of a program.
+pub(crate) fn package(program: &str) -> &'static str {
+    match program {
+        "nft" => "nftables",
+        "pasta" => "passt",
+        _ => "iproute2",
+    }
+}

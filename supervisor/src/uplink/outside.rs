@@ -1,0 +1,358 @@
+//! The parent's side: builds the uplink, keeps it true while it is there, and takes it down.
+
+use std::io::Write;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use labyard_spec::net::Ipv4Subnet;
+use labyard_spec::uplink::UplinkSpec;
+use labyard_sys::{message, spawn};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, recv, socket_with};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::inside::{self, ARGUMENT, Ask, MAX_BYTES, SOCKET, Told};
+use super::names::Names;
+use super::rules::{self, UP};
+
+/// How long pasta may take until its device is there.
+const PASTA_WITHIN: Duration = Duration::from_secs(10);
+const PASTA_LOOK: Duration = Duration::from_millis(20);
+/// Between the namespace and the host: addresses for benchmarks between networks (RFC 2544), which nobody should meet. Of these 131,072,
+/// four are taken at a time.
+const BETWEEN: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+const BLOCKS: u32 = 1 << 15;
+/// Multicast group of changed addresses (linux/rtnetlink.h, RTMGRP_IPV4_IFADDR).
+const ADDRESSES: u32 = 0x10;
+
+/// A way out.
+pub(super) struct Uplink {
+    /// What it is, in words.
+    pub(super) way: String,
+    child: Namespace,
+    host: Vec<Ipv4Addr>,
+    changes: OwnedFd,
+    /// Whatever else must live as long: pasta, or who owns the host's rules.
+    helper: Child,
+}
+
+/// The child that keeps the namespace.
+struct Namespace {
+    socket: UnixStream,
+    child: Child,
+}
+
+impl Namespace {
+    fn start() -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("starting its own child: {error}");
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(ARGUMENT).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+        spawn::dies_with_parent(&mut command);
+        spawn::give(&mut command, vec![(theirs.into(), SOCKET)]);
+        let child = command.spawn().map_err(failed)?;
+        drop(command);
+        let namespace = Self { socket: ours, child };
+        namespace.told()?;
+        Ok(namespace)
+    }
+
+    fn ask(&self, ask: &Ask) -> Result<(String, Vec<OwnedFd>), String> {
+        let body = serde_json::to_vec(ask).map_err(|error| error.to_string())?;
+        message::send(&self.socket, &body, &[]).map_err(|error| format!("its own child: {error}"))?;
+        self.told()
+    }
+
+    fn told(&self) -> Result<(String, Vec<OwnedFd>), String> {
+        let received = message::recv(&self.socket, MAX_BYTES).map_err(|error| format!("its own child: {error}"))?;
+        let (body, beside) = received.ok_or("its own child ended")?;
+        let told: Told = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
+        told.map(|said| (said, beside))
+    }
+
+    fn run(&self, argv: &[&str], input: &str) -> Result<String, String> {
+        let argv = argv.iter().map(|word| (*word).to_owned()).collect();
+        self.ask(&Ask::Run(argv, input.to_owned())).map(|(said, _)| said)
+    }
+
+    fn set(&self, name: &str, value: &str) -> Result<(), String> {
+        self.ask(&Ask::Set(name.to_owned(), value.to_owned())).map(|_| ())
+    }
+
+    fn ip(&self, batch: &str) -> Result<(), String> {
+        self.run(&["ip", "-batch", "-"], batch).map(|_| ())
+    }
+}
+
+impl Uplink {
+    /// Builds it, with the taps in the order of the networks.
+    pub(super) fn build(spec: &UplinkSpec) -> Result<(Self, Vec<OwnedFd>), String> {
+        let child = Namespace::start()?;
+        let names = (0..spec.networks.len()).map(rules::tap).collect();
+        let (_, taps) = child.ask(&Ask::Taps(names))?;
+        if taps.len() != spec.networks.len() {
+            return Err(format!("{} taps for {} networks", taps.len(), spec.networks.len()));
+        }
+        // Before anything can pass: nobody is to see the moment between.
+        let changes = changes().map_err(|error| format!("listening for the host's addresses: {error}"))?;
+        let host = host_addresses()?;
+        child.run(&["nft", "-f", "-"], &rules::inside(&spec.networks, &host))?;
+        // Of a kernel without IPv6 there is nothing to switch off.
+        let _ = child.set("ipv6/conf/all/disable_ipv6", "1");
+        let mut batch = String::from("link set lo up\n");
+        for (network, index) in spec.networks.iter().zip(0..) {
+            let (tap, prefix) = (rules::tap(index), network.subnet.prefix());
+            let (mac, mtu, gateway) = (network.mac, network.mtu, network.gateway);
+            batch.push_str(&format!(
+                "link set {tap} address {mac} mtu {mtu} up\naddr add {gateway}/{prefix} dev {tap}\n"
+            ));
+        }
+        child.ip(&batch)?;
+        child.set("ipv4/ip_forward", "1")?;
+        let gateways = spec.networks.iter().map(|network| network.gateway).collect();
+        let (_, sockets) = child.ask(&Ask::Resolvers(gateways))?;
+        let names = Names::new(spec, sockets).map_err(|error| format!("answering about names: {error}"))?;
+        let block = free_block(spec, &host)?;
+        let (way, helper) = match rustix::process::geteuid().is_root() {
+            true => (format!("veth and nftables, {}", block.host), veth(&child, &block)?),
+            false => ("pasta".to_owned(), pasta(&child, &block)?),
+        };
+        let serving = std::thread::Builder::new().name("names".to_owned()).spawn(|| names.serve());
+        serving.map_err(|error| format!("answering about names: {error}"))?;
+        Ok((Self { way, child, host, changes, helper }, taps))
+    }
+
+    /// Keeps the host's addresses out of reach until the vmm has ended.
+    pub(super) fn stay(mut self, vmm: &OwnedFd) -> Result<(), String> {
+        let child = self.child.child.id().cast_signed();
+        let [child, helper] = [child, self.helper.id().cast_signed()].map(|pid| {
+            let pid = Pid::from_raw(pid).ok_or("no pid")?;
+            pidfd_open(pid, PidfdFlags::empty()).map_err(|error| format!("watching a child: {error}"))
+        });
+        let (child, helper) = (child?, helper?);
+        loop {
+            let mut fds = [vmm.as_fd(), child.as_fd(), helper.as_fd(), self.changes.as_fd()]
+                .map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other.map_err(|error| format!("waiting: {error}"))?,
+            };
+            let [ended, lost, broken, changed] = fds.map(|fd| !fd.revents().is_empty());
+            if ended {
+                return Ok(());
+            }
+            if lost || broken {
+                return Err(format!(
+                    "{} ended: its networks have no way out any more",
+                    if lost { "its own child" } else { &self.way }
+                ));
+            }
+            if changed {
+                let _ = recv(&self.changes, &mut [0; 8192][..], rustix::net::RecvFlags::empty());
+                let now = host_addresses()?;
+                if now != self.host {
+                    self.child.run(&["nft", "-f", "-"], &rules::addresses(&now))?;
+                    self.host = now;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Uplink {
+    fn drop(&mut self) {
+        for child in [&mut self.helper, &mut self.child.child] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Four addresses between the namespace and the host.
+struct Block {
+    host: Ipv4Addr,
+    inner: Ipv4Addr,
+}
+
+/// A block that neither the lab nor the host has a use for.
+fn free_block(spec: &UplinkSpec, host: &[Ipv4Addr]) -> Result<Block, String> {
+    let begin = std::process::id();
+    let block = (0..BLOCKS).find_map(|step| {
+        let first = BETWEEN.to_bits() + (begin.wrapping_add(step) % BLOCKS) * 4;
+        let subnet = Ipv4Subnet::containing(Ipv4Addr::from_bits(first), 30)?;
+        let free = spec.networks.iter().all(|network| !network.subnet.overlaps(subnet))
+            && !host.iter().any(|address| subnet.contains(*address));
+        let address = |number| Ipv4Addr::from_bits(first + number);
+        free.then(|| Block { host: address(1), inner: address(2) })
+    });
+    block.ok_or_else(|| format!("no four free addresses in {BETWEEN}/15"))
+}
+
+/// The way out for root.
+fn veth(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, String> {
+    let pid = child.child.id();
+    let (device, table) = (format!("ly-{pid}"), format!("labyard_{pid}"));
+    let owner = own_rules(&rules::outside(&table, &device, *inner), &table)?;
+    let own = |batch: &str| inside::run_program(&["ip", "-batch", "-"].map(str::to_owned), batch).map(|_| ());
+    let built = (|| {
+        own(&format!(
+            "link add {device} type veth peer name {UP} netns {pid}\naddr add {host}/30 dev {device}\nlink set {device} up\n"
+        ))?;
+        child.ip(&format!("addr add {inner}/30 dev {UP}\nlink set {UP} up\nroute add default via {host}\n"))?;
+        let forward = "/proc/sys/net/ipv4/ip_forward";
+        match std::fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1") {
+            true => Ok(()),
+            false => std::fs::write(forward, "1").map_err(|error| format!("{forward}: {error}")),
+        }
+    })();
+    match built {
+        Ok(()) => Ok(owner),
+        Err(why) => {
+            let mut owner = owner;
+            let _ = owner.kill();
+            let _ = owner.wait();
+            Err(why)
+        }
+    }
+}
+
+/// Rules of the host that belong to a process of ours: the kernel removes them when it ends (nft(8), flags owner). It ends when nobody can
+/// tell it anything any more.
+fn own_rules(text: &str, table: &str) -> Result<Child, String> {
+    let mut command = Command::new("nft");
+    command.arg("-i").env("PATH", inside::PATH).stdin(Stdio::piped()).stdout(Stdio::null());
+    spawn::dies_with_parent(&mut command);
+    let mut owner = command.spawn().map_err(|error| format!("nft: {error}; install {}", inside::package("nft")))?;
+    let mut told = || -> Result<(), String> {
+        let stdin = owner.stdin.as_mut().ok_or("nft has no standard input")?;
+        stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).map_err(|error| format!("nft: {error}"))?;
+        let until = Instant::now() + PASTA_WITHIN;
+        loop {
+            let argv = ["nft", "list", "table", "inet", table].map(str::to_owned);
+            match inside::run_program(&argv, "") {
+                Ok(there) if there.matches("ip saddr").count() == 1 && there.contains("masquerade") => return Ok(()),
+                _ if owner.try_wait().is_ok_and(|ended| ended.is_none()) && Instant::now() < until => {}
+                other => return Err(format!("the host's rules did not come to be: {other:?}")),
+            }
+            std::thread::sleep(PASTA_LOOK);
+        }
+    };
+    match told() {
+        Ok(()) => Ok(owner),
+        Err(why) => {
+            let _ = owner.kill();
+            let _ = owner.wait();
+            Err(why)
+        }
+    }
+}
+
+/// The way out for everybody else.
+fn pasta(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, String> {
+    let (pid, host, inner) = (child.child.id().to_string(), host.to_string(), inner.to_string());
+    let mut command = Command::new("pasta");
+    command.args([
+        "-f",
+        "-q",
+        "-4",
+        "-t",
+        "none",
+        "-u",
+        "none",
+        "-T",
+        "none",
+        "-U",
+        "none",
+        "--no-map-gw",
+        "--config-net",
+    ]);
+    command.args(["--no-dhcp", "-I", UP, "-a", &inner, "-n", "255.255.255.252", "-g", &host, &pid]);
+    command.env("PATH", inside::PATH).stdin(Stdio::null()).stdout(Stdio::null());
+    spawn::dies_with_parent(&mut command);
+    let mut pasta = command.spawn().map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            format!("the program `pasta` is not there: install {}", inside::package("pasta"))
+        }
+        _ => format!("pasta: {error}"),
+    })?;
+    let until = Instant::now() + PASTA_WITHIN;
+    loop {
+        if child.run(&["ip", "-o", "route", "show", "default"], "").is_ok_and(|said| said.contains(UP)) {
+            return Ok(pasta);
+        }
+        let ended = pasta.try_wait().map_err(|error| format!("pasta: {error}"))?;
+        if let Some(status) = ended {
+            return Err(format!("pasta ended ({status}): the host may have no default route"));
+        }
+        if Instant::now() > until {
+            let _ = pasta.kill();
+            let _ = pasta.wait();
+            return Err(format!("pasta brought no default route within {} s", PASTA_WITHIN.as_secs()));
+        }
+        std::thread::sleep(PASTA_LOOK);
+    }
+}
+
+/// All addresses at which the host answers (proc(5), /proc/net/fib_trie).
+fn host_addresses() -> Result<Vec<Ipv4Addr>, String> {
+    let path = "/proc/net/fib_trie";
+    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+    Ok(local_addresses(&text))
+}
+
+fn local_addresses(trie: &str) -> Vec<Ipv4Addr> {
+    let mut found: Vec<Ipv4Addr> = Vec::new();
+    let mut leaf: Option<Ipv4Addr> = None;
+    for line in trie.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            leaf = address.parse().ok();
+        } else if line == "/32 host LOCAL" {
+            found.extend(leaf);
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
+/// Can be read when an address of the host comes or goes.
+fn changes() -> rustix::io::Result<OwnedFd> {
+    // Protocol 0 is NETLINK_ROUTE.
+    let socket =
+        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
+    bind(&socket, &SocketAddrNetlink::new(0, ADDRESSES))?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_the_host_are_those_that_the_kernel_calls_local() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\nLocal:\n     |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 127.255.255.255\n        /32 link BROADCAST\n        |-- 203.0.113.2\n           /32 host LOCAL\n";
+        assert_eq!(local_addresses(trie), [Ipv4Addr::LOCALHOST, Ipv4Addr::new(203, 0, 113, 2)]);
+        assert!(local_addresses(trie.repeat(2).as_str()).len() == 2);
+    }
+
+    #[test]
+    fn the_addresses_between_are_nobody_s() {
+        let network = |subnet: &str| labyard_spec::uplink::UplinkNetwork {
+            name: "lan".into(),
+            subnet: subnet.parse().expect("a subnet"),
+            gateway: Ipv4Addr::UNSPECIFIED,
+            mac: labyard_spec::net::Mac([2, 0, 0, 0, 0, 1]),
+            mtu: 1500,
+            names: Vec::new(),
+        };
+        let spec = |subnet| UplinkSpec { lab: "lab".into(), networks: vec![network(subnet)] };
+        let block = free_block(&spec("10.0.0.0/8"), &[]).expect("a block");
+        let next = free_block(&spec("10.0.0.0/8"), &[block.host]).expect("another");
+        assert_ne!(block.host, next.host);
+        assert!(free_block(&spec("198.18.0.0/15"), &[]).is_err_and(|why| why.contains("198.18.0.0/15")));
+    }
+}
