@@ -4,6 +4,7 @@
 //! Leaves as in the Intel SDM, volume 2A, CPUID, and the AMD64 APM, volume 3, appendix E.
 
 mod template;
+mod xstate;
 
 pub use template::{Template, TemplateError};
 
@@ -95,6 +96,7 @@ impl Processors {
         }
         template::base().apply(&mut entries);
         self.template.apply(&mut entries);
+        xstate::follow(&mut entries);
         // KVM tells whether these leaves are there, but not what is in them: that is ours alone.
         for function in TOPOLOGY {
             if supported.as_slice().iter().any(|entry| entry.function == function) {

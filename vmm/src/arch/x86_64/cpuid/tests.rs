@@ -140,6 +140,83 @@ fn a_level_is_the_same_processor_on_both_vendors() {
     assert_eq!(leaf(&leaves(INTEL, 1, 0), 0xd, 0).ecx, 11_008, "uncut, the area stays as large as the host's");
 }
 
+/// What Linux does at boot (`paranoid_xstate_size_valid`, `fpu__init_system_xstate`): components that have a feature, and the end of the
+/// last of them.
+fn counted_by_linux(cpuid: &CpuId) -> (u32, u32) {
+    const COMPONENTS: [(u32, u32, usize, u32); 9] = [
+        (2, 1, 2, 28),
+        (3, 7, 1, 14),
+        (4, 7, 1, 14),
+        (5, 7, 1, 16),
+        (6, 7, 1, 16),
+        (7, 7, 1, 16),
+        (9, 7, 2, 3),
+        (17, 7, 3, 24),
+        (18, 7, 3, 24),
+    ];
+    let mut counted = (0x3, 576);
+    for (component, function, register, bit) in COMPONENTS {
+        let of = leaf(cpuid, function, 0);
+        if [of.eax, of.ebx, of.ecx, of.edx][register] >> bit & 1 != 0 && leaf(cpuid, 0xd, 0).eax >> component & 1 != 0 {
+            let state = leaf(cpuid, 0xd, component);
+            counted = (counted.0 | 1 << component, counted.1.max(state.ebx + state.eax));
+        }
+    }
+    counted
+}
+
+#[test]
+fn the_state_that_is_saved_is_that_of_the_features_that_are_left() {
+    // By hand: of one feature each that goes, what is left of the host's states.
+    let cut = |text, function, register: fn(&mut kvm_cpuid_entry2) -> &mut u32, bits: u32| {
+        let mut entries = recorded(text).as_slice().to_vec();
+        for entry in entries.iter_mut().filter(|entry| entry.function == function && entry.index == 0) {
+            *register(entry) &= !bits;
+        }
+        processors(1, None, false).leaves(&CpuId::from_entries(&entries).expect("few"), 0).expect("few entries")
+    };
+    let cases = [
+        ("AVX takes AVX-512 along", cut(INTEL, 1, |entry| &mut entry.ecx, 1 << 28), 0x6_0203),
+        ("AVX-512", cut(INTEL, 7, |entry| &mut entry.ebx, 1 << 16), 0x6_0207),
+        ("protection keys", cut(INTEL, 7, |entry| &mut entry.ecx, 1 << 3), 0x6_00e7),
+        ("AMX", cut(INTEL, 7, |entry| &mut entry.edx, 1 << 24), 0x2e7),
+        ("AVX of AMD", cut(AMD, 1, |entry| &mut entry.ecx, 1 << 28), 0x203),
+        ("XSAVE", cut(INTEL, 1, |entry| &mut entry.ecx, 1 << 26), 0),
+    ];
+    for (what, cpuid, states) in cases {
+        let (found, bytes) = (leaf(&cpuid, 0xd, 0).eax, leaf(&cpuid, 0xd, 0).ecx);
+        assert_eq!(found, states, "{what}");
+        if states != 0 {
+            assert_eq!((found, bytes), counted_by_linux(&cpuid), "{what}");
+        }
+        assert_eq!(leaf(&cpuid, 0xd, 2).eax != 0, states & 4 != 0, "{what}: the state's own sub-leaf");
+    }
+    let without = cut(INTEL, 7, |entry| &mut entry.edx, 1 << 24);
+    assert_eq!((leaf(&without, 0xd, 1).eax, leaf(&without, 0xd, 18).eax), (0xf, 0), "no faults on first use");
+}
+
+#[test]
+fn every_template_says_of_its_state_what_linux_counts() {
+    for text in [INTEL, AMD] {
+        for name in Template::names() {
+            let cpuid = processors(2, Some(name), false).leaves(&recorded(text), 0).expect("few entries");
+            let zero = leaf(&cpuid, 0xd, 0);
+            assert_eq!((zero.eax, zero.ecx), counted_by_linux(&cpuid), "{name}");
+            assert_eq!(
+                leaf(&cpuid, 1, 0).ecx & 1 << 27,
+                0,
+                "{name}: the guest's system turns XSAVE on, nobody before it"
+            );
+            // KVM on this AMD offers shadow stacks; a host whose KVM does not has no state of theirs.
+            let stacks = leaf(&cpuid, 7, 0).ecx >> 7 & 1 != 0;
+            if text == AMD {
+                assert_eq!(leaf(&cpuid, 0xd, 11).eax != 0, stacks, "{name}");
+                assert_eq!(leaf(&cpuid, 0xd, 1).ecx, if stacks { 0x1800 } else { 0 }, "{name}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_manifest_can_name_every_template() {
     assert_eq!(Template::names(), labyard_spec::playground::CPU_TEMPLATES);
