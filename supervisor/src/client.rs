@@ -162,7 +162,10 @@ pub fn attach_locked(folder: &Folder, _lock: &Lock) -> Result<Client, ClientErro
         Standing::Ended if saved::is_there(folder) => {
             Err(not_running(&state, &format!("it was saved, and `labyard restore {}` lets it go on", folder.name)))
         }
-        Standing::Ended => Err(not_running(&state, &format!("{}; {remove}", state.end_reason()))),
+        Standing::Ended => {
+            let start = format!("`labyard start {}` starts it again", folder.name);
+            Err(not_running(&state, &format!("{}; {start}, {remove}", state.end_reason())))
+        }
         Standing::Interrupted => Err(not_running(&state, &remove)),
         _ => Err(not_running(&state, "its supervisor does not answer; see supervisor.log in its folder")),
     }
@@ -208,6 +211,15 @@ impl Client {
         let response = self.send(Method::POST, &path, false).await?;
         let text = self.body(response).await?;
         Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Starts a machine that has ended, and returns when the vmm has begun with it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn start_machine(&self, machine: &str) -> Result<(), ClientError> {
+        let response = self.send(Method::POST, &format!("/v1/machines/{machine}/start"), false).await?;
+        self.body(response).await.map(|_| ())
     }
 
     /// Lets one machine, or all, stand still (`pause`) or go on (`resume`).

@@ -33,6 +33,8 @@ pub mod names {
     pub const SUPERVISOR_LOG: &str = "supervisor.log";
     /// What the vmm says.
     pub const VMM_LOG: &str = "vmm.log";
+    /// What the vmm before said.
+    pub const VMM_LOG_BEFORE: &str = "vmm.log.before";
     /// Written by the vmm when machines end.
     pub const LAST_WORDS: &str = "last-words.jsonl";
     /// What was saved of a lab that goes on later, whole ([`crate::saved`]).

@@ -127,7 +127,20 @@ pub struct Machine {
     pub ended: Option<control::MachineState>,
 }
 
+impl ConditionName {
+    /// Whether what was reached is so for good.
+    pub fn outlives_vmm(self) -> bool {
+        matches!(self, Self::ImagesReady | Self::DisksReady)
+    }
+}
+
 impl Machine {
+    /// It is off, and about to start.
+    pub fn begin_again(&mut self) {
+        self.conditions.clear();
+        (self.ended, self.paused, self.page_size) = (None, false, 0);
+    }
+
     /// Whether it has reached this.
     pub fn has(&self, name: ConditionName) -> bool {
         self.conditions.iter().any(|condition| condition.name == name)
@@ -166,7 +179,8 @@ pub enum Standing {
     Running,
     /// The vmm runs, its supervisor has died; the next command starts another.
     Unattended,
-    /// The vmm has ended.
+    /// The vmm has ended: nothing runs.
+    #[serde(rename = "stopped")]
     Ended,
     /// What was preparing or starting it has died.
     Interrupted,
@@ -180,7 +194,7 @@ impl Standing {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Unattended => "unattended",
-            Self::Ended => "ended",
+            Self::Ended => "stopped",
             Self::Interrupted => "interrupted",
         }
     }
@@ -206,7 +220,25 @@ impl State {
 
     /// Why it ended, where that is known.
     pub fn end_reason(&self) -> &str {
-        self.end.as_ref().map_or("its vmm is gone, and no supervisor saw it go", |end| end.reason.as_str())
+        match &self.end {
+            Some(end) => end.reason.as_str(),
+            None if self.vmm.as_ref().is_some_and(|vmm| vmm.boot != boot_id()) => "the host was started anew",
+            None => "its vmm is gone, and no supervisor saw it go",
+        }
+    }
+
+    /// What is left of it when it starts again under this process: images and disks, and nothing that ran.
+    ///
+    /// # Errors
+    /// Where this process cannot be told from others.
+    pub fn begin_again(&mut self) -> std::io::Result<()> {
+        self.starter = Some(Who::of(std::process::id())?);
+        (self.supervisor, self.vmm, self.end) = (None, None, None);
+        self.conditions.retain(|condition| condition.name.outlives_vmm());
+        for machine in &mut self.machines {
+            machine.begin_again();
+        }
+        Ok(())
     }
 
     /// Writes it.

@@ -6,11 +6,13 @@
 //!
 //! - [`lab`]: the result, plain data with every default and address filled in.
 //! - [`size`]: `512MiB`, `2Gi`, `4G`.
+//! - [`effective`]: the same again as a manifest, and where two differ.
 //! - `document`: the YAML as it is written, field by field.
 //! - `place`: where in the text something stands.
 //! - `rules`: from the one to the other.
 
 mod document;
+pub mod effective;
 pub mod lab;
 mod place;
 mod rules;

@@ -7,6 +7,10 @@ use clap::{Args, Parser, Subcommand};
 use labyard_spec::manifest::size;
 use labyard_spec::source::Source;
 
+mod life;
+
+pub(crate) use life::*;
+
 /// Build, boot and join virtual labs on this host.
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +37,9 @@ pub(crate) struct Command {
 pub(crate) enum Verb {
     /// Bring up the lab of a manifest
     #[command(after_help = "\
+A lab that is there already is brought to what the manifest asks for: a stopped one starts, with what has changed, on its drives; one that
+runs with another manifest needs --restart. What a drive holds is never thrown away.
+
 Examples:
   labyard up lab.yaml
   labyard up lab.yaml --name lab-2 --timeout 90s
@@ -79,6 +86,21 @@ Examples:
   labyard stop lab/web
   labyard stop lab --grace 2m")]
     Stop(Stop),
+    /// Start a stopped lab, or a machine that has ended; drives are as they were left
+    #[command(after_help = "\
+Starting what runs is no error. A lab that was saved goes on with `labyard restore`.
+
+Examples:
+  labyard start lab
+  labyard start lab/web --detach
+  labyard start lab --json | jq -r '.machines[].name'")]
+    Start(Start),
+    /// Stop a lab or one machine, and start it again
+    #[command(after_help = "\
+Examples:
+  labyard restart lab/web
+  labyard restart lab --grace 5s")]
+    Restart(Restart),
     /// Let a lab or one machine stand still
     #[command(after_help = "\
 All machines stand still at one instant; what they have open stays open. Pausing what is paused is no error.
@@ -166,21 +188,6 @@ Examples:
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Up {
-    /// The manifest
-    pub(crate) file: PathBuf,
-    /// Call the lab so instead of what the manifest says
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Print the lab's state as one JSON document at the end; progress goes to standard error
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// How long all machines may take until they can be used, such as 90s or 10m
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
-    pub(crate) timeout: Duration,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Json {
     /// Print one JSON document
     #[arg(long)]
@@ -240,28 +247,6 @@ pub(crate) struct Events {
     /// Print one JSON document a line
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Down {
-    /// The lab; the only one where not given
-    #[arg(conflicts_with = "all")]
-    pub(crate) name: Option<String>,
-    /// All of them
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// How long guests may take to power off before their power is cut
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    pub(crate) grace: Duration,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Stop {
-    /// LAB or LAB/MACHINE; the only lab where not given
-    pub(crate) name: Option<String>,
-    /// How long guests may take to power off before their power is cut
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    pub(crate) grace: Duration,
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ mod naming;
 mod output;
 mod ps;
 mod saved;
+mod start;
 mod stop;
 mod supervise;
 mod terminal;
@@ -126,6 +127,8 @@ fn run(command: Command) -> Outcome {
         Verb::Logs(logs) => logs::logs(&home, &logs),
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
+        Verb::Start(start) => start::start(&home, &start),
+        Verb::Restart(restart) => start::restart(&home, &restart),
         Verb::Pause(hold) => hold::hold(&home, &hold, hold::PAUSE),
         Verb::Resume(hold) => hold::hold(&home, &hold, hold::RESUME),
         Verb::Save(save) => saved::save(&home, &save),

@@ -6,6 +6,7 @@
 //!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
 //!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
 //!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
+//!   POST /v1/machines/NAME/start             204 once a machine that had ended starts anew
 //!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
 //!   POST /v1/machines/NAME/pause, resume     204 once it stands still or goes on
 //!   POST /v1/pause, resume                   the same for all
@@ -60,6 +61,7 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/machines/{machine}/console", post(console))
         .route("/v1/machines/{machine}/console/size", post(console_size))
         .route("/v1/machines/{machine}/stop", post(stop_machine))
+        .route("/v1/machines/{machine}/start", post(start_machine))
         .route("/v1/change", post(change))
         .route("/v1/machines/{machine}/pause", post(pause_machine))
         .route("/v1/machines/{machine}/resume", post(resume_machine))
@@ -129,6 +131,20 @@ async fn stop_machine(
     known(&shared.state(), &machine)?;
     match stop::stop_machine(&shared, &machine, Duration::from_millis(grace.grace_ms)).await {
         Ok(ended) => Ok(record::ended_text(&ended).into_response()),
+        Err(error) => Err(bad_gateway(&error)),
+    }
+}
+
+async fn start_machine(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    if known(&shared.state(), &machine)?.ended.is_none() {
+        return Err((StatusCode::CONFLICT, format!("machine `{machine}` runs already")));
+    }
+    let starting = tokio::task::spawn_blocking(move || super::again::start(&shared, &machine));
+    match starting.await.map_err(|panicked| bad_gateway(&panicked))? {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err(bad_gateway(&error)),
     }
 }

@@ -9,6 +9,7 @@
 //! folder, so it can be killed at any moment: the next one finds all of it there. It dies with nobody and kills nobody unasked.
 
 mod adopt;
+mod again;
 mod api;
 mod change;
 mod hold;

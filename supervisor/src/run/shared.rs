@@ -207,6 +207,7 @@ impl Shared {
             inner.say(Some(&event.machine), what);
             match happening {
                 Happening::Started => {
+                    inner.started_again(position);
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");
                 }
                 Happening::Ended(state) => inner.machine_ended(position, state),
@@ -262,6 +263,18 @@ impl Inner {
             && state != MachineState::Running
         {
             machine.ended = Some(state);
+        }
+    }
+
+    /// A machine that had ended runs anew: what it had reached is over, and so is what all of them had.
+    fn started_again(&mut self, position: usize) {
+        if let Some(machine) = self.state.machines.get_mut(position)
+            && machine.ended.is_some()
+        {
+            let page_size = machine.page_size;
+            machine.begin_again();
+            machine.page_size = page_size;
+            self.state.conditions.retain(|condition| condition.name != ConditionName::Ready);
         }
     }
 

@@ -14,4 +14,5 @@ mod quiet;
 mod refused;
 mod saved;
 mod sizes;
+mod starting;
 mod two_machines;

@@ -20,16 +20,18 @@ const SUPERVISOR_LOOK: Duration = Duration::from_secs(1);
 /// Bytes of a console that are shown when a machine fails.
 const LAST_CONSOLE_BYTES: u64 = 2 << 10;
 
-/// Waits until every machine can be used.
-pub(super) async fn until_ready(
+/// Waits until these machines can be used; all of them where none is named.
+pub(in crate::cli) async fn until_ready(
     progress: &Progress,
     folder: &Folder,
     mut events: Reader,
+    machines: Option<&[String]>,
     limit: Duration,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
     let until = Instant::now() + limit;
     let mut look = Instant::now();
+    let mut waiting: Vec<&String> = machines.into_iter().flatten().collect();
     loop {
         for entry in events.entries()? {
             if !matches!(
@@ -41,12 +43,16 @@ pub(super) async fn until_ready(
             ) {
                 progress.say(&sentence(&entry));
             }
-            if let What::Condition { name: ConditionName::Ready, .. } = entry.what
-                && entry.machine.is_none()
-            {
-                return Ok(());
+            if let What::Condition { name: ConditionName::Ready, .. } = entry.what {
+                waiting.retain(|name| entry.machine.as_ref() != Some(name));
+                if waiting.is_empty() && (machines.is_some() || entry.machine.is_none()) {
+                    return Ok(());
+                }
             }
-            failed(folder, &entry)?;
+            // Of a machine that nobody waits for, the end is its own affair.
+            if machines.is_none() || entry.machine.as_ref().is_none_or(|name| waiting.contains(&name)) {
+                failed(folder, &entry)?;
+            }
         }
         if Instant::now() >= until {
             return Err(late(folder, limit));
