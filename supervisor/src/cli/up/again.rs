@@ -18,7 +18,7 @@ use labyard_supervisor::journal::Reader;
 use labyard_supervisor::plan::Plan;
 use labyard_supervisor::record::{ConditionName, End, Standing, State, now_ms};
 use labyard_supervisor::words::chain;
-use labyard_supervisor::{client, saved};
+use labyard_supervisor::{client, quota, saved};
 use serde_json::Value;
 
 use super::super::args::Up;
@@ -31,8 +31,20 @@ const LISTED: usize = 8;
 const SUPERVISOR_WITHIN: Duration = Duration::from_secs(45);
 /// How long guests may take to power off for a restart.
 const GRACE: Duration = Duration::from_secs(30);
-/// Fields that nothing is made from.
-const SHOWN: [&str; 8] = ["title", "description", "categories", "cover", "markdown", "base", "tabs", "accessControl"];
+/// Fields that nothing is made from, or nothing any more: tasks run once.
+const SHOWN: [&str; 11] = [
+    "title",
+    "description",
+    "categories",
+    "cover",
+    "markdown",
+    "base",
+    "tabs",
+    "accessControl",
+    "initTasks",
+    "initConditions",
+    "portForwards",
+];
 
 /// A lab that is there, and what is asked of it now.
 pub(super) struct Again<'a> {
@@ -68,10 +80,7 @@ impl Again<'_> {
                 let now = client.status().await?;
                 let ended: Vec<_> =
                     now.machines.iter().filter(|one| one.ended.is_some()).map(|one| one.name.clone()).collect();
-                for machine in &ended {
-                    progress.say(&format!("{machine} starts again, on the drives that it left"));
-                    client.start_machine(machine).await?;
-                }
+                start::start_machines(folder, &client, &ended, progress).await?;
                 folder.write(names::MANIFEST, self.text.as_bytes())?;
                 let how = if changed.is_empty() { "nothing has changed" } else { "what is shown of it is kept" };
                 progress.say(&format!("lab {name} runs already: {how}"));
@@ -168,9 +177,12 @@ impl Again<'_> {
         self.check_drives(&state, changed)?;
         progress.say(&format!("changing {}", said(changed)));
         let old = state.clone();
+        let admitted =
+            quota::admit(self.preparation.home, quota::Ask::of(&self.preparation.manifest.lab), Some(&folder.name))?;
         state.begin_again()?;
-        state.conditions.clear();
+        state.conditions.retain(|condition| condition.name == ConditionName::TasksDone);
         state.write(folder)?;
+        drop(admitted);
         let made = async {
             let plan = self.preparation.run(self.kernels, &mut state, Some(before)).await?;
             // The plan counts: whoever comes after a kill in between finds the manifest changed still, and does the same again.

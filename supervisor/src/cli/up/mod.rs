@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use labyard_spec::manifest::{MAX_BYTES, Manifest, check_name};
+use labyard_spec::manifest::{Manifest, check_name};
 use labyard_supervisor::home::{Folder, Home, names};
 use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::State;
-use labyard_supervisor::{client, end, plan};
+use labyard_supervisor::tasks::Tasks;
+use labyard_supervisor::{client, end, plan, quota};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Up;
@@ -111,15 +112,7 @@ pub(crate) fn up(home: &Home, up: &Up) -> Outcome {
 }
 
 fn read_manifest(up: &Up) -> Result<(Manifest, String), Failure> {
-    use std::io::Read;
-    let name = up.file.display().to_string();
-    let file = std::fs::File::open(&up.file);
-    let file = file.map_err(|error| Failure::input(format!("manifest {name}: {error}")))?;
-    let mut text = String::new();
-    // One byte more than is allowed, so that a longer one is told from one that just fits.
-    let read = file.take(MAX_BYTES as u64 + 1).read_to_string(&mut text);
-    read.map_err(|error| Failure::input(format!("manifest {name}: {error}")))?;
-    let mut manifest = Manifest::read(&text, &name)?;
+    let (mut manifest, text) = super::manifest::read(&up.file)?;
     if let Some(name) = &up.name {
         check_name(name).map_err(|error| Failure::input(format!("--name: {error}")))?;
         manifest.lab.name = name.clone();
@@ -147,6 +140,8 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         programs: Programs::locate()?,
         progress: &progress,
         cancel: &cancel,
+        expiry: super::expire::of(&up.lifetime),
+        tasks: Tasks::choose(lab, &up.inputs).map_err(Failure::input)?,
     };
     let kernels = preparation.kernels()?;
     preparation.check_sources()?;
@@ -159,7 +154,10 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         return finish(up, folder);
     }
     let prepared = async {
+        // Nobody else is let in until what this one takes is written down.
+        let admitted = quota::admit(home, quota::Ask::of(lab), Some(&lab.name))?;
         let mut state = preparation.begin(text)?;
+        drop(admitted);
         let plan = preparation.run(&kernels, &mut state, None).await?;
         folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
         let mut events = Reader::open(folder)?.context("the journal vanished")?;

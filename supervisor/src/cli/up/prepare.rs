@@ -15,7 +15,8 @@ use labyard_supervisor::host::Programs;
 use labyard_supervisor::jailed::check_descriptors;
 use labyard_supervisor::journal::{Journal, What};
 use labyard_supervisor::plan::{self, Found, FoundBase, FoundKernel, Plan};
-use labyard_supervisor::record::{self, Condition, ConditionName, Machine, State, Who, now_ms};
+use labyard_supervisor::record::{self, Condition, ConditionName, Expiry, Machine, State, Who, now_ms};
+use labyard_supervisor::tasks::Tasks;
 use labyard_supervisor::words::printable;
 
 use super::super::Failure;
@@ -31,6 +32,10 @@ pub(super) struct Preparation<'a> {
     pub(super) programs: Programs,
     pub(super) progress: &'a Progress,
     pub(super) cancel: &'a Cancel,
+    /// When a lab that is made ends by itself.
+    pub(super) expiry: Expiry,
+    /// What a lab that is made runs once.
+    pub(super) tasks: Tasks,
 }
 
 /// One file to make.
@@ -99,10 +104,13 @@ impl Preparation<'_> {
             vmm: None,
             conditions: Vec::new(),
             machines: self.machines(),
+            expiry: self.expiry,
+            tasks: self.tasks.states(),
             end: None,
         };
         state.write(&self.folder)?;
         self.folder.write(names::MANIFEST, text.as_bytes())?;
+        self.tasks.write(&self.folder)?;
         Journal::open(&self.folder)?;
         Ok(state)
     }
