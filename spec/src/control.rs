@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::link::{Direction, LinkChange, LinkStatus};
-use crate::playground::{PlaygroundSpec, Slot};
+use crate::playground::{MachineSpec, PlaygroundSpec, Slot};
 
 /// Descriptors that fit in one message (SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -23,8 +23,8 @@ pub const PROTOCOL: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once; `Create`, `Restore`
-    /// and `Save` take all that are there.
+    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once; `Create`, `Restore`,
+    /// `Save` and `Start` take all that are there.
     Descriptors {
         /// Slot of the first descriptor.
         first: Slot,
@@ -88,6 +88,9 @@ pub enum Request {
     Save(SavedFiles),
     /// In place of `Create`: builds all machines as they were saved, and leaves them paused.
     Restore(Box<RestoreSpec>),
+    /// Starts a machine that has ended, anew, while the others run. Its files were passed by `Descriptors` before; what it has may be
+    /// different now, but for its name and interfaces.
+    Start(Box<MachineSpec>),
     /// Cuts the power of one machine, or of all and ends the process where `machine` is missing.
     Kill {
         /// Machine name.

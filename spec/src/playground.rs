@@ -86,6 +86,14 @@ impl MachineSpec {
             huge_pages: false,
         }
     }
+
+    /// Slot of every file that it has.
+    pub fn slots(&self) -> Vec<Slot> {
+        let boot = [self.boot.kernel, self.console_log];
+        let initrd = self.boot.initrd.iter().copied();
+        let drives = self.drives.iter().flat_map(|drive| drive.files().map(|(slot, _)| slot));
+        boot.into_iter().chain(initrd).chain(drives).collect()
+    }
 }
 
 /// vsock context id of the first machine; smaller ones mean the host and everybody (VIRTIO 1.2, §5.10.4).

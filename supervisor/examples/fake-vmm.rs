@@ -22,7 +22,7 @@ use labyard_spec::control::{
 use labyard_spec::guest::{AGENT_PORT, Hello, READY_PORT};
 use labyard_spec::jail::fd;
 use labyard_spec::link::{LinkFaults, LinkStatus};
-use labyard_spec::playground::{PlaygroundSpec, Slot};
+use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
 use labyard_sys::{exec, message};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -58,6 +58,7 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
                 (Reply::Done, None)
             }
             Request::Create(spec) => (create(vmm, &spec), None),
+            Request::Start(spec) => (start(vmm, &spec), None),
             Request::Save(files) => (save(vmm, &files), None),
             Request::Restore(spec) => (restore(vmm, &spec), None),
             Request::Pause { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Paused), None),
@@ -150,27 +151,47 @@ fn create(vmm: &Arc<Vmm>, spec: &PlaygroundSpec) -> Reply {
     slots.sort_unstable();
     assert_eq!(slots, (0..slots.len() as u32).collect::<Vec<_>>(), "every slot is filled");
     for machine in &spec.machines {
-        let mut log = File::from(files.remove(&machine.console_log).expect("a log"));
-        writeln!(log, "{}: \x1b[1mbooting\x1b[0m", machine.name).expect("a log that can be written");
-        if let [drive, ..] = machine.drives.as_slice() {
-            let mut start = [0; 8];
-            let (base, overlay) = (drive.base.as_ref().expect("an image"), drive.overlay.as_ref().expect("an overlay"));
-            let mut image = File::from(files[&base.file].try_clone().expect("a copy"));
-            // Machines of one image share it, each under a slot of its own.
-            image.read_exact(&mut start).expect("reading the image");
-            assert_eq!(&start, b"an image");
-            assert!(image.write_all(b"x").is_err(), "an image cannot be written");
-            let [mut data, map] =
-                [overlay.top.data, overlay.top.map].map(|slot| File::from(files.remove(&slot).expect("a layer")));
-            assert_eq!(map.metadata().expect("metadata").len(), 0, "a new layer");
-            data.write_all(b"written").expect("writing the layer");
-        }
-        vmm.machines.lock().expect("machines").push((machine.name.clone(), MachineState::Running));
-        happened(vmm, &machine.name, Happening::Started, None);
-        let (vmm, name) = (Arc::clone(vmm), machine.name.clone());
-        thread::spawn(move || boot(&vmm, &name));
+        power_on(vmm, &mut files, machine);
     }
     Reply::Done
+}
+
+/// A machine that has ended starts anew, on files that were passed before.
+fn start(vmm: &Arc<Vmm>, machine: &MachineSpec) -> Reply {
+    let mut machines = vmm.machines.lock().expect("machines");
+    match machines.iter().position(|(name, _)| *name == machine.name) {
+        Some(position) if machines[position].1 == MachineState::Running => {
+            return Reply::Failed(format!("machine {}: it runs", machine.name));
+        }
+        Some(position) => drop(machines.remove(position)),
+        None => return Reply::Failed(format!("machine {}: there is none of this name", machine.name)),
+    }
+    drop(machines);
+    let mut files = std::mem::take(&mut *vmm.files.lock().expect("files"));
+    power_on(vmm, &mut files, machine);
+    Reply::Done
+}
+
+fn power_on(vmm: &Arc<Vmm>, files: &mut HashMap<Slot, OwnedFd>, machine: &MachineSpec) {
+    let mut log = File::from(files.remove(&machine.console_log).expect("a log"));
+    writeln!(log, "{}: \x1b[1mbooting\x1b[0m", machine.name).expect("a log that can be written");
+    if let [drive, ..] = machine.drives.as_slice() {
+        let mut start = [0; 8];
+        let (base, overlay) = (drive.base.as_ref().expect("an image"), drive.overlay.as_ref().expect("an overlay"));
+        let mut image = File::from(files[&base.file].try_clone().expect("a copy"));
+        // Machines of one image share it, each under a slot of its own.
+        image.read_exact(&mut start).expect("reading the image");
+        assert_eq!(&start, b"an image");
+        assert!(image.write_all(b"x").is_err(), "an image cannot be written");
+        let [mut data, map] =
+            [overlay.top.data, overlay.top.map].map(|slot| File::from(files.remove(&slot).expect("a layer")));
+        assert_eq!(map.metadata().expect("metadata").len(), 0, "a new layer");
+        data.write_all(b"written").expect("writing the layer");
+    }
+    vmm.machines.lock().expect("machines").push((machine.name.clone(), MachineState::Running));
+    happened(vmm, &machine.name, Happening::Started, None);
+    let (vmm, name) = (Arc::clone(vmm), machine.name.clone());
+    thread::spawn(move || boot(&vmm, &name));
 }
 
 fn runs(vmm: &Vmm, machine: Option<&str>) -> Vec<String> {
@@ -271,18 +292,19 @@ fn status(vmm: &Vmm) -> Reply {
         paused: false,
         boot_us: vec![],
         faults: vec![],
-        counters: vec![],
+        counters: vec![("d00".into(), vec![("reads".into(), 7), ("writes".into(), 0)])],
         page_size: 4096,
     });
     let last_event = vmm.events.lock().expect("events").len() as u64;
     Reply::Status(Status { protocol: PROTOCOL, machines: machines.collect(), last_event })
 }
 
-fn happened(vmm: &Vmm, machine: &str, what: Happening, beside: Option<OwnedFd>) {
+fn happened(vmm: &Vmm, machine: &str, what: Happening, beside: Option<OwnedFd>) -> u64 {
     let mut events = vmm.events.lock().expect("events");
     let number = events.len() as u64 + 1;
     events.push((Event { number, at_us: number, machine: machine.to_owned(), what }, beside));
     vmm.bell.notify_all();
+    number
 }
 
 fn ended(vmm: &Vmm, machine: &str, state: MachineState) {
@@ -292,8 +314,8 @@ fn ended(vmm: &Vmm, machine: &str, state: MachineState) {
         _ => return,
     }
     drop(machines);
-    happened(vmm, machine, Happening::Ended(state.clone()), None);
-    let event = Event { number: 0, at_us: 0, machine: machine.to_owned(), what: Happening::Ended(state) };
+    let number = happened(vmm, machine, Happening::Ended(state.clone()), None);
+    let event = Event { number, at_us: 0, machine: machine.to_owned(), what: Happening::Ended(state) };
     let mut last_words = File::from(exec::inherited(fd::LAST_WORDS).expect("last words"));
     writeln!(last_words, "{}", serde_json::to_string(&event).expect("plain data")).expect("writing last words");
 }

@@ -10,13 +10,13 @@ use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, UPGRADE};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use labyard_spec::control::Change;
+use labyard_spec::control::{self, Change};
 use labyard_spec::link::LinkStatus;
 use labyard_sys::{spawn, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, Lock, append_to, names};
-use crate::record::{Standing, State, Who};
+use crate::record::{Expiry, Standing, State, Who};
 use crate::saved::{self, Written};
 
 /// What a raw stream is called in an upgrade.
@@ -163,7 +163,10 @@ pub fn attach_locked(folder: &Folder, _lock: &Lock) -> Result<Client, ClientErro
         Standing::Ended if saved::is_there(folder) => {
             Err(not_running(&state, &format!("it was saved, and `labyard restore {}` lets it go on", folder.name)))
         }
-        Standing::Ended => Err(not_running(&state, &format!("{}; {remove}", state.end_reason()))),
+        Standing::Ended => {
+            let start = format!("`labyard start {}` starts it again", folder.name);
+            Err(not_running(&state, &format!("{}; {start}, {remove}", state.end_reason())))
+        }
         Standing::Interrupted => Err(not_running(&state, &remove)),
         _ => Err(not_running(&state, "its supervisor does not answer; see supervisor.log in its folder")),
     }
@@ -190,6 +193,35 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
+    /// What the vmm says of all machines, with their counters.
+    ///
+    /// # Errors
+    /// Where one of the two does not answer.
+    pub async fn vmm(&self) -> Result<control::Status, ClientError> {
+        let response = self.send(Method::GET, "/v1/vmm", false).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.broken(error))
+    }
+
+    /// Lets an init task that failed run again.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn retry(&self, task: &str) -> Result<(), ClientError> {
+        let response = self.send(Method::POST, &format!("/v1/tasks/{task}/retry"), false).await?;
+        self.body(response).await.map(|_| ())
+    }
+
+    /// Sets when the playground ends by itself.
+    ///
+    /// # Errors
+    /// Where the supervisor does not answer.
+    pub async fn expire(&self, expiry: &Expiry) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(expiry).map_err(|error| self.broken(error))?;
+        let response = self.send_body(Method::POST, "/v1/expiry", false, body.into()).await?;
+        self.body(response).await.map(|_| ())
+    }
+
     /// Ends the playground and returns when its vmm has.
     ///
     /// # Errors
@@ -209,6 +241,15 @@ impl Client {
         let response = self.send(Method::POST, &path, false).await?;
         let text = self.body(response).await?;
         Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Starts a machine that has ended, and returns when the vmm has begun with it.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn start_machine(&self, machine: &str) -> Result<(), ClientError> {
+        let response = self.send(Method::POST, &format!("/v1/machines/{machine}/start"), false).await?;
+        self.body(response).await.map(|_| ())
     }
 
     /// Lets one machine, or all, stand still (`pause`) or go on (`resume`).

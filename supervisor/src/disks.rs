@@ -38,13 +38,17 @@ fn create(path: &Path) -> Result<File, DiskError> {
         .map_err(file_error(path, "making"))
 }
 
-/// Empty files for a layer, and they stay there: the vmm makes the layer in them.
+/// Empty files for a layer, and they stay there: the vmm makes the layer in them. Those that are there are what a drive has written,
+/// and are kept.
 ///
 /// # Errors
 /// What the file system says.
 pub fn layer(paths: &[PathBuf; 2]) -> Result<(), DiskError> {
     for path in paths {
-        create(path)?;
+        match create(path) {
+            Err(DiskError::File { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => continue,
+            made => made.map(drop)?,
+        }
         let folder = path.parent().unwrap_or(Path::new("/"));
         // A power cut must not take the name of a file in which a guest has flushed something.
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(file_error(folder, "syncing"))?;
@@ -127,11 +131,13 @@ pub fn machine_archive(path: &Path, config: &MachineConfig) -> Result<(), DiskEr
     let text = serde_json::to_vec(config).expect("plain data has a JSON form");
     let write = || -> io::Result<()> {
         let len = u32::try_from(text.len()).map_err(io::Error::other)?;
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        let draft = path.with_extension("draft");
+        let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft)?;
         let name = guest::PATH.trim_start_matches('/');
         let mut entry = cpio::newc::Builder::new(name).mode(0o100_600).nlink(1).write(file, len);
         io::Write::write_all(&mut entry, &text)?;
-        cpio::newc::trailer(entry.finish()?).map(|_| ())
+        cpio::newc::trailer(entry.finish()?)?;
+        fs::rename(&draft, path)
     };
     write().map_err(file_error(path, "writing"))
 }

@@ -21,6 +21,10 @@ pub mod names {
     pub const STATE: &str = "state.json";
     /// [`crate::plan::Plan`].
     pub const PLAN: &str = "plan.json";
+    /// [`crate::tasks::Tasks`].
+    pub const TASKS: &str = "tasks.json";
+    /// One log for each init task.
+    pub const TASK_LOGS: &str = "tasks";
     /// [`crate::journal`].
     pub const EVENTS: &str = "events.jsonl";
     /// Held by who changes the playground.
@@ -35,6 +39,8 @@ pub mod names {
     pub const VMM_LOG: &str = "vmm.log";
     /// What the uplink says.
     pub const UPLINK_LOG: &str = "uplink.log";
+    /// What the vmm before said.
+    pub const VMM_LOG_BEFORE: &str = "vmm.log.before";
     /// Written by the vmm when machines end.
     pub const LAST_WORDS: &str = "last-words.jsonl";
     /// What was saved of a lab that goes on later, whole ([`crate::saved`]).
@@ -197,6 +203,14 @@ impl Folder {
     /// A machine's folder.
     pub fn machine(&self, machine: &str) -> PathBuf {
         self.path.join(names::MACHINES).join(machine)
+    }
+
+    /// Where the output of an init task is kept. A task's name may be any text: what could be a path is spelled out.
+    pub fn task_log(&self, task: &str) -> PathBuf {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        let name: String =
+            task.chars().map(|c| if plain(c) { c.to_string() } else { format!("%{:x}", u32::from(c)) }).collect();
+        self.path.join(names::TASK_LOGS).join(format!("{name}.log"))
     }
 
     /// Whether it is there.

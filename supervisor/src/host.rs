@@ -61,15 +61,23 @@ fn has_virtualisation(cpuinfo: &str) -> bool {
     flags.flat_map(str::split_ascii_whitespace).any(|flag| flag == "vmx" || flag == "svm")
 }
 
+/// Memory of this host, where its kernel tells.
+///
+/// # Errors
+/// What reading /proc/meminfo says.
+pub fn memory_mib() -> Result<Option<u64>, HostError> {
+    let path = "/proc/meminfo";
+    let text = std::fs::read_to_string(path).map_err(|source| HostError::Read { path, source })?;
+    Ok(total_mib(&text))
+}
+
 /// Whether the host has the memory that the machines ask for.
 ///
 /// # Errors
 /// The two numbers.
 pub fn check_memory(lab: &Lab) -> Result<(), HostError> {
-    let path = "/proc/meminfo";
-    let text = std::fs::read_to_string(path).map_err(|source| HostError::Read { path, source })?;
     let asked_mib = lab.machines.iter().fold(0u64, |sum, machine| sum.saturating_add(machine.memory_mib));
-    match total_mib(&text) {
+    match memory_mib()? {
         Some(has_mib) if asked_mib > has_mib => Err(HostError::Memory { asked_mib, has_mib }),
         _ => Ok(()),
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use labyard_spec::control::{MAX_DESCRIPTORS, Request, RestoreSpec};
 use labyard_spec::jail::{JailSpec, SPEC_FD, fd};
-use labyard_spec::playground::Slot;
+use labyard_spec::playground::{MachineSpec, Slot};
 use labyard_sys::{spawn, wait};
 
 use crate::control::{Control, ControlError};
@@ -100,6 +100,9 @@ pub fn start(
     let (read, read_write) = (OpenOptions::new().read(true).clone(), OpenOptions::new().read(true).write(true).clone());
     let jail = programs.find("labyard-jail")?;
     let program = open(programs.find("labyard-vmm")?, &read)?;
+    // What an earlier vmm said and wrote down is not this one's.
+    let _ = std::fs::rename(folder.file(names::VMM_LOG), folder.file(names::VMM_LOG_BEFORE));
+    let _ = std::fs::remove_file(folder.file(names::LAST_WORDS));
     let log = append_to(&folder.file(names::VMM_LOG))?;
     let last_words = append_to(&folder.file(names::LAST_WORDS))?;
     let kvm = open(kvm_device(), &read_write)?;
@@ -201,6 +204,26 @@ pub fn create(
     control.patience(Some(saved::PATIENCE)).and_then(|()| control.tell(&restore, &[])).map_err(StartError::Restore)?;
     saved::go_on(folder, &control)?;
     Ok(way_out)
+}
+
+/// Hands over the files of one machine that has ended, and has the vmm start it anew.
+///
+/// # Errors
+/// What the vmm says, or a file that is not there any more.
+pub fn start_machine(folder: &Folder, plan: &Plan, machine: &MachineSpec) -> Result<(), StartError> {
+    let control = Control::connect(folder).map_err(StartError::HandOver)?;
+    let mut slots = machine.slots();
+    slots.sort_unstable();
+    // Slots of one machine follow each other, but for files that it shares with others.
+    for run in slots.chunk_by(|slot, next| slot.0 + 1 == next.0).flat_map(|run| run.chunks(MAX_DESCRIPTORS)) {
+        let Some(first) = run.first().copied() else { continue };
+        let planned = run.iter().filter_map(|slot| plan.files.get(slot.0 as usize));
+        let opened = planned.map(open_planned).collect::<Result<Vec<_>, _>>()?;
+        let borrowed: Vec<_> = opened.iter().map(AsFd::as_fd).collect();
+        let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
+        control.tell(&Request::Descriptors { first, count }, &borrowed).map_err(StartError::HandOver)?;
+    }
+    control.tell(&Request::Start(Box::new(machine.clone())), &[]).map_err(StartError::Create)
 }
 
 /// The socket listens from the start; the vmm answers once it has come through the jail, or the socket closes with it.

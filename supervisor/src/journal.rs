@@ -11,7 +11,7 @@ use labyard_sys::space;
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, append_to, names};
-use crate::record::{ConditionName, now_ms};
+use crate::record::{ConditionName, TaskStatus, now_ms};
 
 /// Longest line; what guests can put into one is bounded before.
 const MAX_LINE_BYTES: usize = 1 << 20;
@@ -53,6 +53,15 @@ pub enum What {
         at_us: u64,
         /// What.
         happening: Happening,
+    },
+    /// An init task began or ended.
+    Task {
+        /// Which.
+        name: String,
+        /// What it is now.
+        status: TaskStatus,
+        /// Why, for people.
+        why: String,
     },
     /// Something worth knowing.
     Note(String),

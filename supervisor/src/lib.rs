@@ -19,6 +19,8 @@
 //! - [`client`]: finds, starts and asks a supervisor.
 //! - [`call`]: the caller's side of the agent in a guest.
 //! - [`end`]: ends whatever runs of a playground and removes its folder.
+//! - [`tasks`]: init tasks as they were chosen.
+//! - [`quota`]: what labs may take of the host, and what they take.
 //! - [`words`]: errors and foreign text as people read them.
 
 #![forbid(unsafe_code)]
@@ -35,8 +37,10 @@ pub mod host;
 pub mod jailed;
 pub mod journal;
 pub mod plan;
+pub mod quota;
 pub mod record;
 pub mod run;
 pub mod saved;
+pub mod tasks;
 pub mod wayout;
 pub mod words;

@@ -101,6 +101,33 @@ pub fn layer_paths(folder: &Folder, machine: &str, serial: &str) -> [PathBuf; 2]
     ["overlay", "overlay.map"].map(|what| folder.machine(machine).join(format!("{serial}.{what}")))
 }
 
+impl Plan {
+    fn drive(&self, machine: &str, serial: &str) -> Option<&DriveSpec> {
+        let machine = self.spec.machines.iter().find(|other| other.name == machine)?;
+        machine.drives.iter().find(|drive| drive.serial == serial)
+    }
+
+    /// What a drive of it lies on; `None` where it has no such drive.
+    pub fn base(&self, machine: &str, serial: &str) -> Option<Option<FoundBase>> {
+        let drive = self.drive(machine, serial)?;
+        let Some(base) = &drive.base else { return Some(None) };
+        let path = self.files.get(usize::try_from(base.file.0).ok()?)?.path.clone();
+        Some(Some(FoundBase { path, name: base.name.clone() }))
+    }
+
+    /// Drives do not shrink: one that was made larger while it was in use stays so.
+    pub fn keep_sizes(&mut self, before: &Self) {
+        for machine in &mut self.spec.machines {
+            for drive in &mut machine.drives {
+                let known = before.drive(&machine.name, &drive.serial).and_then(|known| known.overlay.as_ref());
+                if let (Some(overlay), Some(known)) = (&mut drive.overlay, known) {
+                    overlay.capacity_bytes = overlay.capacity_bytes.max(known.capacity_bytes);
+                }
+            }
+        }
+    }
+}
+
 /// The plan of a lab; `found` has one entry for each machine.
 pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
     let mut files = Vec::new();
@@ -249,10 +276,6 @@ pub fn shortfalls(lab: &Lab) -> Vec<String> {
     let files: Vec<_> = with_files.map(|machine| machine.name.as_str()).collect();
     if !files.is_empty() {
         lines.push(format!("startupFiles are checked and not written yet: {}", files.join(", ")));
-    }
-    if !lab.tasks.is_empty() {
-        let tasks: Vec<_> = lab.tasks.iter().map(|task| task.name.as_str()).collect();
-        lines.push(format!("initTasks are checked and not run yet: {}", tasks.join(", ")));
     }
     lines
 }

@@ -33,6 +33,12 @@ pub struct State {
     pub conditions: Vec<Condition>,
     /// Machines in manifest order.
     pub machines: Vec<Machine>,
+    /// When it ends by itself.
+    #[serde(default)]
+    pub expiry: Expiry,
+    /// Its init tasks, in the order of their names.
+    #[serde(default)]
+    pub tasks: Vec<TaskState>,
     /// How it ended.
     pub end: Option<End>,
 }
@@ -100,6 +106,8 @@ pub enum ConditionName {
     InitDone,
     /// A machine's agent listens.
     AgentReachable,
+    /// Every init task has completed; only where there are any.
+    TasksDone,
     /// All of it.
     Ready,
 }
@@ -127,7 +135,20 @@ pub struct Machine {
     pub ended: Option<control::MachineState>,
 }
 
+impl ConditionName {
+    /// Whether what was reached is so for good.
+    pub fn outlives_vmm(self) -> bool {
+        matches!(self, Self::ImagesReady | Self::DisksReady | Self::TasksDone)
+    }
+}
+
 impl Machine {
+    /// It is off, and about to start.
+    pub fn begin_again(&mut self) {
+        self.conditions.clear();
+        (self.ended, self.paused, self.page_size) = (None, false, 0);
+    }
+
     /// Whether it has reached this.
     pub fn has(&self, name: ConditionName) -> bool {
         self.conditions.iter().any(|condition| condition.name == name)
@@ -154,6 +175,107 @@ pub struct End {
     pub reason: String,
 }
 
+/// When a playground ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expiry {
+    /// How long it lives after each start, in milliseconds.
+    pub lifetime_ms: Option<u64>,
+    /// When that is over, in milliseconds since 1970.
+    pub at_ms: Option<u64>,
+    /// How long nobody may have used it, in milliseconds.
+    pub idle_ms: Option<u64>,
+    /// What happens then.
+    pub then: Then,
+}
+
+/// What becomes of a playground that has expired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Then {
+    /// It is stopped; its drives stay.
+    #[default]
+    Stop,
+    /// It is removed with all that it has.
+    Remove,
+}
+
+impl Then {
+    /// What happens.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stops",
+            Self::Remove => "is removed",
+        }
+    }
+
+    /// What is being done to it.
+    pub fn past(self) -> &'static str {
+        match self {
+            Self::Stop => "stopped",
+            Self::Remove => "removed",
+        }
+    }
+}
+
+/// How far an init task is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskState {
+    /// Its name.
+    pub name: String,
+    /// Where it runs.
+    pub machine: String,
+    /// How far it is.
+    pub status: TaskStatus,
+    /// How often it was started.
+    pub attempts: u32,
+    /// When it was last started, in milliseconds since 1970.
+    pub started_ms: Option<u64>,
+    /// When it ended.
+    pub ended_ms: Option<u64>,
+    /// Why it failed.
+    pub why: Option<String>,
+    /// What it leaves to those that need it, as `KEY=VALUE`.
+    #[serde(default)]
+    pub env: Vec<String>,
+}
+
+impl TaskState {
+    /// Whether it failed, so that the playground will not be ready.
+    pub fn has_failed(&self) -> bool {
+        self.status == TaskStatus::Failed
+    }
+}
+
+/// How far an init task is; a completed one never goes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TaskStatus {
+    /// It waits for its machine.
+    Created,
+    /// It waits for a task that it needs.
+    Blocked,
+    /// It runs.
+    Running,
+    /// It failed.
+    Failed,
+    /// It is done.
+    Completed,
+}
+
+impl TaskStatus {
+    /// In one word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Blocked => "blocked",
+            Self::Running => "running",
+            Self::Failed => "failed",
+            Self::Completed => "completed",
+        }
+    }
+}
+
 /// What is true about a playground now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -166,7 +288,8 @@ pub enum Standing {
     Running,
     /// The vmm runs, its supervisor has died; the next command starts another.
     Unattended,
-    /// The vmm has ended.
+    /// The vmm has ended: nothing runs.
+    #[serde(rename = "stopped")]
     Ended,
     /// What was preparing or starting it has died.
     Interrupted,
@@ -180,7 +303,7 @@ impl Standing {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Unattended => "unattended",
-            Self::Ended => "ended",
+            Self::Ended => "stopped",
             Self::Interrupted => "interrupted",
         }
     }
@@ -206,7 +329,26 @@ impl State {
 
     /// Why it ended, where that is known.
     pub fn end_reason(&self) -> &str {
-        self.end.as_ref().map_or("its vmm is gone, and no supervisor saw it go", |end| end.reason.as_str())
+        match &self.end {
+            Some(end) => end.reason.as_str(),
+            None if self.vmm.as_ref().is_some_and(|vmm| vmm.boot != boot_id()) => "the host was started anew",
+            None => "its vmm is gone, and no supervisor saw it go",
+        }
+    }
+
+    /// What is left of it when it starts again under this process: images and disks, and nothing that ran.
+    ///
+    /// # Errors
+    /// Where this process cannot be told from others.
+    pub fn begin_again(&mut self) -> std::io::Result<()> {
+        self.starter = Some(Who::of(std::process::id())?);
+        (self.supervisor, self.vmm, self.end) = (None, None, None);
+        self.conditions.retain(|condition| condition.name.outlives_vmm());
+        for machine in &mut self.machines {
+            machine.begin_again();
+        }
+        self.expiry.at_ms = self.expiry.lifetime_ms.map(|lifetime| now_ms().saturating_add(lifetime));
+        Ok(())
     }
 
     /// Writes it.
@@ -253,6 +395,8 @@ mod tests {
             vmm: None,
             conditions: vec![],
             machines: vec![],
+            expiry: Expiry::default(),
+            tasks: vec![],
             end: None,
         }
     }

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The socket's side of a playground.
 pub struct Control {
     playground: Arc<Playground>,
-    /// Descriptors that wait for `Create`, `Restore` or `Save`.
+    /// Descriptors that wait for `Create`, `Restore`, `Save` or `Start`.
     passed: Mutex<HashMap<Slot, OwnedFd>>,
     connections: AtomicUsize,
 }
@@ -105,6 +105,11 @@ impl Control {
                 let passed = std::mem::take(&mut *passed);
                 self.playground.restore(&spec, passed).map(|()| (Reply::Done, None))
             }
+            Request::Start(spec) => {
+                let given = std::mem::take(&mut *passed);
+                drop(passed);
+                self.playground.start(&spec, given).map(|()| (Reply::Done, None))
+            }
             Request::Save(files) => {
                 let given = std::mem::take(&mut *passed);
                 drop(passed);
@@ -138,6 +143,7 @@ impl Control {
             | Request::Create(_)
             | Request::Restore(_)
             | Request::Save(_)
+            | Request::Start(_)
             | Request::Events { .. } => Err("this request is not answered here".into()),
         }
     }

@@ -43,7 +43,9 @@ use crate::machine::{self, Parts, Witness};
 use crate::reclaim::Holes;
 use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
+use again::Wiring;
 
+mod again;
 pub mod hold;
 mod links;
 
@@ -91,11 +93,13 @@ pub struct Playground {
     record: Mutex<Record>,
     changed: Condvar,
     last_words: Mutex<File>,
-    /// By machine name; filled once, by `create`.
+    /// By machine name; filled by `create`, and anew by `start`.
     handles: Mutex<HashMap<String, Handle>>,
     /// What limits all drives together, and all NICs.
     limits: Shares,
-    /// Held by whoever pauses, saves or resumes, so that one is done when the next begins. Taken before all others.
+    /// Networks and the machines' places in them.
+    wiring: Mutex<Wiring>,
+    /// Held by whoever pauses, saves, resumes or starts, so that one is done when the next begins. Taken before all others.
     turn: Mutex<()>,
 }
 
@@ -114,6 +118,7 @@ impl Playground {
             last_words: Mutex::new(last_words),
             handles: Mutex::default(),
             limits: Shares::unlimited(),
+            wiring: Mutex::default(),
             turn: Mutex::default(),
         }))
     }
@@ -139,6 +144,7 @@ impl Playground {
         let files: HashMap<Slot, Arc<File>> =
             passed.drain().map(|(slot, descriptor)| (slot, Arc::new(File::from(descriptor)))).collect();
         let (mut plugs, gateways) = plugs(spec);
+        *lock(&self.wiring) = Wiring { name: spec.name.clone(), networks: spec.networks.clone(), plugs: plugs.clone() };
 
         // Everything that can be refused is built before anything runs.
         let (mut machines, mut all_levers) = (Vec::new(), Vec::new());

@@ -7,6 +7,8 @@
 #[expect(dead_code, reason = "its main is for the example")]
 mod hello;
 
+#[path = "guests/again.rs"]
+mod again;
 #[path = "guests/saved.rs"]
 mod saved;
 

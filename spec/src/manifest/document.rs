@@ -9,6 +9,8 @@ use serde_saphyr::options::DuplicateKeyPolicy;
 use serde_saphyr::{MessageFormatter, Spanned, UserMessageFormatter};
 
 use super::place::{self, Broken};
+use super::schema::{self, Shape};
+use super::snippet::meant;
 use super::{MAX_BYTES, Place};
 
 /// A value with its place.
@@ -38,7 +40,8 @@ pub(super) fn parse(text: &str) -> Result<Document, Box<Broken>> {
                 format!("`{}` is given twice: keep one", key.as_deref().unwrap_or("this key"))
             }
             serde_saphyr::Error::SerdeUnknownField { field, expected, .. } => {
-                format!("no such field `{field}`: known here are {}", expected.join(", "))
+                let known = expected.iter().map(|known| &**known);
+                format!("no such field `{field}`: known here are {}{}", expected.join(", "), meant(field, known))
             }
             serde_saphyr::Error::SerdeMissingField { field, .. } => format!("`{field}` is missing"),
             serde_saphyr::Error::InvalidScalar { ty, .. } => format!("`{near}` is not {}", plain_type(ty)),
@@ -63,6 +66,14 @@ macro_rules! written {
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         pub(super) struct $name {
             $($(#[$attribute])* pub(super) $field: $type,)*
+        }
+
+        impl Shape for $name {
+            fn shape() -> serde_json::Value {
+                schema::object(stringify!($name), &[
+                    $((stringify!($field), <$type as Shape>::shape(), <$type as Shape>::OPTIONAL),)*
+                ])
+            }
         }
     )*};
 }

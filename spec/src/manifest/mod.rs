@@ -6,15 +6,21 @@
 //!
 //! - [`lab`]: the result, plain data with every default and address filled in.
 //! - [`size`]: `512MiB`, `2Gi`, `4G`.
+//! - [`effective`]: the same again as a manifest, and where two differ.
 //! - `document`: the YAML as it is written, field by field.
+//! - [`schema`]: the same fields as a JSON schema.
+//! - [`snippet`]: the line that a fault is about, and what was probably meant.
 //! - `place`: where in the text something stands.
 //! - `rules`: from the one to the other.
 
 mod document;
+pub mod effective;
 pub mod lab;
 mod place;
 mod rules;
+pub mod schema;
 pub mod size;
+pub mod snippet;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +32,8 @@ pub use lab::Lab;
 pub const MAX_BYTES: usize = 1 << 20;
 /// Most machines of one playground.
 pub const MAX_MACHINES: usize = 64;
+/// Most networks of one playground.
+pub const MAX_NETWORKS: usize = 32;
 /// Most drives of one machine.
 pub const MAX_DRIVES: usize = 24;
 
@@ -58,6 +66,8 @@ pub struct Fault {
     pub path: String,
     /// What is wrong, with the value and the way out.
     pub message: String,
+    /// The line with a mark below the place, for people; nothing where there is no such line.
+    pub snippet: Option<String>,
 }
 
 impl fmt::Display for Fault {
@@ -79,6 +89,8 @@ pub struct Manifest {
     pub file: String,
     /// What it asks for.
     pub lab: Lab,
+    /// What was written.
+    pub text: String,
 }
 
 /// Whether a playground, machine or network may be called so: it is a host name too (RFC 1123, 2.1), in lower case.
@@ -102,16 +114,17 @@ impl Manifest {
     pub fn read(text: &str, file: &str) -> Result<Self, Fault> {
         let lab = document::parse(text).and_then(|document| rules::lab(&document, text));
         match lab {
-            Ok(lab) => Ok(Self { file: file.to_owned(), lab }),
+            Ok(lab) => Ok(Self { file: file.to_owned(), lab, text: text.to_owned() }),
             Err(broken) => {
-                let broken = *broken;
-                Err(Fault { file: file.to_owned(), place: broken.place, path: broken.path, message: broken.message })
+                let place::Broken { place, path, message } = *broken;
+                Err(Fault { file: file.to_owned(), place, path, message, snippet: snippet::snippet(text, place) })
             }
         }
     }
 
     /// A complaint about something in this manifest that only the caller can know.
     pub fn fault(&self, place: Place, path: impl Into<String>, message: impl Into<String>) -> Fault {
-        Fault { file: self.file.clone(), place, path: path.into(), message: message.into() }
+        let snippet = snippet::snippet(&self.text, place);
+        Fault { file: self.file.clone(), place, path: path.into(), message: message.into(), snippet }
     }
 }

@@ -298,3 +298,54 @@ fn a_manifest_of_aliases_of_aliases_is_refused() {
     assert!(Manifest::read(&"[".repeat(100_000), "lab.yaml").is_err());
     assert!(Manifest::read(&" ".repeat(MAX_BYTES + 1), "lab.yaml").is_err());
 }
+
+#[test]
+fn the_largest_lab_is_planned_and_a_larger_one_is_refused_with_the_numbers() {
+    let networks = |count: usize| -> String {
+        (0..count).map(|n| format!("    - {{name: net{n}, subnet: 10.{n}.0.0/24, private: true}}\n")).collect()
+    };
+    let machines = |count: usize, drives: usize| -> String {
+        let blank = "{size: 1GiB}, ".repeat(drives - 1);
+        let machine = |n: usize| {
+            format!(
+                "    - {{name: m{n}, drives: [{blank}{{source: x, mount: /}}], network: {{interfaces: [{{network: net{}}}]}}}}\n",
+                n % 32
+            )
+        };
+        (0..count).map(machine).collect()
+    };
+    let read = |(hosts, nets, drives)| {
+        let (machines, networks) = (machines(hosts, drives), networks(nets));
+        let text = format!("kind: playground\nname: big\nplayground:\n  networks:\n{networks}  machines:\n{machines}");
+        Manifest::read(&text, "big.yaml")
+    };
+    let lab = read((64, 32, 24)).expect("the largest").lab;
+    assert_eq!((lab.machines.len(), lab.networks.len(), lab.machines[63].drives.len()), (64, 32, 24));
+    assert_eq!(lab.machines[63].interfaces[0].address.to_string(), "10.31.0.3");
+    assert_eq!(lab.machines[63].cid, 66);
+    for (size, why) in [
+        ((65, 32, 24), "65 machines, not 1 to 64"),
+        ((64, 33, 24), "33 networks, more than 32"),
+        ((64, 32, 25), "25 drives, more than 24"),
+    ] {
+        let error = read(size).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    }
+}
+
+#[test]
+fn what_was_probably_meant_is_said_and_the_line_is_shown() {
+    let fault = read_with("      resources: {cpuCount: 2, ramSize: 1GiB}", "      resuorces: {cpuCount: 2}")
+        .expect_err("a misspelt field");
+    assert!(fault.to_string().ends_with("did you mean `resources`?"), "{fault}");
+    assert_eq!(fault.snippet.as_deref(), Some("   |\n26 |       resuorces: {cpuCount: 2}\n   |       ^^^^^^^^^"));
+    for (text, by, meant) in [
+        ("needs: [first]", "needs: [frist]", "there is first, second; did you mean `first`?"),
+        ("machine: web", "machine: wbe", "did you mean `web`?"),
+        ("{network: back}", "{network: bakc}", "did you mean `back`?"),
+        ("{size: 1GiB}", "{size: 1GiB, filesystem: xsf}", "did you mean `xfs`?"),
+    ] {
+        let error = read_with(text, by).expect_err(by).to_string();
+        assert!(error.ends_with(meant), "{error}");
+    }
+}

@@ -6,11 +6,18 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use labyard_spec::manifest::size;
 
 pub(crate) use image::{
     Image, ImageExport, ImageImport, ImagePrune, ImagePull, ImagePush, ImageRm, ImageVerb, ImageVerify,
 };
+
+mod drive;
+mod life;
+mod manifest;
+
+pub(crate) use drive::*;
+pub(crate) use life::*;
+pub(crate) use manifest::*;
 
 /// Build, boot and join virtual labs on this host.
 #[derive(Debug, Parser)]
@@ -38,6 +45,9 @@ pub(crate) struct Command {
 pub(crate) enum Verb {
     /// Bring up the lab of a manifest
     #[command(after_help = "\
+A lab that is there already is brought to what the manifest asks for: a stopped one starts, with what has changed, on its drives; one that
+runs with another manifest needs --restart. What a drive holds is never thrown away.
+
 Examples:
   labyard up lab.yaml
   labyard up lab.yaml --name lab-2 --timeout 90s
@@ -84,6 +94,74 @@ Examples:
   labyard stop lab/web
   labyard stop lab --grace 2m")]
     Stop(Stop),
+    /// Start a stopped lab, or a machine that has ended; drives are as they were left
+    #[command(after_help = "\
+Starting what runs is no error. A lab that was saved goes on with `labyard restore`.
+
+Examples:
+  labyard start lab
+  labyard start lab/web --detach
+  labyard start lab --json | jq -r '.machines[].name'")]
+    Start(Start),
+    /// Show one lab in detail: machines, conditions, drives, networks, what devices did
+    #[command(after_help = "\
+Examples:
+  labyard status lab
+  labyard status lab --json | jq '.counters.web'")]
+    Status(Saved),
+    /// Init tasks of a lab: how far they are, and what they printed
+    #[command(after_help = "\
+Init tasks run once, when a lab is made. One that failed keeps the lab from being ready; --retry runs it again, and those that need it.
+
+Examples:
+  labyard tasks lab
+  labyard tasks lab init_cluster
+  labyard tasks lab init_cluster --retry
+  labyard tasks lab --json | jq -r '.tasks[] | select(.status == \"failed\").why'")]
+    Tasks(TasksArgs),
+    /// What labs may take of this host (config.toml in the state directory), and what they take
+    #[command(after_help = "\
+config.toml, every line of which may be missing:
+  [host]
+  reserve_memory = \"2GiB\"   # kept from machines
+  reserve_disk = \"10GiB\"    # free space below which nothing is made
+  [user]                     # all labs of this state directory together; also cpus, disk, machines
+  memory = \"16GiB\"
+  [lab]                      # each lab; the same fields
+  cpus = 8
+
+Examples:
+  labyard quota
+  labyard quota --json | jq .used.memory_mib")]
+    Quota(Json),
+    /// Wait until a lab or a machine is ready, or has stopped
+    #[command(after_help = "\
+Ends with 3 when the time is over, with 4 when an init task has failed, with 1 when it cannot come to it any more.
+
+Examples:
+  labyard wait lab --timeout 5m
+  labyard wait lab/web --for agent-reachable
+  labyard wait lab --for stopped")]
+    Wait(Wait),
+    /// Give a lab that does not run another name
+    #[command(after_help = "Example:\n  labyard rename lab lab-of-may")]
+    Rename(Rename),
+    /// Say when a lab ends by itself
+    #[command(after_help = "\
+Its supervisor does it; while none runs (it was killed, and no command came since) nothing expires. A lab is used by who has a program,
+a console or another stream open in one of its machines.
+
+Examples:
+  labyard expire lab 2h
+  labyard expire lab --idle 30m --on-expiry remove
+  labyard expire lab --never")]
+    Expire(Expire),
+    /// Stop a lab or one machine, and start it again
+    #[command(after_help = "\
+Examples:
+  labyard restart lab/web
+  labyard restart lab --grace 5s")]
+    Restart(Restart),
     /// Let a lab or one machine stand still
     #[command(after_help = "\
 All machines stand still at one instant; what they have open stays open. Pausing what is paused is no error.
@@ -145,6 +223,14 @@ Examples:
     /// Links of a running lab's networks: slow, lossy, cut, and captured
     #[command(after_help = super::net::HELP)]
     Net(super::net::Net),
+    /// Manifests by themselves: check, show, compare
+    #[command(after_help = "\
+Examples:
+  labyard manifest validate lab.yaml
+  labyard manifest show lab.yaml
+  labyard manifest diff lab lab.yaml
+  labyard manifest schema > playground.schema.json")]
+    Manifest(ManifestArgs),
     /// Guest kernels in the store
     #[command(after_help = "\
 Examples:
@@ -173,21 +259,6 @@ Examples:
         /// Name of the playground
         name: String,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Up {
-    /// The manifest
-    pub(crate) file: PathBuf,
-    /// Call the lab so instead of what the manifest says
-    #[arg(long)]
-    pub(crate) name: Option<String>,
-    /// Print the lab's state as one JSON document at the end; progress goes to standard error
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// How long all machines may take until they can be used, such as 90s or 10m
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
-    pub(crate) timeout: Duration,
 }
 
 #[derive(Debug, Args)]
@@ -253,28 +324,6 @@ pub(crate) struct Events {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Down {
-    /// The lab; the only one where not given
-    #[arg(conflicts_with = "all")]
-    pub(crate) name: Option<String>,
-    /// All of them
-    #[arg(long)]
-    pub(crate) all: bool,
-    /// How long guests may take to power off before their power is cut
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    pub(crate) grace: Duration,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Stop {
-    /// LAB or LAB/MACHINE; the only lab where not given
-    pub(crate) name: Option<String>,
-    /// How long guests may take to power off before their power is cut
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
-    pub(crate) grace: Duration,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Hold {
     /// LAB or LAB/MACHINE; the only lab where not given
     pub(crate) name: Option<String>,
@@ -287,107 +336,6 @@ pub(crate) struct Saved {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Drive {
-    #[command(subcommand)]
-    pub(crate) verb: DriveVerb,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum DriveVerb {
-    /// Write a drive of a machine that does not run to a file: what it wrote, over what it started with
-    #[command(after_help = "\
-The file has what the guest had flushed, and appears once it is complete. raw is sparse; qcow2 is version 3, without a backing file.
-
-Examples:
-  labyard drive export lab/web web.raw
-  labyard drive export lab/db:d01 data.qcow2 --format qcow2 --force
-  labyard drive export lab/web web.raw --json | jq .data_bytes")]
-    Export(DriveExport),
-    /// Make a drive larger while its machine runs; the guest is told, and grows its file system itself. Drives do not shrink
-    #[command(after_help = "\
-Examples:
-  labyard drive resize lab/db:d01 20GiB
-  labyard exec lab/db -- resize2fs /dev/vdb")]
-    Resize(DriveResize),
-}
-
-/// Which drive.
-#[derive(Debug, Args)]
-pub(crate) struct DriveName {
-    /// LAB/MACHINE:DRIVE; DRIVE is d00, d01, ... in the manifest's order, and can be left out where there is one
-    #[arg(value_name = "MACHINE[:DRIVE]")]
-    pub(crate) drive: String,
-    /// The lab that MACHINE belongs to
-    #[arg(short, long, value_name = "LAB")]
-    pub(crate) playground: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DriveExport {
-    #[command(flatten)]
-    pub(crate) drive: DriveName,
-    /// The file to make
-    pub(crate) file: PathBuf,
-    /// What the file is to be
-    #[arg(long, value_enum, default_value = "raw")]
-    pub(crate) format: ExportFormat,
-    /// Replace a file that is there
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    pub(crate) json: bool,
-}
-
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub(crate) enum ExportFormat {
-    /// Byte n of the drive is byte n of the file
-    Raw,
-    /// QEMU's format
-    Qcow2,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DriveResize {
-    #[command(flatten)]
-    pub(crate) drive: DriveName,
-    /// Its new size, such as 20GiB
-    #[arg(value_parser = size::parse)]
-    pub(crate) size: u64,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Limit {
-    /// LAB, LAB/MACHINE or LAB/MACHINE:DEVICE; DEVICE is a drive (d00, ...) or a NIC (eth0, ...)
-    #[arg(value_name = "TARGET")]
-    pub(crate) target: String,
-    /// The lab that MACHINE belongs to
-    #[arg(short, long, value_name = "LAB")]
-    pub(crate) playground: Option<String>,
-    /// Of a lab or machine: all its drives together
-    #[arg(long, conflicts_with = "nics")]
-    pub(crate) drives: bool,
-    /// Of a lab or machine: what is sent on all its NICs together
-    #[arg(long)]
-    pub(crate) nics: bool,
-    /// Bytes in a second, such as 10MiB
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, required_unless_present_any = ["ops", "off"])]
-    pub(crate) bytes: Option<u64>,
-    /// Bytes beyond that at once, after a rest; none where not given
-    #[arg(long, value_name = "SIZE", value_parser = size::parse, requires = "bytes")]
-    pub(crate) bytes_burst: Option<u64>,
-    /// Operations in a second
-    #[arg(long, value_name = "N")]
-    pub(crate) ops: Option<u64>,
-    /// Operations beyond that at once, after a rest; none where not given
-    #[arg(long, value_name = "N", requires = "ops")]
-    pub(crate) ops_burst: Option<u64>,
-    /// No limit any more
-    #[arg(long, conflicts_with_all = ["bytes", "ops"])]
-    pub(crate) off: bool,
 }
 
 #[derive(Debug, Args)]

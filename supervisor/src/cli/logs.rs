@@ -106,6 +106,8 @@ fn follows(folder: &Folder) -> Result<bool, Failure> {
 pub(crate) fn sentence(entry: &Entry) -> String {
     let what = match &entry.what {
         What::Condition { name, message } => format!("{name:?}: {message}"),
+        What::Task { name, status, why } if why.is_empty() => format!("task {name}: {}", status.word()),
+        What::Task { name, status, why } => format!("task {name}: {}: {why}", status.word()),
         What::Note(text) => text.clone(),
         What::Ended(reason) => format!("ended: {reason}"),
         What::Vmm { happening, .. } => match happening {

@@ -6,22 +6,30 @@ mod console;
 mod down;
 mod drive;
 mod exec;
+mod expire;
 mod hold;
 mod image;
 mod kernel;
 mod limit;
 mod logs;
+mod manifest;
 mod naming;
 mod net;
 mod output;
 mod ps;
+mod quota;
+mod rename;
 mod saved;
+mod start;
+mod status;
 mod stop;
 mod supervise;
+mod tasks;
 mod terminal;
 mod transfer;
 mod up;
 mod users;
+mod wait;
 
 use std::process::ExitCode;
 
@@ -33,6 +41,7 @@ use labyard_supervisor::export::{ChainError, DraftError, ExportError};
 use labyard_supervisor::home::{Home, HomeError};
 use labyard_supervisor::host::HostError;
 use labyard_supervisor::jailed::StartError;
+use labyard_supervisor::quota::{AdmitError, QuotaError};
 
 use args::{Command, DriveVerb, ImageVerb, KernelVerb, Verb};
 
@@ -44,6 +53,8 @@ pub(crate) mod code {
     pub(crate) const INPUT: u8 = 2;
     /// A deadline passed.
     pub(crate) const DEADLINE: u8 = 3;
+    /// An init task failed.
+    pub(crate) const TASK: u8 = 4;
     /// `exec`: labyard itself failed, not the program.
     pub(crate) const OWN: u8 = 125;
     /// Interrupted.
@@ -93,6 +104,8 @@ fn code_of(error: &anyhow::Error) -> u8 {
                 cause.downcast_ref(),
                 Some(ExportError::Draft(DraftError::Exists { .. } | DraftError::Place { .. }))
             )
+            || matches!(cause.downcast_ref(), Some(AdmitError::Quota(_)))
+            || cause.is::<QuotaError>()
             || matches!(cause.downcast_ref(), Some(StartError::Descriptors { .. }))
             || matches!(cause.downcast_ref(), Some(BuilderError::Refused { input: true, .. }))
     });
@@ -105,10 +118,19 @@ pub(crate) fn main() -> ExitCode {
     match run(command) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            let error: &(dyn std::error::Error + 'static) = failure.error.as_ref();
-            output::complain(&format!("error: {}", labyard_supervisor::words::chain(error)));
+            complain(&failure);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// One line, and where it is about a manifest the line of that.
+fn complain(failure: &Failure) {
+    let error: &(dyn std::error::Error + 'static) = failure.error.as_ref();
+    output::complain(&format!("error: {}", labyard_supervisor::words::chain(error)));
+    let fault = failure.error.chain().find_map(|cause| cause.downcast_ref::<Fault>());
+    if let Some(snippet) = fault.and_then(|fault| fault.snippet.as_ref()) {
+        output::complain(snippet);
     }
 }
 
@@ -119,6 +141,9 @@ fn run(command: Command) -> Outcome {
         output::bytes(&script);
         return Ok(0);
     }
+    if let Verb::Manifest(manifest) = &command.verb {
+        return manifest::manifest(&manifest.verb);
+    }
     let home = Home::open()?;
     match command.verb {
         Verb::Up(up) => up::up(&home, &up),
@@ -128,6 +153,14 @@ fn run(command: Command) -> Outcome {
         Verb::Logs(logs) => logs::logs(&home, &logs),
         Verb::Events(events) => logs::events(&home, &events),
         Verb::Stop(stop) => stop::stop(&home, &stop),
+        Verb::Status(status) => status::status(&home, &status),
+        Verb::Tasks(tasks) => tasks::tasks(&home, &tasks),
+        Verb::Quota(json) => quota::quota(&home, json.json),
+        Verb::Wait(wait) => wait::wait(&home, &wait),
+        Verb::Rename(rename) => rename::rename(&home, &rename),
+        Verb::Expire(expire) => expire::expire(&home, &expire),
+        Verb::Start(start) => start::start(&home, &start),
+        Verb::Restart(restart) => start::restart(&home, &restart),
         Verb::Pause(hold) => hold::hold(&home, &hold, hold::PAUSE),
         Verb::Resume(hold) => hold::hold(&home, &hold, hold::RESUME),
         Verb::Save(save) => saved::save(&home, &save),
@@ -157,7 +190,7 @@ fn run(command: Command) -> Outcome {
             ImageVerb::Rm(rm) => image::rm(&home, &rm),
             ImageVerb::Prune(prune) => image::prune(&home, &prune),
         },
-        Verb::Completion { .. } => Ok(0),
+        Verb::Completion { .. } | Verb::Manifest(_) => Ok(0),
         Verb::Supervise { name } => supervise::supervise(&home, &name),
     }
 }

@@ -13,32 +13,32 @@ use super::{Outcome, output};
 
 /// One lab, as `ps --json` shows it.
 #[derive(Serialize)]
-struct Lab {
-    name: String,
-    standing: Standing,
+pub(super) struct Lab {
+    pub(super) name: String,
+    pub(super) standing: Standing,
     manifest: String,
-    created_ms: u64,
+    pub(super) created_ms: u64,
     supervisor_pid: Option<i32>,
     vmm_pid: Option<i32>,
-    conditions: Vec<Condition>,
-    machines: Vec<Shown>,
-    end: Option<String>,
+    pub(super) conditions: Vec<Condition>,
+    pub(super) machines: Vec<Shown>,
+    pub(super) end: Option<String>,
 }
 
 #[derive(Serialize)]
-struct Shown {
-    name: String,
-    state: String,
+pub(super) struct Shown {
+    pub(super) name: String,
+    pub(super) state: String,
     ready: bool,
-    cpu_count: u32,
-    memory_mib: u64,
+    pub(super) cpu_count: u32,
+    pub(super) memory_mib: u64,
     page_size: u64,
     addresses: Vec<Address>,
-    conditions: Vec<Condition>,
+    pub(super) conditions: Vec<Condition>,
 }
 
 #[derive(Serialize)]
-struct Address {
+pub(super) struct Address {
     network: String,
     address: std::net::Ipv4Addr,
 }
@@ -127,7 +127,7 @@ fn nothing_known(name: &str) -> Lab {
     }
 }
 
-fn shown(state: State) -> Lab {
+pub(super) fn shown(state: State) -> Lab {
     let standing = state.standing();
     let alive =
         |who: &Option<labyard_supervisor::record::Who>| who.as_ref().filter(|who| who.is_alive()).map(|who| who.pid);

@@ -25,6 +25,16 @@ pub(crate) fn stop(home: &Home, stop: &Stop) -> Outcome {
     }
 }
 
+/// The same, where nobody wants to hear of what does not run.
+pub(crate) fn quietly(home: &Home, wanted: &Stop) -> Result<(), super::Failure> {
+    let lab = wanted.name.as_deref().map(|name| name.split_once('/').map_or(name, |(lab, _)| lab));
+    match naming::lab_or_only(home, lab)? {
+        Some(folder) if has_ended(&folder)? => Ok(()),
+        Some(_) => stop(home, wanted).map(|_| ()),
+        None => Err(super::Failure::input("no lab is there")),
+    }
+}
+
 fn whole_lab(folder: &Folder, grace: Duration) -> Outcome {
     if has_ended(folder)? {
         output::complain(&format!("lab `{}` does not run: nothing to do", folder.name));

@@ -2,10 +2,14 @@
 //!
 //! ```text
 //!   GET  /v1/status                          state.json as it is now
+//!   GET  /v1/vmm                             what the vmm says of all machines: `spec::control::Status`
+//!   POST /v1/tasks/NAME/retry                204 once a task that failed may run again; 409 where it has not failed
+//!   POST /v1/expiry                          204 once the body is when it ends by itself: `record::Expiry`
 //!   POST /v1/machines/NAME/connect/PORT      101, then a raw stream to a vsock port of the guest
 //!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
 //!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
 //!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
+//!   POST /v1/machines/NAME/start             204 once a machine that had ended starts anew
 //!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
 //!   POST /v1/machines/NAME/pause, resume     204 once it stands still or goes on
 //!   POST /v1/pause, resume                   the same for all
@@ -35,6 +39,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::change::ChangeError;
+use super::expiry::Usage;
 use super::hold::{self, HoldError};
 use super::shared::Shared;
 use super::stop;
@@ -60,11 +65,15 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/machines/{machine}/console", post(console))
         .route("/v1/machines/{machine}/console/size", post(console_size))
         .route("/v1/machines/{machine}/stop", post(stop_machine))
+        .route("/v1/machines/{machine}/start", post(start_machine))
         .route("/v1/change", post(change))
         .route("/v1/machines/{machine}/pause", post(pause_machine))
         .route("/v1/machines/{machine}/resume", post(resume_machine))
         .route("/v1/pause", post(pause))
         .route("/v1/resume", post(resume))
+        .route("/v1/vmm", get(vmm))
+        .route("/v1/expiry", post(expire))
+        .route("/v1/tasks/{task}/retry", post(retry))
         .route("/v1/save", post(save))
         .route("/v1/down", post(down))
         .merge(super::links::routes())
@@ -112,6 +121,35 @@ async fn status(State(shared): State<Arc<Shared>>) -> Response {
     axum::Json(shared.state()).into_response()
 }
 
+async fn vmm(State(shared): State<Arc<Shared>>) -> Answer {
+    let folder = shared.folder.clone();
+    let asked = tokio::task::spawn_blocking(move || Control::connect(&folder)?.status()).await;
+    let told = asked.map_err(|panicked| bad_gateway(&panicked))?;
+    Ok(axum::Json(told.map_err(|error: ControlError| bad_gateway(&error))?).into_response())
+}
+
+async fn retry(
+    State(shared): State<Arc<Shared>>,
+    Path(task): Path<String>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    let state = shared.state();
+    let Some(known) = state.tasks.iter().find(|known| known.name == task) else {
+        return Err((StatusCode::NOT_FOUND, format!("no init task `{task}` in lab `{}`", state.name)));
+    };
+    match super::tasks::retry(&shared, &task) {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err((
+            StatusCode::CONFLICT,
+            format!("task `{task}` is {}: only one that failed runs again", known.status.word()),
+        )),
+    }
+}
+
+async fn expire(State(shared): State<Arc<Shared>>, axum::Json(expiry): axum::Json<record::Expiry>) -> StatusCode {
+    shared.change(|inner| inner.state.expiry = expiry);
+    StatusCode::NO_CONTENT
+}
+
 #[derive(Deserialize)]
 struct Grace {
     grace_ms: u64,
@@ -130,6 +168,20 @@ async fn stop_machine(
     known(&shared.state(), &machine)?;
     match stop::stop_machine(&shared, &machine, Duration::from_millis(grace.grace_ms)).await {
         Ok(ended) => Ok(record::ended_text(&ended).into_response()),
+        Err(error) => Err(bad_gateway(&error)),
+    }
+}
+
+async fn start_machine(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    if known(&shared.state(), &machine)?.ended.is_none() {
+        return Err((StatusCode::CONFLICT, format!("machine `{machine}` runs already")));
+    }
+    let starting = tokio::task::spawn_blocking(move || super::again::start(&shared, &machine));
+    match starting.await.map_err(|panicked| bad_gateway(&panicked))? {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err(bad_gateway(&error)),
     }
 }
@@ -238,13 +290,13 @@ async fn change(
 }
 
 /// Opens a stream into a guest and gives it to the caller.
-async fn stream(shared: &Shared, machine: &str, wish: control::Request, request: Request) -> Answer {
+async fn stream(shared: &Arc<Shared>, machine: &str, wish: control::Request, request: Request) -> Answer {
     runs(&shared.state(), machine)?;
     open(shared, wish, request).await
 }
 
 /// Has the vmm open a stream and gives it to the caller.
-pub(super) async fn open(shared: &Shared, wish: control::Request, request: Request) -> Answer {
+pub(super) async fn open(shared: &Arc<Shared>, wish: control::Request, request: Request) -> Answer {
     let wanted = request.headers().get(UPGRADE).is_some_and(|value| value == STREAM_PROTOCOL);
     if !wanted {
         return Err((StatusCode::UPGRADE_REQUIRED, format!("ask for an upgrade to {STREAM_PROTOCOL}")));
@@ -256,7 +308,9 @@ pub(super) async fn open(shared: &Shared, wish: control::Request, request: Reque
     guest.set_nonblocking(true).map_err(|error| bad_gateway(&error))?;
     let guest = UnixStream::from_std(guest).map_err(|error| bad_gateway(&error))?;
     let upgrade = hyper::upgrade::on(request);
+    let used = Usage::begin(shared);
     tokio::spawn(async move {
+        let _used = used;
         if let Ok(caller) = upgrade.await {
             carry(TokioIo::new(caller), guest).await;
         }

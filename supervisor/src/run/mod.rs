@@ -9,12 +9,15 @@
 //! folder, so it can be killed at any moment: the next one finds all of it there. It dies with nobody and kills nobody unasked.
 
 mod adopt;
+mod again;
 mod api;
 mod change;
+mod expiry;
 mod hold;
 mod links;
 mod shared;
 mod stop;
+mod tasks;
 mod watch;
 
 use std::io;
@@ -30,7 +33,7 @@ use crate::host::{HostError, Programs};
 use crate::jailed::{self, StartError};
 use crate::journal::{Journal, What};
 use crate::plan::Plan;
-use crate::record::{ConditionName, Standing, State};
+use crate::record::{ConditionName, Standing, State, Then};
 use crate::words::{chain, last_line, log};
 use shared::{Phase, Saving, Shared};
 
@@ -38,6 +41,9 @@ use shared::{Phase, Saving, Shared};
 const DRAIN_WITHIN: Duration = Duration::from_secs(2);
 /// How long answers that are being written may take at the end.
 const FAREWELL_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long a command that changes the playground is waited for before an expired one is removed.
+const LOCK_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why the supervisor could not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +98,8 @@ async fn supervise(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunErr
     let shared = Arc::new(Shared::new(folder.clone(), state, journal));
     let (server, farewell) = api::serve(&shared).map_err(RunError::Loop)?;
     serving();
+    tokio::spawn(tasks::mind(Arc::clone(&shared)));
+    let expiring = tokio::spawn(expiry::watch(Arc::clone(&shared)));
     let ended = match vmm {
         Some(vmm) => adopt::adopt(&shared, &vmm).await,
         None => start(&shared).await,
@@ -104,7 +112,20 @@ async fn supervise(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunErr
     shared.set_phase(Phase::Over);
     let _ = farewell.send(());
     let _ = tokio::time::timeout(FAREWELL_WITHIN, server).await;
-    Ok(())
+    match tokio::time::timeout(FAREWELL_WITHIN, expiring).await {
+        Ok(Ok(Then::Remove)) => remove(folder),
+        _ => Ok(()),
+    }
+}
+
+/// Removes a playground that has expired; a command that is about to change it comes first.
+fn remove(folder: &Folder) -> Result<(), RunError> {
+    let Some(_lock) = folder.lock(false, LOCK_PATIENCE)? else { return Ok(()) };
+    match State::read(folder)?.map(|state| state.standing()) {
+        Some(Standing::Ended) => Ok(folder.remove()?),
+        // Somebody has started it again.
+        _ => Ok(()),
+    }
 }
 
 /// Starts the vmm and stays with it. Returns why it ended.

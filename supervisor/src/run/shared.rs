@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use labyard_spec::control::{Event, Happening, MachineState};
 
+use super::expiry::Usage;
 use crate::home::{Folder, HomeError};
 use crate::journal::{Journal, What};
-use crate::record::{Condition, ConditionName, Machine, State, Who, now_ms};
+use crate::record::{Condition, ConditionName, Machine, State, TaskState, TaskStatus, Who, now_ms};
 use crate::words::{chain, log, printable};
 
 /// Longest text of a guest or the vmm that is written down, in bytes.
@@ -37,6 +38,8 @@ pub(super) struct Shared {
     bell: tokio::sync::watch::Sender<Phase>,
     /// Held by who changes `plan.json`, until the vmm has made the change or refused it. No other lock is taken under it.
     pub(super) planning: Mutex<()>,
+    /// Who uses it.
+    pub(super) usage: Usage,
 }
 
 /// How far a save is.
@@ -79,7 +82,7 @@ impl Shared {
             calls: HashMap::new(),
         };
         let bell = tokio::sync::watch::Sender::new(Phase::Starting);
-        Self { folder, inner: Mutex::new(inner), bell, planning: Mutex::default() }
+        Self { folder, inner: Mutex::new(inner), bell, planning: Mutex::default(), usage: Usage::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -111,6 +114,11 @@ impl Shared {
     /// Rings after every change.
     pub(super) fn bell(&self) -> tokio::sync::watch::Receiver<Phase> {
         self.bell.subscribe()
+    }
+
+    /// Rings without a change.
+    pub(super) fn ring(&self) {
+        self.bell.send_modify(|_| {});
     }
 
     pub(super) fn set_phase(&self, phase: Phase) {
@@ -207,6 +215,7 @@ impl Shared {
             inner.say(Some(&event.machine), what);
             match happening {
                 Happening::Started => {
+                    inner.started_again(position);
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");
                 }
                 Happening::Ended(state) => inner.machine_ended(position, state),
@@ -252,7 +261,7 @@ impl Inner {
         true
     }
 
-    fn say(&mut self, machine: Option<&str>, what: What) {
+    pub(super) fn say(&mut self, machine: Option<&str>, what: What) {
         self.lines.push((machine.map(str::to_owned), what));
     }
 
@@ -262,6 +271,18 @@ impl Inner {
             && state != MachineState::Running
         {
             machine.ended = Some(state);
+        }
+    }
+
+    /// A machine that had ended runs anew: what it had reached is over, and so is what all of them had.
+    fn started_again(&mut self, position: usize) {
+        if let Some(machine) = self.state.machines.get_mut(position)
+            && machine.ended.is_some()
+        {
+            let page_size = machine.page_size;
+            machine.begin_again();
+            machine.page_size = page_size;
+            self.state.conditions.retain(|condition| condition.name != ConditionName::Ready);
         }
     }
 
@@ -289,16 +310,32 @@ impl Inner {
         self.say(machine, What::Condition { name, message });
         if machine.is_some() && name == ConditionName::AgentReachable {
             self.reached(machine, ConditionName::Ready, "the machine can be used");
-            let ready = |machine: &Machine| machine.has(ConditionName::Ready);
-            if self.state.machines.iter().all(ready) {
-                self.reached(None, ConditionName::Ready, "every machine can be used");
-            }
+            self.may_be_ready();
+        }
+    }
+
+    /// It is ready when every machine is, and every init task has completed.
+    fn may_be_ready(&mut self) {
+        let ready = |machine: &Machine| machine.has(ConditionName::Ready);
+        let done = |task: &TaskState| task.status == TaskStatus::Completed;
+        if self.state.machines.iter().all(ready) && self.state.tasks.iter().all(done) {
+            self.reached(None, ConditionName::Ready, "every machine can be used");
+        }
+    }
+
+    /// An init task has completed.
+    pub(super) fn tasks_may_be_done(&mut self) {
+        let tasks = &self.state.tasks;
+        if tasks.iter().all(|task| task.status == TaskStatus::Completed) {
+            let message = format!("init tasks completed: {}", tasks.len());
+            self.reached(None, ConditionName::TasksDone, &message);
+            self.may_be_ready();
         }
     }
 }
 
 /// Foreign text, cut and safe to print.
-fn bounded(text: &str) -> String {
+pub(super) fn bounded(text: &str) -> String {
     let cut = text.char_indices().map(|(position, _)| position).find(|position| *position >= MAX_FOREIGN_TEXT);
     printable(text.get(..cut.unwrap_or(text.len())).unwrap_or_default())
 }
@@ -341,6 +378,8 @@ mod tests {
             vmm: None,
             conditions: Vec::new(),
             machines: vec![web],
+            expiry: crate::record::Expiry::default(),
+            tasks: Vec::new(),
             end: None,
         };
         let shared = Shared::new(folder.clone(), state, Journal::open(&folder).expect("a journal"));

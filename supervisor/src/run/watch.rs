@@ -124,8 +124,12 @@ pub(super) fn last_words(shared: &Shared) {
     if file.take(MAX_LAST_WORDS).read_to_end(&mut text).is_err() {
         return;
     }
+    let known = crate::journal::last_vmm_event(&shared.folder);
     for line in text.split(|byte| *byte == b'\n') {
-        if let Ok(Event { machine, what: Happening::Ended(state), .. }) = serde_json::from_slice(line) {
+        // A machine that was started anew after its end is not over because of that.
+        if let Ok(Event { number, machine, what: Happening::Ended(state), .. }) = serde_json::from_slice(line)
+            && number > known
+        {
             shared.machine_ended(&machine, &state);
         }
     }

@@ -89,11 +89,10 @@ fn a_vmm_that_dies_is_told_with_its_last_words() {
     let host = Host::new();
     host.up("lab", &["web"]);
     kill(i32::try_from(host.ps()["vmm_pid"].as_i64().expect("a pid")).expect("a pid"), Signal::KILL);
-    until("its end is written down", || host.ps()["standing"] == "ended" && host.ps()["supervisor_pid"].is_null());
+    until("its end is written down", || host.ps()["standing"] == "stopped" && host.ps()["supervisor_pid"].is_null());
     assert!(host.ps()["end"].as_str().expect("a reason").contains("signal: 9"), "{}", host.ps());
     let (_, stderr) = host.expect(2, &["exec", "lab/web", "--", "true"]);
-    assert!(stderr.contains("is ended") && stderr.contains("labyard down lab"), "{stderr}");
-    host.expect(2, &["up", &host.manifest("lab", &["web"])]);
+    assert!(stderr.contains("is stopped") && stderr.contains("labyard start lab"), "{stderr}");
     host.expect(0, &["down", "lab"]);
     host.assert_clean();
 }
@@ -103,7 +102,7 @@ fn a_vmm_that_dies_at_birth_fails_the_up_with_its_last_words() {
     let host = Host::new();
     let (_, stderr) = host.expect(1, &["up", &host.manifest("lab", &["doom"])]);
     assert!(stderr.contains("out of luck") && stderr.contains("exit status: 125"), "{stderr}");
-    assert_eq!(host.ps()["standing"], "ended");
+    assert_eq!(host.ps()["standing"], "stopped");
     host.expect(0, &["down", "lab"]);
     host.assert_clean();
 }
@@ -219,7 +218,7 @@ fn a_name_is_taken_once_and_a_machine_is_found_by_the_shortest_name_that_is_clea
     let host = Host::new();
     host.up("one", &["web", "db"]);
     let (_, stderr) = host.expect(2, &["up", &host.manifest("one", &["web"])]);
-    assert!(stderr.contains("is running already") && stderr.contains("labyard down one"), "{stderr}");
+    assert!(stderr.contains("is running with another manifest: machines[db] is gone"), "{stderr}");
     host.expect(0, &["up", &host.manifest("one", &["web"]), "--name", "two"]);
     host.expect(0, &["exec", "db", "--", "true"]);
     let (_, stderr) = host.expect(2, &["exec", "web", "--", "true"]);

@@ -1,11 +1,18 @@
 //! Whole labs on fakes: the real `labyard` around a monitor, a jail and a builder that need no KVM, no image and no privileges.
 
+mod changing;
+mod chaos;
 mod drives;
 mod host;
 mod images;
 mod kernels;
 mod lifecycle;
 mod links;
+mod living;
+mod manifests;
+mod quotas;
 mod saved;
+mod starting;
 mod stopping;
 mod streams;
+mod tasks;

@@ -27,7 +27,7 @@ fn a_whole_lab_is_stopped_and_its_disks_stay() {
     host.up("lab", &["web", "stubborn"]);
     let (stdout, _) = host.expect(0, &["stop", "lab", "--grace", "1s"]);
     assert_eq!(stdout, "web: powered off\nstubborn: killed\n");
-    assert_eq!(host.ps()["standing"], "ended");
+    assert_eq!(host.ps()["standing"], "stopped");
     assert!(host.lab("lab").join("machines/web/d00.overlay").exists());
     let (_, stderr) = host.expect(0, &["stop", "lab"]);
     assert!(stderr.contains("lab `lab` does not run: nothing to do"), "{stderr}");

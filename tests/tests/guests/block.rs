@@ -364,7 +364,7 @@ fn killed(lab: &Lab, folder: &Path) -> Result<()> {
     }
     host::reap(&mut child)?;
     ensure!(rounds >= enough, "it wrote {rounds} rounds");
-    let ended = || Ok(lab.ps()?.filter(|shown| shown["standing"] == "ended"));
+    let ended = || Ok(lab.ps()?.filter(|shown| shown["standing"] == "stopped"));
     host::wait_for("the lab is over", PATIENCE, ended, || format!("{:?}", lab.ps()))?;
     for (index, serial) in [(0u64, "d09"), (1, "d10")] {
         let path = folder.join(serial);

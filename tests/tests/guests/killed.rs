@@ -65,7 +65,7 @@ fn labs_outlive_their_supervisor_and_not_their_vmm() -> Result<()> {
         lab.check("after the vmm is killed, ps says so", |lab| {
             let (_, vmm) = lab.processes()?;
             host::signal(vmm, "KILL")?;
-            let ended = || Ok(lab.ps()?.filter(|shown| shown["standing"] == "ended"));
+            let ended = || Ok(lab.ps()?.filter(|shown| shown["standing"] == "stopped"));
             let seen = || format!("{:?}", lab.ps());
             host::wait_for("the lab is over", Duration::from_secs(60), ended, seen)?;
             let said = lab.exec("one", &["true"])?;

@@ -267,6 +267,6 @@ fn stop(lab: &Lab) -> Result<()> {
     let again = host::run(&["stop", lab.name()])?.expect(0)?;
     ensure!(again.stderr.contains("nothing to do"), "{again:?}");
     let Some(shown) = lab.ps()? else { bail!("the lab is gone") };
-    ensure!(shown["standing"] == "ended", "{shown}");
+    ensure!(shown["standing"] == "stopped", "{shown}");
     Ok(())
 }

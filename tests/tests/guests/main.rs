@@ -14,5 +14,6 @@ mod quiet;
 mod refused;
 mod saved;
 mod sizes;
+mod starting;
 mod two_machines;
 mod uplink;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::super::document::{At, Maybe, Playground, Task as WrittenTask};
 use super::super::lab::{AccessControl, InitCondition, PortForward, Tab, Task};
 use super::super::place::{Broken, broken};
+use super::super::snippet::meant;
 use super::{machine_name, one_of};
 
 const DEFAULT_TIMEOUT_SECONDS: u32 = 60;
@@ -78,7 +79,8 @@ fn task(
     for (need, position) in task.needs.iter().flatten().zip(0..) {
         if !tasks.contains_key(&need.value) {
             let there: Vec<_> = tasks.keys().map(String::as_str).collect();
-            let message = format!("no task `{}`: there is {}", need.value, there.join(", "));
+            let meant = meant(&need.value, there.iter().copied());
+            let message = format!("no task `{}`: there is {}{meant}", need.value, there.join(", "));
             return Err(broken(need, &format!("{path}.needs[{position}]"), message));
         }
     }
@@ -88,7 +90,8 @@ fn task(
     for (condition, position) in task.conditions.iter().flatten().zip(0..) {
         let key = &condition.value.key;
         if !keys.contains(&key.value.as_str()) {
-            let message = format!("no init condition `{}`: there is {}", key.value, keys.join(", "));
+            let meant = meant(&key.value, keys.iter().copied());
+            let message = format!("no init condition `{}`: there is {}{meant}", key.value, keys.join(", "));
             return Err(broken(key, &format!("{path}.conditions[{position}].key"), message));
         }
     }

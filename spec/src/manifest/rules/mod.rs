@@ -11,6 +11,7 @@ use super::check_name;
 use super::document::{At, Document};
 use super::lab::{About, Lab};
 use super::place::{Broken, broken};
+use super::snippet::meant;
 
 /// Checks everything.
 pub(super) fn lab(document: &Document, text: &str) -> Result<Lab, Box<Broken>> {
@@ -80,7 +81,9 @@ fn one_of(word: &At<String>, path: &str, words: &[&str]) -> Result<(), Box<Broke
     if words.contains(&word.value.as_str()) {
         return Ok(());
     }
-    Err(broken(word, path, format!("`{}` is none of {}", word.value, words.join(", "))))
+    Err(broken(word, path, {
+        format!("`{}` is none of {}{}", word.value, words.join(", "), meant(&word.value, words.iter().copied()))
+    }))
 }
 
 /// The name of a machine of this lab.
@@ -88,5 +91,6 @@ fn machine_name(name: &At<String>, path: &str, machines: &[&str]) -> Result<(), 
     if machines.contains(&name.value.as_str()) {
         return Ok(());
     }
-    Err(broken(name, path, format!("no machine `{}`: there is {}", name.value, machines.join(", "))))
+    let meant = meant(&name.value, machines.iter().copied());
+    Err(broken(name, path, format!("no machine `{}`: there is {}{meant}", name.value, machines.join(", "))))
 }

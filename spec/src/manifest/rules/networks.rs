@@ -3,9 +3,11 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
+use super::super::MAX_NETWORKS;
 use super::super::document::{Maybe, Playground};
 use super::super::lab::{Interface, Machine, Network};
 use super::super::place::{Broken, broken};
+use super::super::snippet::meant;
 use super::host_name;
 use crate::net::{Ipv4Subnet, Mac};
 
@@ -25,6 +27,9 @@ pub(super) fn check(playground: &Playground) -> Result<Vec<Draft>, Box<Broken>> 
     };
     if list.value.is_empty() {
         return Err(broken(list, "networks", "at least one is needed; leave the field out for a network `local`"));
+    }
+    if list.value.len() > MAX_NETWORKS {
+        return Err(broken(list, "networks", format!("{} networks, more than {MAX_NETWORKS}", list.value.len())));
     }
     let mut drafts: Vec<Draft> = Vec::new();
     for (position, network) in list.value.iter().enumerate() {
@@ -167,7 +172,8 @@ fn wishes(drafts: &[Draft], playground: &Playground, taken: &mut [Taken]) -> Res
             };
             let Some(network) = drafts.iter().position(|draft| draft.name == name.value) else {
                 let there: Vec<_> = drafts.iter().map(|draft| draft.name.as_str()).collect();
-                let message = format!("no network `{}`: there is {}", name.value, there.join(", "));
+                let meant = meant(&name.value, there.iter().copied());
+                let message = format!("no network `{}`: there is {}{meant}", name.value, there.join(", "));
                 return Err(broken(name, &format!("{path}.network"), message));
             };
             let draft = &drafts[network];

@@ -6,7 +6,7 @@ use labyard_spec::control::{Happening, MachineState};
 use labyard_supervisor::client;
 use labyard_supervisor::home::{Folder, names};
 use labyard_supervisor::journal::{Entry, Reader, What};
-use labyard_supervisor::record::{ConditionName, State, Who, ended_text};
+use labyard_supervisor::record::{ConditionName, State, TaskState, TaskStatus, Who, ended_text};
 use labyard_supervisor::words;
 
 use super::super::logs::sentence;
@@ -20,16 +20,23 @@ const SUPERVISOR_LOOK: Duration = Duration::from_secs(1);
 /// Bytes of a console that are shown when a machine fails.
 const LAST_CONSOLE_BYTES: u64 = 2 << 10;
 
-/// Waits until every machine can be used.
-pub(super) async fn until_ready(
+/// Waits until these machines can be used; all of them where none is named.
+pub(in crate::cli) async fn until_ready(
     progress: &Progress,
     folder: &Folder,
     mut events: Reader,
+    machines: Option<&[String]>,
     limit: Duration,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
     let until = Instant::now() + limit;
     let mut look = Instant::now();
+    if machines.is_none()
+        && let Some(failed) = State::read(folder)?.and_then(|state| state.tasks.into_iter().find(TaskState::has_failed))
+    {
+        return Err(task_failed(folder, &failed.name, failed.why.as_deref().unwrap_or_default()));
+    }
+    let mut waiting: Vec<&String> = machines.into_iter().flatten().collect();
     loop {
         for entry in events.entries()? {
             if !matches!(
@@ -41,12 +48,16 @@ pub(super) async fn until_ready(
             ) {
                 progress.say(&sentence(&entry));
             }
-            if let What::Condition { name: ConditionName::Ready, .. } = entry.what
-                && entry.machine.is_none()
-            {
-                return Ok(());
+            if let What::Condition { name: ConditionName::Ready, .. } = entry.what {
+                waiting.retain(|name| entry.machine.as_ref() != Some(name));
+                if waiting.is_empty() && (machines.is_some() || entry.machine.is_none()) {
+                    return Ok(());
+                }
             }
-            failed(folder, &entry)?;
+            // Of a machine that nobody waits for, the end is its own affair.
+            if machines.is_none() || entry.machine.as_ref().is_none_or(|name| waiting.contains(&name)) {
+                failed(folder, &entry)?;
+            }
         }
         if Instant::now() >= until {
             return Err(late(folder, limit));
@@ -91,8 +102,21 @@ fn failed(folder: &Folder, entry: &Entry) -> Result<(), Failure> {
             )
             .into())
         }
+        (What::Task { name, status: TaskStatus::Failed, why }, _) => Err(task_failed(folder, name, why)),
         _ => Ok(()),
     }
+}
+
+/// An init task failed: which, why, and the last that it said.
+pub(in crate::cli) fn task_failed(folder: &Folder, task: &str, why: &str) -> Failure {
+    let lab = &folder.name;
+    let output = words::tail(&folder.task_log(task), LAST_CONSOLE_BYTES).filter(|text| !text.trim().is_empty());
+    let output =
+        output.map(|text| format!("\n--- last lines of its output\n{}\n---", text.trim_end())).unwrap_or_default();
+    let error = anyhow::anyhow!(
+        "init task `{task}` failed: {why}{output}\nthe lab runs on: `labyard tasks {lab} {task}` shows all of it, `labyard tasks {lab} {task} --retry` runs it again"
+    );
+    Failure { code: code::TASK, error }
 }
 
 fn late(folder: &Folder, limit: Duration) -> Failure {

@@ -4,8 +4,11 @@
 //!   read, check the host ──> lock, write the state ──> images, kernels ──> disks ──> plan ──> supervisor ──> Ready
 //!   nothing made so far      everything from here on is removed where it fails           stays where it fails
 //! ```
+//!
+//! A lab that is there already is brought to what the manifest asks for, as far as that goes without losing anything ([`again`]).
 
-mod follow;
+mod again;
+pub(in crate::cli) mod follow;
 mod needs;
 mod prepare;
 
@@ -14,12 +17,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use labyard_spec::manifest::{MAX_BYTES, Manifest, check_name};
-use labyard_supervisor::home::{Home, names};
+use labyard_spec::manifest::{Manifest, check_name};
+use labyard_supervisor::home::{Folder, Home, names};
 use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
-use labyard_supervisor::record::{Standing, State};
-use labyard_supervisor::{client, end, plan};
+use labyard_supervisor::record::State;
+use labyard_supervisor::tasks::Tasks;
+use labyard_supervisor::{client, end, plan, quota};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::args::Up;
@@ -31,14 +35,19 @@ const CLEANUP_GRACE: Duration = Duration::from_secs(5);
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Lines of progress, each with the time since the command began.
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     since: Instant,
     to_stderr: bool,
 }
 
 impl Progress {
+    /// Time counts from now.
+    pub(in crate::cli) fn new(to_stderr: bool) -> Self {
+        Self { since: Instant::now(), to_stderr }
+    }
+
     /// Prints a line.
-    pub(super) fn say(&self, text: &str) {
+    pub(in crate::cli) fn say(&self, text: &str) {
         let line = format!("[{:7.2} s] {text}", self.since.elapsed().as_secs_f64());
         if self.to_stderr { output::complain(&line) } else { output::line(&line) }
     }
@@ -104,15 +113,7 @@ pub(crate) fn up(home: &Home, up: &Up) -> Outcome {
 }
 
 fn read_manifest(up: &Up) -> Result<(Manifest, String), Failure> {
-    use std::io::Read;
-    let name = up.file.display().to_string();
-    let file = std::fs::File::open(&up.file);
-    let file = file.map_err(|error| Failure::input(format!("manifest {name}: {error}")))?;
-    let mut text = String::new();
-    // One byte more than is allowed, so that a longer one is told from one that just fits.
-    let read = file.take(MAX_BYTES as u64 + 1).read_to_string(&mut text);
-    read.map_err(|error| Failure::input(format!("manifest {name}: {error}")))?;
-    let mut manifest = Manifest::read(&text, &name)?;
+    let (mut manifest, text) = super::manifest::read(&up.file)?;
     if let Some(name) = &up.name {
         check_name(name).map_err(|error| Failure::input(format!("--name: {error}")))?;
         manifest.lab.name = name.clone();
@@ -121,7 +122,7 @@ fn read_manifest(up: &Up) -> Result<(Manifest, String), Failure> {
 }
 
 async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -> Outcome {
-    let progress = Progress { since: Instant::now(), to_stderr: up.json };
+    let progress = Progress::new(up.json);
     let cancel = Cancel::default();
     cancel.on_signals()?;
     let lab = &manifest.lab;
@@ -140,6 +141,8 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         programs: Programs::locate()?,
         progress: &progress,
         cancel: &cancel,
+        expiry: super::expire::of(&up.lifetime),
+        tasks: Tasks::choose(lab, &up.inputs).map_err(Failure::input)?,
     };
     let kernels = preparation.kernels()?;
     preparation.check_sources()?;
@@ -147,18 +150,16 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     let folder = &preparation.folder;
     let lock = folder.lock(true, LOCK_PATIENCE)?.context("the folder vanished")?;
     if let Some(state) = State::read(folder)? {
-        let way_out = match state.standing() {
-            Standing::Running | Standing::Unattended | Standing::Starting | Standing::Preparing => {
-                "give another --name, or end it with"
-            }
-            Standing::Ended | Standing::Interrupted => "remove what is left of it with",
-        };
-        let standing = state.standing().word();
-        return Err(Failure::input(format!("lab `{0}` is {standing} already: {way_out} `labyard down {0}`", lab.name)));
+        let again = again::Again { up, preparation: &preparation, text, kernels: &kernels };
+        again.apply(state, lock).await?;
+        return finish(up, folder);
     }
     let prepared = async {
+        // Nobody else is let in until what this one takes is written down.
+        let admitted = quota::admit(home, quota::Ask::of(lab), Some(&lab.name))?;
         let mut state = preparation.begin(text)?;
-        let plan = preparation.run(&kernels, &mut state).await?;
+        drop(admitted);
+        let plan = preparation.run(&kernels, &mut state, None).await?;
         folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
         let mut events = Reader::open(folder)?.context("the journal vanished")?;
         events.skip()?;
@@ -177,7 +178,10 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     };
     // From here on another command may change the lab: this one only looks on.
     drop(lock);
-    let reached = follow::until_ready(&progress, folder, events, up.timeout, &cancel).await;
+    if up.detach {
+        return finish(up, folder);
+    }
+    let reached = follow::until_ready(&progress, folder, events, None, up.timeout, &cancel).await;
     if let Err(failure) = &reached
         && failure.code == code::INTERRUPTED
     {
@@ -187,6 +191,10 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         }
     }
     reached?;
+    finish(up, folder)
+}
+
+fn finish(up: &Up, folder: &Folder) -> Outcome {
     if up.json {
         output::document(&State::read(folder)?.context("the state vanished")?)?;
     }

@@ -14,7 +14,8 @@ use labyard_supervisor::host::Programs;
 use labyard_supervisor::jailed::check_descriptors;
 use labyard_supervisor::journal::{Journal, What};
 use labyard_supervisor::plan::{self, Found, FoundBase, FoundKernel, Plan};
-use labyard_supervisor::record::{self, Condition, ConditionName, Machine, State, Who, now_ms};
+use labyard_supervisor::record::{self, Condition, ConditionName, Expiry, Machine, State, Who, now_ms};
+use labyard_supervisor::tasks::Tasks;
 use labyard_supervisor::words::printable;
 
 use super::super::Failure;
@@ -30,6 +31,10 @@ pub(super) struct Preparation<'a> {
     pub(super) programs: Programs,
     pub(super) progress: &'a Progress,
     pub(super) cancel: &'a Cancel,
+    /// When a lab that is made ends by itself.
+    pub(super) expiry: Expiry,
+    /// What a lab that is made runs once.
+    pub(super) tasks: Tasks,
 }
 
 /// One file to make.
@@ -83,6 +88,29 @@ impl Preparation<'_> {
     /// The first state, written before anything else is made: from here on `ps` and `down` know the lab.
     pub(super) fn begin(&self, text: &str) -> Result<State, Failure> {
         let lab = &self.manifest.lab;
+        let state = State {
+            version: record::VERSION,
+            name: lab.name.clone(),
+            manifest: self.manifest.file.clone(),
+            created_ms: now_ms(),
+            starter: Some(Who::of(std::process::id())?),
+            supervisor: None,
+            vmm: None,
+            conditions: Vec::new(),
+            machines: self.machines(),
+            expiry: self.expiry,
+            tasks: self.tasks.states(),
+            end: None,
+        };
+        state.write(&self.folder)?;
+        self.folder.write(names::MANIFEST, text.as_bytes())?;
+        self.tasks.write(&self.folder)?;
+        Journal::open(&self.folder)?;
+        Ok(state)
+    }
+
+    /// All machines, which have reached nothing so far.
+    pub(super) fn machines(&self) -> Vec<Machine> {
         let machine = |machine: &AskedMachine| Machine {
             name: machine.name.clone(),
             cpu_count: machine.cpu_count,
@@ -93,26 +121,16 @@ impl Preparation<'_> {
             paused: false,
             ended: None,
         };
-        let state = State {
-            version: record::VERSION,
-            name: lab.name.clone(),
-            manifest: self.manifest.file.clone(),
-            created_ms: now_ms(),
-            starter: Some(Who::of(std::process::id())?),
-            supervisor: None,
-            vmm: None,
-            conditions: Vec::new(),
-            machines: lab.machines.iter().map(machine).collect(),
-            end: None,
-        };
-        state.write(&self.folder)?;
-        self.folder.write(names::MANIFEST, text.as_bytes())?;
-        Journal::open(&self.folder)?;
-        Ok(state)
+        self.manifest.lab.machines.iter().map(machine).collect()
     }
 
-    /// Makes all of it.
-    pub(super) async fn run(&self, kernels: &[KernelRecord], state: &mut State) -> Result<Plan, Failure> {
+    /// Makes all of it; drives that the plan before has are kept.
+    pub(super) async fn run(
+        &self,
+        kernels: &[KernelRecord],
+        state: &mut State,
+        before: Option<&Plan>,
+    ) -> Result<Plan, Failure> {
         let builder = Builder { program: self.programs.find("rootfs-builder")?, home: self.home.path.clone() };
         let images = self.images(&builder).await?;
         self.reached(state, ConditionName::ImagesReady, &format!("images in the store: {}", images.len()))?;
@@ -127,7 +145,13 @@ impl Preparation<'_> {
             };
             found.push(Found { kernel, root: root.clone(), bases: bases.next().unwrap_or_default() });
         }
-        let plan = plan::plan(&self.manifest.lab, &found, &self.folder);
+        if let Some(before) = before {
+            self.keep_bases(before, &mut found);
+        }
+        let mut plan = plan::plan(&self.manifest.lab, &found, &self.folder);
+        if let Some(before) = before {
+            plan.keep_sizes(before);
+        }
         check_descriptors(&plan)?;
 
         let since = Instant::now();
@@ -136,6 +160,17 @@ impl Preparation<'_> {
         let message = format!("disks made: {made}, in {}", seconds(since.elapsed()));
         self.reached(state, ConditionName::DisksReady, &message)?;
         Ok(plan)
+    }
+
+    /// What a drive has written belongs to the file that it was written over, whatever its source has become since.
+    fn keep_bases(&self, before: &Plan, found: &mut [Found]) {
+        for (machine, found) in self.manifest.lab.machines.iter().zip(found) {
+            for (drive, base) in machine.drives.iter().zip(&mut found.bases) {
+                if let Some(kept) = before.base(&machine.name, &drive.serial) {
+                    *base = kept;
+                }
+            }
+        }
     }
 
     fn reached(&self, state: &mut State, name: ConditionName, message: &str) -> Result<(), Failure> {

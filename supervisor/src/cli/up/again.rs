@@ -1,0 +1,276 @@
+//! `up` of a lab that is there: what has changed since, and what that takes.
+//!
+//! | | nothing has changed | only what is shown | machines, networks, drives' number |
+//! |---|---|---|---|
+//! | runs | machines that have ended start | kept with the lab | refused: `--restart`, or stop it first |
+//! | stopped | starts | starts | made anew around the drives that are there, starts |
+//!
+//! A drive that would have to be made anew is refused either way: what it holds is not thrown away by `up`.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use labyard_rootfs_builder::store::KernelRecord;
+use labyard_spec::manifest::effective::{Difference, differences};
+use labyard_spec::manifest::{Lab, Manifest};
+use labyard_supervisor::home::{Lock, names};
+use labyard_supervisor::journal::Reader;
+use labyard_supervisor::plan::Plan;
+use labyard_supervisor::record::{ConditionName, End, Standing, State, now_ms};
+use labyard_supervisor::words::chain;
+use labyard_supervisor::{client, quota, saved};
+use serde_json::Value;
+
+use super::super::args::Up;
+use super::super::{Failure, code, start};
+use super::{follow, prepare};
+
+/// Differences that a refusal lists.
+const LISTED: usize = 8;
+/// What the supervisor needs beside the guests' grace.
+const SUPERVISOR_WITHIN: Duration = Duration::from_secs(45);
+/// How long guests may take to power off for a restart.
+const GRACE: Duration = Duration::from_secs(30);
+/// Fields that nothing is made from, or nothing any more: tasks run once.
+const SHOWN: [&str; 11] = [
+    "title",
+    "description",
+    "categories",
+    "cover",
+    "markdown",
+    "base",
+    "tabs",
+    "accessControl",
+    "initTasks",
+    "initConditions",
+    "portForwards",
+];
+
+/// A lab that is there, and what is asked of it now.
+pub(super) struct Again<'a> {
+    pub(super) up: &'a Up,
+    pub(super) preparation: &'a prepare::Preparation<'a>,
+    pub(super) text: &'a str,
+    pub(super) kernels: &'a [KernelRecord],
+}
+
+impl Again<'_> {
+    /// Does what can be done, and looks on until all can be used.
+    pub(super) async fn apply(&self, state: State, lock: Lock) -> Result<(), Failure> {
+        let (folder, progress) = (&self.preparation.folder, self.preparation.progress);
+        let name = &folder.name;
+        let standing = state.standing();
+        let Some(before) = folder.read(names::PLAN)? else {
+            let word = standing.word();
+            return Err(Failure::input(match standing {
+                Standing::Interrupted | Standing::Ended => {
+                    format!("lab `{name}` is {word} already: remove what is left of it with `labyard down {name}`")
+                }
+                _ => format!("lab `{name}` is {word} already: wait for it, or end it with `labyard down {name}`"),
+            }));
+        };
+        let before: Plan = serde_json::from_slice(&before).context("the lab's plan.json")?;
+        let changed = self.changed(&state)?;
+        let mut events = Reader::open(folder)?.context("the journal vanished")?;
+        events.skip()?;
+        match standing {
+            Standing::Ended | Standing::Interrupted => self.bring_back(state, &before, &changed, &mut events).await?,
+            _ if changed.iter().all(is_shown) => {
+                let client = client::attach_locked(folder, &lock)?;
+                let now = client.status().await?;
+                let ended: Vec<_> =
+                    now.machines.iter().filter(|one| one.ended.is_some()).map(|one| one.name.clone()).collect();
+                start::start_machines(folder, &client, &ended, progress).await?;
+                folder.write(names::MANIFEST, self.text.as_bytes())?;
+                let how = if changed.is_empty() { "nothing has changed" } else { "what is shown of it is kept" };
+                progress.say(&format!("lab {name} runs already: {how}"));
+                if ended.is_empty() && now.conditions.iter().any(|one| one.name == ConditionName::Ready) {
+                    return Ok(());
+                }
+                drop(lock);
+                let wanted = (!ended.is_empty()).then_some(ended.as_slice());
+                return self.look_on(events, wanted).await;
+            }
+            _ if self.up.restart => {
+                self.check_drives(&state, &changed)?;
+                let client = client::attach_locked(folder, &lock)?;
+                progress.say(&format!("stopping lab {name} to change {}", said(&changed)));
+                let stopped = tokio::time::timeout(GRACE + SUPERVISOR_WITHIN, client.down(GRACE)).await;
+                stopped.map_err(|_| Failure {
+                    code: code::DEADLINE,
+                    error: anyhow::anyhow!("the supervisor does not answer; `labyard down {name}` ends what is left"),
+                })??;
+                let state = State::read(folder)?.context("the state vanished")?;
+                self.bring_back(state, &before, &changed, &mut events).await?;
+            }
+            _ => {
+                self.check_drives(&state, &changed)?;
+                let (said, file) = (said(&changed), self.up.file.display());
+                return Err(Failure::input(format!(
+                    "lab `{name}` is {} with another manifest: {said}; \
+                     `labyard up {file} --restart` stops it, applies that and keeps its drives",
+                    standing.word()
+                )));
+            }
+        }
+        drop(lock);
+        self.look_on(events, None).await
+    }
+
+    async fn look_on(&self, events: Reader, machines: Option<&[String]>) -> Result<(), Failure> {
+        if self.up.detach {
+            return Ok(());
+        }
+        let (progress, cancel) = (self.preparation.progress, self.preparation.cancel);
+        let folder = &self.preparation.folder;
+        let reached = follow::until_ready(progress, folder, events, machines, self.up.timeout, cancel).await;
+        reached.map_err(|failure| match failure.code {
+            // It was there before, with drives that somebody wants.
+            code::INTERRUPTED => Failure {
+                error: anyhow::anyhow!(
+                    "interrupted; lab `{0}` goes on starting: `labyard stop {0}` stops it",
+                    folder.name
+                ),
+                ..failure
+            },
+            _ => failure,
+        })
+    }
+
+    /// What the manifest that the lab was made from says otherwise.
+    fn changed(&self, state: &State) -> Result<Vec<Difference>, Failure> {
+        let before = self.before(state)?;
+        Ok(differences(&before, &self.preparation.manifest.lab))
+    }
+
+    fn before(&self, state: &State) -> Result<Lab, Failure> {
+        let text = self.preparation.folder.read(names::MANIFEST)?.context("the lab's manifest.yaml is missing")?;
+        let text = String::from_utf8(text).context("the lab's manifest.yaml")?;
+        let mut lab = Manifest::read(&text, &state.manifest)?.lab;
+        lab.name.clone_from(&self.preparation.folder.name);
+        Ok(lab)
+    }
+
+    /// Starts a lab that has ended; where its manifest is another, what is missing is made first.
+    async fn bring_back(
+        &self,
+        mut state: State,
+        before: &Plan,
+        changed: &[Difference],
+        events: &mut Reader,
+    ) -> Result<(), Failure> {
+        let (folder, progress) = (&self.preparation.folder, self.preparation.progress);
+        if changed.iter().all(is_shown) {
+            progress.say(&format!("lab {} starts again, on the drives that it left", folder.name));
+            events.skip()?;
+            start::whole(folder, &mut state)?;
+            return Ok(folder.write(names::MANIFEST, self.text.as_bytes())?);
+        }
+        if saved::is_there(folder) {
+            let name = &folder.name;
+            let text = format!(
+                "lab `{name}` was saved, and its manifest has changed since: {}; `labyard restore {name}` lets it go on as it was",
+                said(changed)
+            );
+            return Err(Failure::input(text));
+        }
+        self.check_drives(&state, changed)?;
+        progress.say(&format!("changing {}", said(changed)));
+        let old = state.clone();
+        let admitted =
+            quota::admit(self.preparation.home, quota::Ask::of(&self.preparation.manifest.lab), Some(&folder.name))?;
+        state.begin_again()?;
+        state.conditions.retain(|condition| condition.name == ConditionName::TasksDone);
+        state.write(folder)?;
+        drop(admitted);
+        let made = async {
+            let plan = self.preparation.run(self.kernels, &mut state, Some(before)).await?;
+            // The plan counts: whoever comes after a kill in between finds the manifest changed still, and does the same again.
+            folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
+            folder.write(names::MANIFEST, self.text.as_bytes())?;
+            state.machines = self.preparation.machines();
+            state.manifest.clone_from(&self.preparation.manifest.file);
+            state.write(folder)?;
+            self.forget_machines(&old, &state)?;
+            Ok::<_, Failure>(())
+        };
+        if let Err(failure) = made.await {
+            let error: &(dyn std::error::Error + 'static) = failure.error.as_ref();
+            let reason = format!("changing it failed: {}", chain(error));
+            let _ = State { end: Some(End { at_ms: now_ms(), reason }), ..old }.write(folder); // the reason is what counts
+            return Err(failure);
+        }
+        // How it ended before is nobody's concern any more.
+        events.skip()?;
+        start::whole(folder, &mut state)
+    }
+
+    /// Removes folders of machines that the lab does not have any more.
+    fn forget_machines(&self, old: &State, new: &State) -> Result<(), Failure> {
+        for gone in old.machines.iter().filter(|old| new.machines.iter().all(|new| new.name != old.name)) {
+            let path = self.preparation.folder.machine(&gone.name);
+            match std::fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(anyhow::Error::new(error).context(path.display().to_string()).into());
+                }
+                _ => self.preparation.progress.say(&format!("{}: gone, with its drives", gone.name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what would throw away what a drive holds.
+    fn check_drives(&self, state: &State, changed: &[Difference]) -> Result<(), Failure> {
+        let before = self.before(state)?;
+        let name = &self.preparation.folder.name;
+        for machine in &self.preparation.manifest.lab.machines {
+            let Some(old) = before.machines.iter().find(|old| old.name == machine.name) else { continue };
+            for (new, old) in machine.drives.iter().zip(&old.drives) {
+                let source = |drive: &labyard_spec::manifest::lab::Drive| {
+                    drive.source.as_ref().map(|source| source.value.to_string())
+                };
+                let same = source(new) == source(old)
+                    && new.filesystem == old.filesystem
+                    && new.read_only == old.read_only
+                    && new.size_bytes.value == old.size_bytes.value;
+                if !same {
+                    return Err(Failure::input(format!(
+                        "drive {} of machine `{}` cannot be changed into another without losing what it holds: {}; \
+                         `labyard drive resize` makes one larger, `labyard down {name}` and `labyard up` make all of them anew",
+                        new.serial,
+                        machine.name,
+                        said(changed)
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether nothing is made from the field.
+fn is_shown(difference: &Difference) -> bool {
+    let field = difference.path.split(['.', '[']).next().unwrap_or_default();
+    SHOWN.contains(&field)
+}
+
+/// Differences in a sentence.
+pub(in crate::cli) fn said(changed: &[Difference]) -> String {
+    let value = |value: &Option<Value>| match value {
+        None => "nothing".to_owned(),
+        Some(Value::Object(_) | Value::Array(_)) => "there".to_owned(),
+        Some(Value::String(text)) if text.len() > 60 || text.contains('\n') => "another text".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(other) => other.to_string(),
+    };
+    let one = |difference: &Difference| match (&difference.from, &difference.to) {
+        (None, Some(Value::Object(_))) => format!("{} is new", difference.path),
+        (Some(Value::Object(_)), None) => format!("{} is gone", difference.path),
+        (from, to) => format!("{} was {}, is {}", difference.path, value(from), value(to)),
+    };
+    let mut said: Vec<String> = changed.iter().take(LISTED).map(one).collect();
+    if changed.len() > LISTED {
+        said.push(format!("{} more (`labyard manifest diff` shows all)", changed.len() - LISTED));
+    }
+    said.join(", ")
+}

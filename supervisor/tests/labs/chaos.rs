@@ -1,0 +1,100 @@
+//! kill -9 of whoever runs, at any moment: `ps` is true afterwards, `down` cleans, nothing is left.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use super::host::{Host, kill, text};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Moments that are tried; `LABYARD_SOAK` in the environment makes it the fifty of the plan.
+const MOMENTS: u64 = 12;
+
+/// Where the dice begin; printed by a failure, so that it can be thrown again with `LABYARD_SEED`.
+fn seed() -> u64 {
+    let given = std::env::var("LABYARD_SEED").ok().and_then(|text| text.parse().ok());
+    given.unwrap_or_else(|| u64::from(std::process::id()))
+}
+
+/// A number below `most` (xorshift64*).
+fn throw(state: &mut u64, most: u64) -> u64 {
+    *state ^= *state >> 12;
+    *state ^= *state << 25;
+    *state ^= *state >> 27;
+    state.wrapping_mul(0x2545_f491_4f6c_dd1d) % most
+}
+
+/// The process of this name in `state.json`, if it lives.
+fn pid_of(host: &Host, who: &str) -> Option<i32> {
+    let state: Value = serde_json::from_slice(&std::fs::read(host.lab("lab").join("state.json")).ok()?).ok()?;
+    i32::try_from(state[who]["pid"].as_i64()?).ok()
+}
+
+fn is_alive(pid: &Value) -> bool {
+    pid.as_i64().is_some_and(|pid| Path::new(&format!("/proc/{pid}/exe")).exists())
+}
+
+/// What `ps` says, held against the processes themselves.
+fn ps_is_true(host: &Host, context: &str) {
+    let output = host.run(&["ps", "--json"]);
+    assert!(output.status.success(), "{context}: {}", text(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout).expect("one document");
+    for lab in told["labs"].as_array().expect("labs") {
+        let runs = is_alive(&lab["vmm_pid"]);
+        match lab["standing"].as_str().expect("a word") {
+            "running" | "unattended" => assert!(runs, "{context}: {lab}"),
+            "stopped" | "interrupted" => assert!(!runs, "{context}: {lab}"),
+            // Its processes may come and go while we look.
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn whoever_is_killed_at_whatever_moment_ps_is_true_and_down_cleans() {
+    let seed = seed();
+    let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let moments = if std::env::var_os("LABYARD_SOAK").is_some() { 50 } else { MOMENTS };
+    let host = Host::new();
+    let file = host.manifest("lab", &["web", "db"]);
+    for moment in 0..moments {
+        let verbs: [&[&str]; 5] = [
+            &["up", &file],
+            &["exec", "lab/web", "--", "sleep", "1"],
+            &["restart", "lab/db"],
+            &["stop", "lab"],
+            &["start", "lab"],
+        ];
+        let verb = verbs[throw(&mut dice, 5) as usize];
+        // All but `up` want a lab that is there.
+        if verb[0] != "up" && !host.lab("lab").join("plan.json").exists() {
+            host.run(&["down", "lab"]);
+            host.up("lab", &["web", "db"]);
+        }
+        let mut command = host.command(verb).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+        let (after_ms, victim) =
+            (throw(&mut dice, 700), ["command", "supervisor", "vmm"][throw(&mut dice, 3) as usize]);
+        let context = format!("seed {seed}, moment {moment}: {verb:?}, {victim} after {after_ms} ms");
+        // The moment itself is what is tried, not waited for.
+        std::thread::sleep(Duration::from_millis(after_ms));
+        match victim {
+            "command" => command.kill().expect("a child"),
+            who => {
+                if let Some(pid) = pid_of(&host, who).filter(|pid| *pid > 1 && host.processes().contains(pid)) {
+                    kill(pid, Signal::KILL);
+                }
+            }
+        }
+        command.wait().expect("waiting");
+        ps_is_true(&host, &context);
+        if throw(&mut dice, 3) == 0 {
+            let output = host.run(&["down", "lab", "--grace", "1s"]);
+            assert!(output.status.success(), "{context}: {}", text(&output.stderr));
+            host.assert_clean();
+        }
+    }
+    let output = host.run(&["down", "--all", "--grace", "1s"]);
+    assert!(output.status.success(), "seed {seed}: {}", text(&output.stderr));
+    host.assert_clean();
+}

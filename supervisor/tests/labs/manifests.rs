@@ -1,0 +1,54 @@
+//! `labyard manifest`: checked, shown and compared without anything being made.
+
+use super::host::Host;
+use serde_json::Value;
+
+#[test]
+fn a_manifest_is_checked_shown_and_compared() {
+    let host = Host::new();
+    let file = host.manifest("lab", &["web", "db"]);
+    assert!(host.expect(0, &["manifest", "validate", &file]).0.ends_with("lab.yaml: keeps every rule\n"));
+    let (stdout, _) = host.expect(0, &["manifest", "show", &file]);
+    assert!(stdout.contains("address: \"172.16.0.3/24\"") && stdout.contains("gateway: \"172.16.0.1\""), "{stdout}");
+    let shown = host.home().with_file_name("shown.yaml");
+    std::fs::write(&shown, stdout).expect("writing");
+    let shown = shown.to_str().expect("UTF-8");
+    assert_eq!(host.expect(0, &["manifest", "diff", &file, shown]).0, "");
+
+    let other = host.home().with_file_name("other.yaml");
+    let text = std::fs::read_to_string(&file).expect("reading").replacen("32MiB", "64MiB", 1);
+    std::fs::write(&other, text).expect("writing");
+    let other = other.to_str().expect("UTF-8");
+    let (stdout, _) = host.expect(1, &["manifest", "diff", &file, other]);
+    assert_eq!(stdout, "machines[web].resources.ramSize\n  - \"32MiB\"\n  + \"64MiB\"\n");
+    host.up("lab", &["web", "db"]);
+    host.expect(0, &["manifest", "diff", "lab", &file]);
+    host.expect(1, &["manifest", "diff", "lab", other, "--json"]);
+    let (_, stderr) = host.expect(2, &["manifest", "show", "nothing"]);
+    assert!(stderr.contains("`nothing` is neither a file nor a lab"), "{stderr}");
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
+
+#[test]
+fn a_fault_is_shown_with_its_line_and_what_was_meant() {
+    let host = Host::new();
+    let file = host.home().with_file_name("lab.yaml");
+    std::fs::write(&file, "kind: playground\nname: lab\nplayground:\n  machnies: []\n").expect("writing");
+    let file = file.to_str().expect("UTF-8");
+    for verb in [&["up"][..], &["manifest", "validate"]] {
+        let (_, stderr) = host.expect(2, &[verb, &[file]].concat());
+        assert!(
+            stderr.contains(":4:3: machnies: no such field `machnies`") || stderr.contains("no such field `machnies`"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("did you mean `machines`?\n  |\n4 |   machnies: []\n  |   ^^^^^^^^\n"), "{stderr}");
+    }
+    let (stdout, _) = host.expect(2, &["manifest", "validate", file, "--json"]);
+    let told: Value = serde_json::from_str(&stdout).expect("one document");
+    let one = &told["manifests"][0];
+    assert_eq!((&one["valid"], &one["line"], &one["column"]), (&false.into(), &4.into(), &3.into()));
+    let (stdout, _) = host.expect(0, &["manifest", "schema"]);
+    let schema: Value = serde_json::from_str(&stdout).expect("one document");
+    assert_eq!(schema["properties"]["playground"]["properties"]["machines"]["maxItems"], 64);
+}

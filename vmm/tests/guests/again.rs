@@ -1,0 +1,102 @@
+//! Tiny guests that end and start again, while another runs on.
+
+use labyard_spec::net::{Ipv4Subnet, Mac};
+use labyard_spec::playground::{DriveSpec, Engine, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec};
+
+use super::*;
+
+/// Files of a machine that has a drive in layers and a NIC.
+struct Kept {
+    code: Vec<u8>,
+    log: File,
+    layer: [File; 2],
+}
+
+impl Kept {
+    fn new(code: Vec<u8>) -> Self {
+        let file = || tempfile::tempfile().expect("a file");
+        Self { code, log: file(), layer: [file(), file()] }
+    }
+
+    /// A machine that has them, in slots of `files`.
+    fn machine(&self, name: &str, files: &mut Files) -> MachineSpec {
+        let boot = BootSpec {
+            kernel: files.add(kernel(&self.code)),
+            initrd: Vec::new(),
+            extra_cmdline: String::new(),
+            entry: Entry::Pvh,
+        };
+        let mut copy = |file: &File| files.add(file.try_clone().expect("a copy"));
+        let log = copy(&self.log);
+        let [data, map] = [copy(&self.layer[0]), copy(&self.layer[1])];
+        let mut machine = MachineSpec::new(name, boot, log);
+        machine.memory_mib = 32;
+        machine.interfaces =
+            vec![InterfaceSpec { network: "local".into(), mac: Mac::derived("local", name, 0), mtu: 1500 }];
+        machine.drives = vec![DriveSpec {
+            serial: "d00".into(),
+            read_only: false,
+            base: None,
+            overlay: Some(OverlaySpec { frozen: Vec::new(), top: LayerSlots { data, map }, capacity_bytes: 1 << 20 }),
+            engine: Engine::Auto,
+        }];
+        machine
+    }
+
+    fn printed(&self) -> String {
+        let mut log = self.log.try_clone().expect("a copy");
+        log.seek(SeekFrom::Start(0)).expect("seeking");
+        let mut text = String::new();
+        log.read_to_string(&mut text).expect("text");
+        text
+    }
+}
+
+fn state(playground: &Playground, name: &str) -> MachineState {
+    let found = playground.status().machines.into_iter().find(|machine| machine.name == name);
+    found.expect("a machine").state
+}
+
+#[test]
+fn a_machine_that_has_ended_starts_again_on_its_files_while_another_runs_on() {
+    let once = Kept::new([print("once "), power_off()].concat());
+    let other = Kept::new(HALT.to_vec());
+    let playground = embed::playground().expect("KVM");
+    let mut files = Files::default();
+    let machines = vec![once.machine("once", &mut files), other.machine("other", &mut files)];
+    let subnet = Ipv4Subnet::containing([10, 0, 0, 0].into(), 24).expect("a subnet");
+    let network = NetworkSpec { name: "local".into(), subnet, gateway: [10, 0, 0, 1].into(), private: true };
+    let spec = PlaygroundSpec { name: "lab".into(), networks: vec![network], machines };
+    playground.create(&spec, files.into_slots()).expect("created");
+
+    for times in 1..=3 {
+        assert_eq!(playground.wait("once"), Ok(MachineState::PoweredOff));
+        assert_eq!(once.printed(), "once ".repeat(times));
+        if times < 3 {
+            let mut files = Files::default();
+            let machine = once.machine("once", &mut files);
+            playground.start(&machine, files.into_slots()).expect("started again");
+        }
+    }
+    assert_eq!(state(&playground, "other"), MachineState::Running);
+
+    let refuse = |name: &str, change: &dyn Fn(&mut MachineSpec)| {
+        let mut files = Files::default();
+        let mut machine = once.machine(name, &mut files);
+        change(&mut machine);
+        playground.start(&machine, files.into_slots()).expect_err("refused")
+    };
+    assert_eq!(refuse("other", &|_| {}), "machine other: it runs");
+    assert_eq!(refuse("third", &|_| {}), "machine third: there is none of this name");
+    let moved = refuse("once", &|machine| machine.interfaces[0].mac = Mac::derived("local", "other", 0));
+    assert_eq!(moved, "machine once: interface 0 is not the one that it was created with");
+    assert!(refuse("once", &|machine| machine.memory_mib = 1).contains("1 MiB of memory"));
+    assert_eq!(state(&playground, "once"), MachineState::PoweredOff, "what was refused changed nothing");
+
+    playground.kill(Some("other")).expect("killed");
+    let mut files = Files::default();
+    let machine = other.machine("other", &mut files);
+    playground.start(&machine, files.into_slots()).expect("started again");
+    playground.kill(None).expect("killed");
+    assert_eq!(state(&playground, "other"), MachineState::Killed);
+}
