@@ -6,6 +6,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use labyard_spec::manifest::size;
 use labyard_spec::source::Source;
+use labyard_supervisor::ports::Port;
+
+use super::access::args as access;
 
 /// Build, boot and join virtual labs on this host.
 #[derive(Debug, Parser)]
@@ -36,6 +39,7 @@ pub(crate) enum Verb {
 Examples:
   labyard up lab.yaml
   labyard up lab.yaml --name lab-2 --timeout 90s
+  labyard up lab.yaml --publish 8080:web:80
   labyard up lab.yaml --json | jq -r '.machines[].addresses'")]
     Up(Up),
     /// Show labs and their machines
@@ -52,6 +56,21 @@ Examples:
   tar c . | labyard exec -i lab/db -u postgres -w /srv -- tar x
   labyard exec -p lab web -e LANG=C -- date")]
     Exec(Exec),
+    /// Copy files into a machine or out of it
+    Cp(access::Copy),
+    /// Carry connections between this host and a machine, until Ctrl-C
+    PortForward(access::PortForward),
+    /// Lead ports of this host to ports of machines, for as long as the lab is there
+    Publish(access::Publish),
+    /// Log into a machine with OpenSSH
+    Ssh(access::Ssh),
+    /// Print a lab's config for OpenSSH, scp and IDEs
+    SshConfig(access::SshConfig),
+    /// One connection on standard input and output, as ssh's ProxyCommand
+    #[command(hide = true)]
+    SshProxy(access::SshProxy),
+    /// Print a machine's journal
+    Journal(access::Journal),
     /// Attach to a machine's console; Ctrl-] detaches
     #[command(after_help = "\
 Examples:
@@ -178,6 +197,9 @@ pub(crate) struct Up {
     /// How long all machines may take until they can be used, such as 90s or 10m
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub(crate) timeout: Duration,
+    /// Lead a port of this host to a port of a machine, as `labyard publish` does; may be given several times
+    #[arg(long, value_name = "[BIND:]PORT:MACHINE:PORT[/udp]")]
+    pub(crate) publish: Vec<Port>,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod adopt;
 mod api;
 mod change;
 mod hold;
+mod publish;
 mod shared;
 mod stop;
 mod watch;

@@ -18,9 +18,10 @@ use labyard_supervisor::home::{Home, names};
 use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::{Standing, State};
-use labyard_supervisor::{client, end, plan};
+use labyard_supervisor::{client, end, plan, ports};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::access::publish;
 use super::args::Up;
 use super::{Failure, Outcome, code, event_loop, output};
 
@@ -142,6 +143,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     };
     let kernels = preparation.kernels()?;
     preparation.check_sources()?;
+    publish::check(lab, &up.publish)?;
 
     let folder = &preparation.folder;
     let lock = folder.lock(true, LOCK_PATIENCE)?.context("the folder vanished")?;
@@ -157,6 +159,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     }
     let prepared = async {
         let mut state = preparation.begin(text)?;
+        ports::write(folder, &up.publish)?;
         let plan = preparation.run(&kernels, &mut state).await?;
         folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
         let mut events = Reader::open(folder)?.context("the journal vanished")?;
