@@ -20,7 +20,10 @@ const EDGES: &[(&str, &[&str])] = &[
     ("labyard-supervisor", &["labyard-spec", "labyard-sys", "labyard-archive", "labyard-rootfs-builder"]),
     ("labyard-e2e", &["labyard-spec", "labyard-devices"]),
     ("labyard-bench", &["labyard-devices", "labyard-vmm", "labyard-rootfs-builder"]),
-    ("labyard-fuzz", &["labyard-spec", "labyard-sys", "labyard-archive", "labyard-devices", "labyard-vmm", "labyard-rootfs-builder"]),
+    (
+        "labyard-fuzz",
+        &["labyard-spec", "labyard-sys", "labyard-archive", "labyard-devices", "labyard-vmm", "labyard-rootfs-builder"],
+    ),
 ];
 
 /// Crate, what must not be in what is linked into its programs, and why.
