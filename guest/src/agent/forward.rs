@@ -92,6 +92,8 @@ fn connect(talk: &Talk<'_>, protocol: Protocol, address: SocketAddr) -> Result<i
         let mut set = [PollFd::new(&socket, PollFlags::OUT), PollFd::from_borrowed_fd(talk.stream, PollFlags::RDHUP)];
         let events = poll(&mut set, Some(left))?;
         if events.get(1).is_some_and(|events| !events.is_empty()) {
+            // It may be connected by now, and an end that looks orderly would be a lie.
+            let _ = sockopt::set_socket_linger(&socket, Some(Duration::ZERO));
             return Ok(Ok(None));
         }
         if events.first().is_some_and(|events| !events.is_empty()) {

@@ -138,7 +138,7 @@ mod tests {
         write(&root, &config(vec![with("me")], vec![])).expect("writing");
         assert_eq!(fs::metadata(image.path().join("file")).expect("a file").uid(), own);
         let error = write(&root, &config(vec![with("eve")], vec![])).expect_err("nobody of that name");
-        assert!(crate::console::chain(&error).contains("`eve`"), "{error}");
+        assert!(chain(&error).contains("`eve`"), "{error}");
     }
 
     #[test]
