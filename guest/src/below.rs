@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
+/// Bytes of a file of the image that is read whole.
+const MAX_READ_BYTES: u64 = 16 << 20;
+
 /// A folder that stands for `/`.
 pub(crate) struct Below(OwnedFd);
 
@@ -57,6 +60,45 @@ impl Below {
 
     /// Puts a file of mode 0644 at `path`. What was there, also a link, is replaced in one step and never followed.
     pub(crate) fn put_file(&self, path: &str, contents: &str) -> io::Result<()> {
+        self.put(path, contents.as_bytes(), 0o644, (0, 0))
+    }
+
+    /// What the file at `path` has, links followed below the root; nothing where there is none.
+    pub(crate) fn read(&self, path: &str) -> io::Result<Option<Vec<u8>>> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        match self.open_file(path, flags) {
+            Ok(file) => {
+                let mut contents = Vec::new();
+                io::Read::read_to_end(&mut io::Read::take(file, MAX_READ_BYTES), &mut contents)?;
+                Ok(Some(contents))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes behind what the file at `path` has; false where there is none.
+    pub(crate) fn append(&self, path: &str, contents: &[u8]) -> io::Result<bool> {
+        match self.open_file(path, OFlags::WRONLY | OFlags::APPEND | OFlags::NONBLOCK | OFlags::CLOEXEC) {
+            Ok(mut file) => io::Write::write_all(&mut file, contents).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sets what is given of the file at `path`, links followed below the root.
+    pub(crate) fn set(&self, path: &str, mode: Option<u32>, owner: Option<(u32, u32)>) -> io::Result<()> {
+        let file = self.open_file(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC)?;
+        give(&file, mode, owner)
+    }
+
+    fn open_file(&self, path: &str, flags: OFlags) -> io::Result<std::fs::File> {
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        Ok(rustix::fs::openat2(&self.0, path, flags, Mode::empty(), resolve)?.into())
+    }
+
+    /// Puts a file of this mode and owner at `path`, as [`Self::put_file`] does.
+    pub(crate) fn put(&self, path: &str, contents: &[u8], mode: u32, owner: (u32, u32)) -> io::Result<()> {
         let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
         self.make_dir(folder)?;
         let folder = self.dir(folder, OFlags::RDONLY)?;
@@ -66,10 +108,25 @@ impl Below {
             Err(error) => return Err(error.into()),
         }
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&folder, &fresh, flags, Mode::from_raw_mode(0o644))?;
-        io::Write::write_all(&mut std::fs::File::from(file), contents.as_bytes())?;
+        let file = rustix::fs::openat(&folder, &fresh, flags, Mode::from_raw_mode(0o600))?;
+        let mut file = std::fs::File::from(file);
+        io::Write::write_all(&mut file, contents)?;
+        // Only root can, and everything is root's already.
+        let owner = Some(owner).filter(|owner| *owner != (0, 0));
+        give(&file, Some(mode), owner)?;
         Ok(rustix::fs::renameat(&folder, &fresh, &folder, name)?)
     }
+}
+
+/// Owner first: its change takes bits of the mode away.
+fn give(file: &std::fs::File, mode: Option<u32>, owner: Option<(u32, u32)>) -> io::Result<()> {
+    if let Some((uid, gid)) = owner {
+        rustix::fs::fchown(file, Some(rustix::fs::Uid::from_raw(uid)), Some(rustix::fs::Gid::from_raw(gid)))?;
+    }
+    if let Some(mode) = mode {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(mode))?;
+    }
+    Ok(())
 }
 
 /// The name under which the kernel finds an open folder again, for calls that take only a path. Needs `/proc`.

@@ -43,6 +43,8 @@ pub(crate) struct Launch {
     pub(crate) groups: Vec<u32>,
     /// Standard input is a terminal that becomes the session's.
     pub(crate) tty: bool,
+    /// Folder of the control group that it is to be in.
+    pub(crate) control_group: Option<PathBuf>,
 }
 
 impl Launch {
@@ -60,7 +62,16 @@ impl Launch {
         // A home that is not there is no reason to refuse a program.
         let home = if Path::new(&user.home).is_dir() { user.home.as_str() } else { "/" };
         let working_dir = working_dir.filter(|dir| !dir.is_empty()).unwrap_or(home).to_owned();
-        Self { argv: argv.to_vec(), env, working_dir, uid: user.uid, gid: user.gid, groups: user.groups, tty: false }
+        Self {
+            argv: argv.to_vec(),
+            env,
+            working_dir,
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+            tty: false,
+            control_group: None,
+        }
     }
 }
 
@@ -166,6 +177,10 @@ fn become_it(launch: &Launch, stdio: [OwnedFd; 3]) -> anyhow::Result<std::conver
     drop((stdin, stdout, stderr));
     // The agent is the last to go when memory runs out; what it starts is not.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    if let Some(group) = &launch.control_group {
+        // 0 is the writer itself (cgroup-v2.rst, cgroup.procs). A program in the agent's own group runs, too.
+        let _ = std::fs::write(group.join("cgroup.procs"), "0");
+    }
     switch_user(launch)?;
     std::env::set_current_dir(&launch.working_dir)
         .with_context(|| format!("entering the working folder {}", launch.working_dir))?;

@@ -33,7 +33,8 @@ pub(crate) fn find(root: &Path, wanted: &str) -> Result<User, UserError> {
     find_in(&read("etc/passwd").unwrap_or_default(), &read("etc/group").unwrap_or_default(), wanted)
 }
 
-fn find_in(passwd: &str, group: &str, wanted: &str) -> Result<User, UserError> {
+/// The same in the text of both files.
+pub(crate) fn find_in(passwd: &str, group: &str, wanted: &str) -> Result<User, UserError> {
     let (wanted, wanted_group) = match wanted.split_once(':') {
         Some((user, group)) => (user, Some(group).filter(|group| !group.is_empty())),
         None => (wanted, None),

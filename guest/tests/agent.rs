@@ -4,14 +4,18 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use labyard_guest::agent::Agent;
+use labyard_guest::agent::{Agent, State};
 use labyard_spec::agent::{Exec, Exit, HEADER_BYTES, Kind, MAX_FRAME_BYTES, Request, header, parse_header};
 
 /// Long enough for a machine under load; reached only where something hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+#[path = "agent/access.rs"]
+mod access;
 
 struct Caller {
     stream: UnixStream,
@@ -38,6 +42,12 @@ impl Caller {
     }
 
     fn of(agent: Agent) -> Self {
+        Self::to(&Arc::new(agent))
+    }
+
+    /// Another call to an agent that others call, too.
+    fn to(agent: &Arc<Agent>) -> Self {
+        let agent = Arc::clone(agent);
         let (stream, theirs) = UnixStream::pair().expect("a socket pair");
         stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
         stream.set_write_timeout(Some(PATIENCE)).expect("a deadline");
@@ -47,6 +57,12 @@ impl Caller {
     fn exec(exec: Exec) -> Self {
         let caller = Self::new();
         caller.send(Kind::Request, &serde_json::to_vec(&Request::Exec(exec)).expect("JSON"));
+        caller
+    }
+
+    fn ask(agent: &Arc<Agent>, request: &Request) -> Self {
+        let caller = Self::to(agent);
+        caller.send(Kind::Request, &serde_json::to_vec(request).expect("JSON"));
         caller
     }
 
@@ -100,7 +116,8 @@ impl Caller {
 fn agent(power: Option<OwnedFd>) -> Agent {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/root");
     let env = vec!["OF_IMAGE=yes".to_owned(), "OVERRIDDEN=image".to_owned()];
-    Agent { binary: PathBuf::from(env!("CARGO_BIN_EXE_labyard-init")), root, env, power }
+    let binary = PathBuf::from(env!("CARGO_BIN_EXE_labyard-init"));
+    Agent { binary, root, env, power, groups: None, state: State::default() }
 }
 
 /// The user who runs the tests, so that no privilege is needed.

@@ -8,6 +8,11 @@
 //! A caller that closes its stream, or only its sending half, before the last frame has hung up: the program's process group
 //! gets SIGHUP and soon SIGKILL. So the caller keeps both halves open until the last frame, and then closes at once. The
 //! exit is the program's own: what it left running in the background lives on and is not waited for.
+//!
+//! A connection ([`Request::Dial`], [`Request::Accept`]) has the same frames: [`Kind::Stdin`] towards the guest, [`Kind::Stdout`] from
+//! it. Of TCP an empty frame ends that direction and the other goes on; once both have ended comes [`Exit::Code`] 0. A connection that
+//! was refused or reset ends by [`Kind::Error`], and a caller that hangs up resets it. Of UDP each frame is a datagram, and the caller
+//! ends it by hanging up.
 
 use serde::{Deserialize, Serialize};
 
@@ -72,6 +77,93 @@ pub enum Request {
     Exec(Exec),
     /// Asks the guest's init to power off; answered by an exit code of 0 when the request was taken.
     PowerOff,
+    /// Connects to an address as the guest reaches it.
+    Dial(Dial),
+    /// Takes TCP connections in the guest. Each line of [`Kind::Stdout`] is an [`Arrival`]; it ends when the caller hangs up.
+    Listen(Listen),
+    /// Carries a connection that a [`Request::Listen`] which still runs has told of.
+    Accept {
+        /// Its number.
+        id: u64,
+    },
+    /// Sends files as a tar on [`Kind::Stdout`]. Lines on [`Kind::Stderr`] say what was passed over.
+    Pack(Pack),
+    /// Takes a tar on [`Kind::Stdin`], which an empty frame ends, and makes the files in it.
+    Unpack(Unpack),
+}
+
+/// A connection into or through the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dial {
+    /// Over what.
+    pub protocol: Protocol,
+    /// Address, or a name as the guest knows it.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// What connections are carried over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    /// Streams.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+impl Protocol {
+    /// As it is written.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Where connections are taken in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Listen {
+    /// Address of the guest.
+    pub host: String,
+    /// Port; any that is free where 0.
+    pub port: u16,
+}
+
+/// What a listener says: first where it listens, then each connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Arrival {
+    /// It listens on this port.
+    Listening(u16),
+    /// Somebody has connected; the number is for [`Request::Accept`].
+    Connection(u64),
+}
+
+/// Files to send.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pack {
+    /// A file, or a folder with all that is in it; `FOLDER/.` is what is in it alone.
+    pub path: String,
+    /// Where `path` is a link, send what it leads to.
+    pub follow: bool,
+    /// Devices and named pipes, too.
+    pub archive: bool,
+}
+
+/// Files to make.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unpack {
+    /// A folder, in which they keep their names; or the new name of the only one, in a folder that is there.
+    pub path: String,
+    /// With the owners in the archive, else root's.
+    pub archive: bool,
 }
 
 /// A program to run in the guest.

@@ -38,6 +38,12 @@ pub struct MachineConfig {
     pub early_modules: Vec<String>,
     /// Modules to load, by name, once the modules image is mounted (network, vsock).
     pub late_modules: Vec<String>,
+    /// Files to write before the machine's own init starts, once.
+    #[serde(default)]
+    pub startup_files: Vec<StartupFile>,
+    /// Who may log in, and how they are greeted.
+    #[serde(default)]
+    pub users: Vec<User>,
     /// Write [`BOOT_MARKER`] to ttyS0 as the very first act (benches).
     pub boot_marker: bool,
 }
@@ -83,6 +89,32 @@ pub struct Drive {
     pub filesystem: String,
     /// Mounted read-only.
     pub read_only: bool,
+}
+
+/// A file to write.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartupFile {
+    /// Absolute.
+    pub path: String,
+    /// What is written.
+    pub content: String,
+    /// Behind what is there.
+    pub append: bool,
+    /// `user`, `uid`, either with `:group` or `:gid`; root where missing, or who owns what is appended to.
+    pub owner: Option<String>,
+    /// Permission bits; 0644 where missing, or those of what is appended to.
+    pub mode: Option<u32>,
+}
+
+/// Somebody who may log in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct User {
+    /// A user of the image.
+    pub name: String,
+    /// Greeting; the image's own where missing, none where it is `-`.
+    pub welcome: Option<String>,
 }
 
 /// The entrypoint of an OCI image (image-spec, config.md).

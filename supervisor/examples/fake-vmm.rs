@@ -4,6 +4,9 @@
 //! `stubborn` does not power off, `doom` takes the whole process with it, `unsavable` cannot be saved, `lost` not be restored. All
 //! others become ready at once.
 
+#[path = "fake/access.rs"]
+mod access;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Write};
@@ -347,6 +350,9 @@ fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
             }
             receive(stream).map(|_| ())
         }
+        agent::Request::Dial(dial) => access::dial(stream, &dial),
+        agent::Request::Pack(pack) => access::pack(stream, &pack),
+        agent::Request::Unpack(unpack) => access::unpack(stream, &unpack),
         agent::Request::Exec(exec) => {
             let mut command = Command::new(exec.argv.first().expect("a program"));
             command.args(&exec.argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -363,6 +369,10 @@ fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
                     send(stream, Kind::Error, text.as_bytes());
                 }
             }
+            Some(())
+        }
+        other => {
+            send(stream, Kind::Error, format!("a fake does not do {other:?}").as_bytes());
             Some(())
         }
     }

@@ -16,6 +16,7 @@ use labyard_sys::{spawn, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, Lock, append_to, names};
+use crate::ports::Port;
 use crate::record::{Expiry, Standing, State, Who};
 use crate::saved::{self, Written};
 
@@ -49,6 +50,16 @@ pub struct Wish {
     pub machine: Option<String>,
     /// What.
     pub change: Change,
+}
+
+/// A published port, and whether somebody listens there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ShownPort {
+    /// The port.
+    #[serde(flatten)]
+    pub port: Port,
+    /// The supervisor has it; another program may.
+    pub listening: bool,
 }
 
 /// Why there is no answer.
@@ -352,6 +363,27 @@ impl Client {
         let body = serde_json::to_vec(wish).map_err(|error| self.broken(error))?;
         let response = self.send_body(Method::POST, "/v1/change", false, body.into()).await?;
         self.body(response).await.map(|_| ())
+    }
+
+    /// Publishes a port, or takes it back.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the reason.
+    pub async fn publish(&self, port: &Port, on: bool) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(port).map_err(|error| self.broken(error))?;
+        let method = if on { Method::POST } else { Method::DELETE };
+        let response = self.send_body(method, "/v1/ports", false, body.into()).await?;
+        self.body(response).await.map(|_| ())
+    }
+
+    /// The published ports.
+    ///
+    /// # Errors
+    /// Where the supervisor does not answer.
+    pub async fn ports(&self) -> Result<Vec<ShownPort>, ClientError> {
+        let response = self.send(Method::GET, "/v1/ports", false).await?;
+        let body = self.body(response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
     async fn send(&self, method: Method, path: &str, upgrade: bool) -> Result<Response<Incoming>, ClientError> {

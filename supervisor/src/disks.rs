@@ -177,6 +177,8 @@ mod tests {
             entrypoint: None,
             early_modules: vec![],
             late_modules: vec![],
+            startup_files: vec![],
+            users: vec![],
             boot_marker: false,
         };
         machine_archive(&path, &config).expect("writing");

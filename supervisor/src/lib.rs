@@ -18,6 +18,8 @@
 //! - [`saved`]: labs that were saved and go on later.
 //! - [`client`]: finds, starts and asks a supervisor.
 //! - [`call`]: the caller's side of the agent in a guest.
+//! - [`forward`]: connections of this host, carried into a guest.
+//! - [`ports`]: published ports, and how ports are written.
 //! - [`end`]: ends whatever runs of a playground and removes its folder.
 //! - [`tasks`]: init tasks as they were chosen.
 //! - [`quota`]: what labs may take of the host, and what they take.
@@ -32,11 +34,13 @@ pub mod control;
 pub mod disks;
 pub mod end;
 pub mod export;
+pub mod forward;
 pub mod home;
 pub mod host;
 pub mod jailed;
 pub mod journal;
 pub mod plan;
+pub mod ports;
 pub mod quota;
 pub mod record;
 pub mod run;

@@ -265,19 +265,25 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
         entrypoint: if found.root.init { None } else { found.root.entrypoint.clone() },
         early_modules: found.kernel.record.early_modules.clone(),
         late_modules: found.kernel.record.late_modules.clone(),
+        startup_files: startup_files(machine),
+        users: users(machine),
         boot_marker: false,
     }
 }
 
-/// What the person should know before relying on it: one line for each thing that is asked for and not carried out yet.
-pub fn shortfalls(lab: &Lab) -> Vec<String> {
-    let mut lines = Vec::new();
-    let with_files = lab.machines.iter().filter(|machine| !machine.startup_files.is_empty());
-    let files: Vec<_> = with_files.map(|machine| machine.name.as_str()).collect();
-    if !files.is_empty() {
-        lines.push(format!("startupFiles are checked and not written yet: {}", files.join(", ")));
-    }
-    lines
+fn startup_files(machine: &lab::Machine) -> Vec<guest::StartupFile> {
+    let file = |file: &lab::StartupFile| guest::StartupFile {
+        path: file.path.clone(),
+        content: file.content.clone(),
+        append: file.append,
+        owner: file.owner.clone(),
+        mode: file.mode,
+    };
+    machine.startup_files.iter().map(file).collect()
+}
+
+fn users(machine: &lab::Machine) -> Vec<guest::User> {
+    machine.users.iter().map(|user| guest::User { name: user.name.clone(), welcome: user.welcome.clone() }).collect()
 }
 
 #[cfg(test)]

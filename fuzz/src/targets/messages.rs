@@ -143,6 +143,8 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
             stop_signal: Some("SIGQUIT".into()),
         }),
         early_modules: vec!["virtio_mmio.ko.xz".into()],
+        startup_files: Vec::new(),
+        users: Vec::new(),
         late_modules: Vec::new(),
         boot_marker: true,
     };

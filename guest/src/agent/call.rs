@@ -12,6 +12,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use labyard_spec::agent::{Exec, Exit, Kind, MAX_FRAME_BYTES, Request};
@@ -20,7 +21,7 @@ use rustix::process::Signal;
 
 use super::frames::{Incoming, Moved, Outgoing, read_now, write_now};
 use super::process::{Process, never_block, waiting};
-use super::{Agent, power};
+use super::{Agent, MAX_PROGRAMS, copy, forward, power};
 
 /// How long a caller may take to say what it wants.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
@@ -53,10 +54,39 @@ pub(super) fn serve(agent: &Agent, stream: BorrowedFd<'_>) -> Result<(), CallErr
             way.go();
             told
         }
-        Some(Ok(Request::Exec(exec))) => match start(agent, &exec) {
-            Ok(process) => Running::new(talk, process).run(),
-            Err(why) => talk.end(Kind::Error, why.as_bytes()),
-        },
+        Some(Ok(Request::Exec(exec))) => {
+            let _counted = match Counted::begin(&agent.state.programs) {
+                Some(counted) => counted,
+                None => return talk.end(Kind::Error, TOO_MANY.as_bytes()),
+            };
+            match start(agent, &exec) {
+                Ok(process) => Running::new(talk, process).run(),
+                Err(why) => talk.end(Kind::Error, why.as_bytes()),
+            }
+        }
+        Some(Ok(Request::Dial(dial))) => forward::dial(agent, talk, &dial),
+        Some(Ok(Request::Listen(listen))) => forward::listen(agent, talk, &listen),
+        Some(Ok(Request::Accept { id })) => forward::accept(agent, talk, id),
+        Some(Ok(Request::Pack(pack))) => copy::send(talk, &pack),
+        Some(Ok(Request::Unpack(unpack))) => copy::take(talk, &unpack),
+    }
+}
+
+const TOO_MANY: &str = "too many programs run through calls already: try again when one has ended";
+
+/// One of the programs that run.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn begin(count: &'a AtomicUsize) -> Option<Self> {
+        let counted = Self(count);
+        (count.fetch_add(1, Ordering::AcqRel) < MAX_PROGRAMS).then_some(counted)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -72,10 +102,10 @@ fn start(agent: &Agent, exec: &Exec) -> Result<Process, String> {
 }
 
 /// The caller's side.
-struct Talk<'a> {
-    stream: BorrowedFd<'a>,
-    incoming: Incoming,
-    outgoing: Outgoing,
+pub(super) struct Talk<'a> {
+    pub(super) stream: BorrowedFd<'a>,
+    pub(super) incoming: Incoming,
+    pub(super) outgoing: Outgoing,
 }
 
 impl Talk<'_> {
@@ -104,13 +134,13 @@ impl Talk<'_> {
         }
     }
 
-    fn exit(&mut self, exit: Exit) -> Result<(), CallError> {
+    pub(super) fn exit(&mut self, exit: Exit) -> Result<(), CallError> {
         let json = serde_json::to_vec(&exit).map_err(|error| CallError::Stream { source: error.into() })?;
         self.end(Kind::Exit, &json)
     }
 
     /// Sends the last frame and everything before it.
-    fn end(&mut self, kind: Kind, payload: &[u8]) -> Result<(), CallError> {
+    pub(super) fn end(&mut self, kind: Kind, payload: &[u8]) -> Result<(), CallError> {
         self.outgoing.push(kind, payload);
         while !self.outgoing.is_empty() {
             let flushed = self.outgoing.flush(self.stream).map_err(|source| CallError::Stream { source })?;
@@ -359,7 +389,7 @@ fn take(end: &mut Option<OwnedFd>, kind: Kind, limit: usize, out: &mut Outgoing)
 }
 
 /// Waits for one of `set`; what happened, in the same order. A signal in between counts as nothing.
-fn poll(set: &mut [PollFd<'_>], within: Option<Duration>) -> Result<Vec<PollFlags>, CallError> {
+pub(super) fn poll(set: &mut [PollFd<'_>], within: Option<Duration>) -> Result<Vec<PollFlags>, CallError> {
     let within = within.and_then(|within| Timespec::try_from(within).ok());
     match rustix::event::poll(set, within.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(set.iter().map(PollFd::revents).collect()),

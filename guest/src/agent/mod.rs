@@ -4,9 +4,13 @@
 //! connects is the host, which may do anything here; still its frames are bounded, so that its mistakes stay small.
 
 mod call;
+mod copy;
+mod forward;
 mod frames;
 mod power;
 mod process;
+mod resolve;
+mod session;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,8 +29,12 @@ use crate::ready::Ready;
 
 /// First argument of the binary in this role.
 pub const ROLE: &str = "agent";
-/// Calls at one time; one more is refused.
-const MAX_CALLS: usize = 64;
+/// Calls at one time; one more is refused. Most are connections, of which a page in a browser opens many.
+const MAX_CALLS: usize = 1024;
+/// Programs at one time, so that calls for something else are left.
+const MAX_PROGRAMS: usize = 128;
+/// Stack of a call's thread.
+const STACK_BYTES: usize = 512 << 10;
 const WHO: &str = "labyard-agent";
 
 /// What every call needs to know.
@@ -39,6 +47,20 @@ pub struct Agent {
     pub env: Vec<String>,
     /// A byte written here asks our own PID 1 to power off; nobody reads where the image's init runs.
     pub power: Option<OwnedFd>,
+    /// Where each program gets a control group of its own; none where missing.
+    pub groups: Option<PathBuf>,
+    /// What calls share.
+    pub state: State,
+}
+
+/// What calls share: empty when the agent starts.
+#[derive(Default)]
+pub struct State {
+    /// Programs that run.
+    programs: AtomicUsize,
+    /// Programs that were started, which names their control groups.
+    started: AtomicUsize,
+    arrivals: forward::Arrivals,
 }
 
 impl Agent {
@@ -85,7 +107,7 @@ fn begin(agent: &Arc<Agent>, calls: &Arc<AtomicUsize>, stream: OwnedFd) {
         return;
     }
     let (agent, counted) = (Arc::clone(agent), Arc::clone(calls));
-    let thread = std::thread::Builder::new().name("call".to_owned()).spawn(move || {
+    let thread = std::thread::Builder::new().name("call".to_owned()).stack_size(STACK_BYTES).spawn(move || {
         agent.serve(&stream);
         counted.fetch_sub(1, Ordering::AcqRel);
     });
@@ -105,7 +127,14 @@ fn take_over() -> io::Result<Agent> {
     // Kept alive when memory runs out, or nobody could find out why.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-900");
     let env = std::env::vars_os().map(|(name, value)| format!("{}={}", name.display(), value.display())).collect();
-    Ok(Agent { binary: crate::launch::OWN_BINARY.into(), root: "/".into(), env, power: Some(power) })
+    Ok(Agent {
+        binary: crate::launch::OWN_BINARY.into(),
+        root: "/".into(),
+        env,
+        power: Some(power),
+        groups: Some(session::GROUPS.into()),
+        state: State::default(),
+    })
 }
 
 /// The socket at standard input, if it is one, leaving nothing there.

@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, Signal};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
-use super::Agent;
+use super::{Agent, session};
 use crate::launch::{Launch, launch};
 use crate::users;
 
@@ -28,6 +28,7 @@ pub(super) struct Process {
     pub(super) stderr: Option<OwnedFd>,
     /// The terminal's outer side.
     terminal: Option<OwnedFd>,
+    _group: Option<session::Group>,
 }
 
 impl Process {
@@ -38,9 +39,12 @@ impl Process {
         if exec.tty.is_some() {
             env.push("TERM=xterm-256color".to_owned());
         }
+        env.extend(session::variables(&agent.root, user.uid));
         env.extend_from_slice(&exec.env);
+        let control_group = session::Group::make(agent);
         let mut plan = Launch::new(&exec.argv, user, exec.working_dir.as_deref(), &env);
         plan.tty = exec.tty.is_some();
+        plan.control_group = control_group.as_ref().map(session::Group::path);
         let ends = match exec.tty {
             Some(size) => Ends::terminal(size).map_err(|error| format!("opening a terminal: {error}"))?,
             None => Ends::pipes().map_err(|error| format!("opening pipes: {error}"))?,
@@ -50,7 +54,7 @@ impl Process {
         match rustix::process::pidfd_open(group, PidfdFlags::empty()) {
             Ok(ended) => {
                 let [stdin, stdout, stderr] = ends.ours;
-                Ok(Self { child, group, ended, stdin, stdout, stderr, terminal: ends.terminal })
+                Ok(Self { child, group, ended, stdin, stdout, stderr, terminal: ends.terminal, _group: control_group })
             }
             Err(error) => {
                 let _ = child.kill();

@@ -73,8 +73,10 @@ pub(super) struct Agents {
 impl Agents {
     /// Starts one; it tells the host through `ready`, or connects by itself.
     pub(super) fn start(&self, ready: Option<Ready>) -> io::Result<Child> {
+        // systemd leaves a process of root whose name begins so alone when it ends all others (systemd.io/ROOT_STORAGE_DAEMONS): the
+        // agent outlives a soft reboot.
         Command::new(OWN_BINARY)
-            .arg0("labyard-agent")
+            .arg0("@labyard-agent")
             .arg(agent::ROLE)
             .env_clear()
             .envs(self.env.iter().filter_map(|pair| pair.split_once('=')))

@@ -8,11 +8,14 @@
 
 mod drives;
 mod files;
+mod fstab;
 mod handover;
+mod managers;
 mod mounts;
 mod netlink;
 mod network;
 mod pid1;
+mod startup;
 mod wait;
 
 use std::convert::Infallible;
@@ -47,6 +50,8 @@ enum InitError {
     Module(#[from] ModuleError),
     #[error(transparent)]
     File(#[from] files::FileError),
+    #[error(transparent)]
+    Startup(#[from] startup::StartupError),
     #[error(transparent)]
     Network(#[from] network::NetworkError),
     #[error(transparent)]
@@ -98,7 +103,10 @@ fn prepare() -> Result<Infallible, InitError> {
 
     mounts::root(&drives.root, modules.as_mut())?;
     let root = Below::open(NEW_ROOT).map_err(|source| files::FileError { path: "/".to_owned(), source })?;
-    let written = files::write(&root, &config);
+    let written = files::write(&root, &config).and_then(|()| {
+        fstab::write(&root, &drives.others)?;
+        managers::write(&root, &config.interfaces)
+    });
     match written {
         Err(error) if drives.root.drive.read_only => say(WHO, chain(&error)),
         written => written?,
@@ -106,6 +114,8 @@ fn prepare() -> Result<Infallible, InitError> {
     for other in &drives.others {
         mounts::drive(&root, other, modules.as_mut())?;
     }
+    // Behind the drives: a file may lie on one.
+    startup::write(&root, &config)?;
     if let Some(from) = &modules_at {
         mounts::move_modules(&root, from, &release);
     }

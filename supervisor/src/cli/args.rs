@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::access::args as access;
+
 pub(crate) use image::{
     Image, ImageExport, ImageImport, ImagePrune, ImagePull, ImagePush, ImageRm, ImageVerb, ImageVerify,
 };
@@ -51,6 +53,7 @@ runs with another manifest needs --restart. What a drive holds is never thrown a
 Examples:
   labyard up lab.yaml
   labyard up lab.yaml --name lab-2 --timeout 90s
+  labyard up lab.yaml --publish 8080:web:80
   labyard up lab.yaml --json | jq -r '.machines[].addresses'")]
     Up(Up),
     /// Show labs and their machines
@@ -67,6 +70,21 @@ Examples:
   tar c . | labyard exec -i lab/db -u postgres -w /srv -- tar x
   labyard exec -p lab web -e LANG=C -- date")]
     Exec(Exec),
+    /// Copy files into a machine or out of it
+    Cp(access::Copy),
+    /// Carry connections between this host and a machine, until Ctrl-C
+    PortForward(access::PortForward),
+    /// Lead ports of this host to ports of machines, for as long as the lab is there
+    Publish(access::Publish),
+    /// Log into a machine with OpenSSH
+    Ssh(access::Ssh),
+    /// Print a lab's config for OpenSSH, scp and IDEs
+    SshConfig(access::SshConfig),
+    /// One connection on standard input and output, as ssh's ProxyCommand
+    #[command(hide = true)]
+    SshProxy(access::SshProxy),
+    /// Print a machine's journal
+    Journal(access::Journal),
     /// Attach to a machine's console; Ctrl-] detaches
     #[command(after_help = "\
 Examples:

@@ -1,5 +1,6 @@
 //! What a person types, and what comes back. Each verb is a file; errors become one line and an exit code here.
 
+mod access;
 mod args;
 mod building;
 mod console;
@@ -149,6 +150,13 @@ fn run(command: Command) -> Outcome {
         Verb::Up(up) => up::up(&home, &up),
         Verb::Ps(json) => ps::ps(&home, json.json),
         Verb::Exec(exec) => exec::exec(&home, exec),
+        Verb::Cp(copy) => access::copy::copy(&home, &copy),
+        Verb::PortForward(forward) => access::forward::port_forward(&home, forward),
+        Verb::Publish(publish) => access::publish::publish(&home, &publish),
+        Verb::Ssh(ssh) => access::ssh::ssh(&home, ssh),
+        Verb::SshConfig(config) => access::ssh::config(&home, &config),
+        Verb::SshProxy(proxy) => access::ssh::proxy(&home, &proxy),
+        Verb::Journal(journal) => access::journal::journal(&home, journal),
         Verb::Console(machine) => console::console(&home, &machine),
         Verb::Logs(logs) => logs::logs(&home, &logs),
         Verb::Events(events) => logs::events(&home, &events),

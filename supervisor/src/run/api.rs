@@ -13,6 +13,7 @@
 //!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
 //!   POST /v1/machines/NAME/pause, resume     204 once it stands still or goes on
 //!   POST /v1/pause, resume                   the same for all
+//!   GET, POST, DELETE /v1/ports              published ports: all as JSON; 204 once the one of the body listens, or does not any more
 //!   POST /v1/save                            200 and what was written, as JSON, once all is durable and the vmm has ended
 //!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
 //! ```
@@ -41,6 +42,7 @@ use tokio::task::JoinHandle;
 use super::change::ChangeError;
 use super::expiry::Usage;
 use super::hold::{self, HoldError};
+use super::publish;
 use super::shared::Shared;
 use super::stop;
 use crate::client::{STREAM_PROTOCOL, Wish};
@@ -77,7 +79,8 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/save", post(save))
         .route("/v1/down", post(down))
         .merge(super::links::routes())
-        .with_state(Arc::clone(shared));
+        .with_state(Arc::clone(shared))
+        .merge(publish::routes(shared));
     let (farewell, goodbye) = oneshot::channel::<()>();
     let server = async move {
         let until = async {

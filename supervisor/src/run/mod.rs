@@ -15,6 +15,7 @@ mod change;
 mod expiry;
 mod hold;
 mod links;
+mod publish;
 mod shared;
 mod stop;
 mod tasks;

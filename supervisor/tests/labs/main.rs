@@ -1,5 +1,6 @@
 //! Whole labs on fakes: the real `labyard` around a monitor, a jail and a builder that need no KVM, no image and no privileges.
 
+mod access;
 mod changing;
 mod chaos;
 mod drives;

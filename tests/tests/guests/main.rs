@@ -3,6 +3,7 @@
 //! A lab takes half a minute to come up in the emulated host, so one lab carries many checks ([`lab::Lab::check`]): each has
 //! a name, prints how long it took, and fails the test at the end, so that one failure does not hide the others.
 
+mod access;
 mod block;
 mod host;
 mod kernels;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use labyard_supervisor::ports::Port;
 use labyard_supervisor::record::{ConditionName, Then};
 
 use super::duration;
@@ -32,6 +33,9 @@ pub(crate) struct Up {
     /// How long all machines may take until they can be used, such as 90s or 10m
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     pub(crate) timeout: Duration,
+    /// Lead a port of this host to a port of a machine, as `labyard publish` does; may be given several times
+    #[arg(long, value_name = "[BIND:]PORT:MACHINE:PORT[/udp]")]
+    pub(crate) publish: Vec<Port>,
 }
 
 #[derive(Debug, Args)]

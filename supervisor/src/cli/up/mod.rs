@@ -23,9 +23,10 @@ use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::State;
 use labyard_supervisor::tasks::Tasks;
-use labyard_supervisor::{client, end, plan, quota};
+use labyard_supervisor::{client, end, ports, quota};
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::access::publish;
 use super::args::Up;
 use super::{Failure, Outcome, code, event_loop, output};
 
@@ -126,7 +127,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     let cancel = Cancel::default();
     cancel.on_signals()?;
     let lab = &manifest.lab;
-    for line in lab.notes.iter().cloned().chain(plan::shortfalls(lab)) {
+    for line in &lab.notes {
         progress.say(&format!("note: {line}"));
     }
     host::check_kvm()?;
@@ -146,6 +147,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     };
     let kernels = preparation.kernels()?;
     preparation.check_sources()?;
+    publish::check(lab, &up.publish)?;
 
     let folder = &preparation.folder;
     let lock = folder.lock(true, LOCK_PATIENCE)?.context("the folder vanished")?;
@@ -158,6 +160,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         // Nobody else is let in until what this one takes is written down.
         let admitted = quota::admit(home, quota::Ask::of(lab), Some(&lab.name))?;
         let mut state = preparation.begin(text)?;
+        ports::write(folder, &up.publish)?;
         drop(admitted);
         let plan = preparation.run(&kernels, &mut state, None).await?;
         folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
