@@ -1,7 +1,7 @@
 //! Trees of files to tar and back: what `labyard cp` does on both of its sides, in the guest's agent and in the command.
 //!
 //! Whoever wrote an archive is not trusted: a guest's arrives in the command, which runs with the rights of the person. Names are
-//! checked ([`name`]), files are made below one open folder without following a link ([`below`]), nothing is written through a
+//! checked (`name`), files are made below one open folder without following a link (`below`), nothing is written through a
 //! file that was there, and everything is bounded. What is packed may change meanwhile, and no link in it is followed.
 //!
 //! The format is pax (POSIX.1-2008, pax, "pax Interchange Format") with GNU's sparse format 1.0; GNU's own headers are read, too.

@@ -1,6 +1,6 @@
 //! Images between stores: an image as one file, and back.
 //!
-//! The file is a tar of two members: [`HEAD`], a JSON document, and [`DATA`], the parts of the disk that are not zero, one behind the other.
+//! The file is a tar of two members: `HEAD`, a JSON document, and `DATA`, the parts of the disk that are not zero, one behind the other.
 //! What is read back is checked against itself: the key against the record, the disk against its digest. That finds damage and
 //! confusion; whether the image is what it says it is, only who made the file can know.
 

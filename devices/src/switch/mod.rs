@@ -8,7 +8,7 @@
 //! copied out and checked once ([`claim`]); what a sender left undone is done for those receivers that need it ([`offload`]).
 //!
 //! Links lose, delay, limit or cut when they are asked to ([`link`]). Only then, frames are copied and wait in the receiver's
-//! [`line`], whose timer wakes the receiver's own thread; a frame looks at one number of each port to know that it need not. Whoever
+//! [`mod@line`], whose timer wakes the receiver's own thread; a frame looks at one number of each port to know that it need not. Whoever
 //! captures ([`capture`]) gets copies in the same way.
 
 pub mod capture;

@@ -44,7 +44,7 @@ pub(super) struct Import {
 
 #[derive(Debug, Args)]
 pub(super) struct Push {
-    /// oci-layout:PATH[:TAG], or the key of an image that came from a registry and whose layers are still in the store
+    /// `oci-layout:PATH[:TAG]`, or the key of an image that came from a registry and whose layers are still in the store
     image: String,
     /// Where to: oci://REGISTRY/REPO:TAG
     to: Source,

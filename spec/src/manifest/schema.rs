@@ -1,4 +1,4 @@
-//! The JSON schema of a manifest (draft 2020-12), from the very structs that read it; what a type does not say stands in [`limit`].
+//! The JSON schema of a manifest (draft 2020-12), from the very structs that read it; what a type does not say stands in `limit`.
 //!
 //! It is for editors. Whatever keeps it may still break a rule that needs more than one field: [`super::Manifest::read`] decides.
 

@@ -125,7 +125,7 @@ pub(crate) struct ImageImport {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImagePush {
-    /// oci-layout:PATH[:TAG], or the beginning of a key, a source or a digest
+    /// `oci-layout:PATH[:TAG]`, or the beginning of a key, a source or a digest
     pub(crate) image: String,
     /// Where to: oci://REGISTRY/REPO:TAG
     pub(crate) to: Source,

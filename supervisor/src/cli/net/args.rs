@@ -89,7 +89,7 @@ Examples:
 /// Whose links.
 #[derive(Debug, Args)]
 pub(super) struct Target {
-    /// LAB/MACHINE[:NETWORK] or LAB:NETWORK
+    /// `LAB/MACHINE[:NETWORK]` or LAB:NETWORK
     pub(super) target: String,
     /// The lab that MACHINE belongs to
     #[arg(short, long, value_name = "LAB")]
