@@ -191,7 +191,7 @@ mod tests {
     }
 
     fn who(registry: &str, password: &str) -> Who {
-        Who { registry: registry.to_owned(), auth: RegistryAuth::Basic("ada".to_owned(), password.to_owned()) }
+        Who { registry: registry.to_owned(), auth: RegistryAuth::Basic("lovelace".to_owned(), password.to_owned()) }
     }
 
     fn nobody(registry: &str) -> Who {
@@ -212,7 +212,7 @@ mod tests {
         let other: Reference = "images.example/it:2".parse().expect("a reference");
         assert_eq!(access.granted(&other, std::slice::from_ref(&ada)), None);
         let text = fs::read_to_string(access.path(&image)).expect("a note");
-        assert!(!text.contains("horse") && !text.contains("ada"), "{text}");
+        assert!(!text.contains("horse") && !text.contains("lovelace"), "{text}");
 
         // A quarter of an hour later, or before it was shown.
         for at in [now() - LASTS.as_secs(), now() + 100] {
