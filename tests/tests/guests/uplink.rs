@@ -89,8 +89,7 @@ fn machines_have_a_way_out_that_nothing_comes_in_by_and_links_do_what_they_are_a
     std::fs::write(&manifest, text.replace(private, &format!("{private}, {{name: edge, subnet: 10.10.0.0/24}}")))?;
     let mut lab = Lab::new("open");
     let said = lab.up(&manifest)?;
-    eprint!("{}", said.stderr);
-    ensure!(said.stderr.contains("networks with a way out: edge"), "{}", said.stderr);
+    ensure!(said.text().contains("networks with a way out: edge"), "{}{}", said.text(), said.stderr);
     lab.check("a server outside is reached, and sees the host", |lab| {
         let said = fetch(lab, "a", SERVER)?;
         ensure!(said.text() == format!("hello {HOST}\n"), "{said:?}");
