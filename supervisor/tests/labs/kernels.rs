@@ -87,7 +87,8 @@ fn a_kernel_that_lacks_what_an_image_needs_is_refused_before_it_boots() {
     let text = std::fs::read_to_string(&lab).expect("a manifest").replace("\"debian\"", "\"needy\"");
     std::fs::write(&lab, &text).expect("writing");
     let (_, stderr) = host.expect(2, &["up", &lab]);
-    let error = stderr.lines().last().expect("an error");
+    // The manifest's line is shown behind it.
+    let error = stderr.lines().find(|line| line.starts_with("error: ")).expect("an error");
     assert!(
         error.contains("machines[0].drives[0].source: image needy needs what kernel 6.12.1-0123456789ab has not: "),
         "{error}"
