@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::host::{Host, kill, text};
+use super::host::{Host, kill, text, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -35,20 +35,21 @@ fn is_alive(pid: &Value) -> bool {
     pid.as_i64().is_some_and(|pid| Path::new(&format!("/proc/{pid}/exe")).exists())
 }
 
-/// What `ps` says, held against the processes themselves.
+/// What `ps` says, held against the processes themselves. One that was killed is on its way for a moment, whoever looks.
 fn ps_is_true(host: &Host, context: &str) {
-    let output = host.run(&["ps", "--json"]);
-    assert!(output.status.success(), "{context}: {}", text(&output.stderr));
-    let told: Value = serde_json::from_slice(&output.stdout).expect("one document");
-    for lab in told["labs"].as_array().expect("labs") {
-        let runs = is_alive(&lab["vmm_pid"]);
-        match lab["standing"].as_str().expect("a word") {
-            "running" | "unattended" => assert!(runs, "{context}: {lab}"),
-            "stopped" | "interrupted" => assert!(!runs, "{context}: {lab}"),
-            // Its processes may come and go while we look.
-            _ => {}
-        }
-    }
+    until(context, || {
+        let output = host.run(&["ps", "--json"]);
+        assert!(output.status.success(), "{context}: {}", text(&output.stderr));
+        let told: Value = serde_json::from_slice(&output.stdout).expect("one document");
+        told["labs"].as_array().expect("labs").iter().all(|lab| {
+            let runs = is_alive(&lab["vmm_pid"]);
+            match lab["standing"].as_str().expect("a word") {
+                "running" | "unattended" => runs,
+                "stopped" | "interrupted" => !runs,
+                _ => true,
+            }
+        })
+    });
 }
 
 #[test]

@@ -86,6 +86,8 @@ fn a_capture_goes_into_a_file_until_it_is_interrupted_or_the_lab_ends() {
 
     let (_, stderr) = host.expect(2, &["net", "pcap", "lab:lan", "-w", path]);
     assert!(stderr.contains("no machine of `lab` is plugged into `lan`"), "{stderr}");
+    // What the first capture has written would do for the second.
+    fs::remove_file(&file).expect("removed");
     let mut capture = Running::start(&mut host.command(&["net", "pcap", "web", "-w", path]));
     until("frames are in the file again", written);
     assert!(capture.child.try_wait().expect("waiting").is_none());
