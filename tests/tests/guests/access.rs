@@ -62,7 +62,10 @@ fn prepared(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-fn on_a_terminal(_: &Lab) -> Result<()> {
+fn on_a_terminal(lab: &Lab) -> Result<()> {
+    // A machine is ready before its init has mounted anything.
+    let mounted = || Ok(shell(lab, "ls /sys/fs/cgroup")?.contains("cgroup.procs").then_some(()));
+    host::wait_for("control groups of the guest's init", PATIENCE, mounted, || lab.words())?;
     let script = "stty size; tty; cat /proc/self/cgroup; read -r word; echo got $word; exit 7";
     let mut command =
         host::labyard(&["exec", "-it", "access/web", "-e", "A=b", "-w", "/tmp", "--", "sh", "-c", script])?;
