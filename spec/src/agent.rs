@@ -16,6 +16,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::guest::HostEntry;
+
 /// Longest payload of a frame in bytes.
 pub const MAX_FRAME_BYTES: u32 = 64 << 10;
 /// Bytes of a frame's header.
@@ -77,6 +79,8 @@ pub enum Request {
     Exec(Exec),
     /// Asks the guest's init to power off; answered by an exit code of 0 when the request was taken.
     PowerOff,
+    /// Changes lines of `/etc/hosts`; answered by an exit code of 0 when they are there.
+    Hosts(Hosts),
     /// Connects to an address as the guest reaches it.
     Dial(Dial),
     /// Takes TCP connections in the guest. Each line of [`Kind::Stdout`] is an [`Arrival`]; it ends when the caller hangs up.
@@ -90,6 +94,16 @@ pub enum Request {
     Pack(Pack),
     /// Takes a tar on [`Kind::Stdin`], which an empty frame ends, and makes the files in it.
     Unpack(Unpack),
+}
+
+/// Machines that the guest finds by name. Done twice, the second time changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hosts {
+    /// Lines that are to be there.
+    pub here: Vec<HostEntry>,
+    /// Names whose lines go, but for those of `here`.
+    pub gone: Vec<String>,
 }
 
 /// A connection into or through the guest.

@@ -10,7 +10,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::link::{Direction, LinkChange, LinkStatus};
-use crate::playground::{MachineSpec, PlaygroundSpec, Slot};
+use crate::playground::{MachineSpec, NetworkSpec, PlaygroundSpec, Slot};
 
 /// Descriptors that fit in one message (SCM_MAX_FD).
 pub const MAX_DESCRIPTORS: usize = 253;
@@ -24,7 +24,7 @@ pub const PROTOCOL: u32 = 1;
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
     /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once; `Create`, `Restore`,
-    /// `Save` and `Start` take all that are there.
+    /// `Save`, `Start` and `Add` take all that are there.
     Descriptors {
         /// Slot of the first descriptor.
         first: Slot,
@@ -91,6 +91,21 @@ pub enum Request {
     /// Starts a machine that has ended, anew, while the others run. Its files were passed by `Descriptors` before; what it has may be
     /// different now, but for its name and interfaces.
     Start(Box<MachineSpec>),
+    /// Builds and starts a machine that is not there yet, while the others run. Its files were passed by `Descriptors` before; its
+    /// interfaces are on networks that are there.
+    Add(Box<MachineSpec>),
+    /// Forgets a machine that has ended: its places in networks and its name are free.
+    Remove {
+        /// Machine name.
+        machine: String,
+    },
+    /// One more network, without a way out and with nobody on it.
+    AddNetwork(NetworkSpec),
+    /// Forgets a network without a way out that nobody is on.
+    RemoveNetwork {
+        /// Its name.
+        network: String,
+    },
     /// Cuts the power of one machine, or of all and ends the process where `machine` is missing.
     Kill {
         /// Machine name.

@@ -62,6 +62,16 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
             }
             Request::Create(spec) => (create(vmm, &spec), None),
             Request::Start(spec) => (start(vmm, &spec), None),
+            Request::Add(spec) => (add(vmm, &spec), None),
+            Request::Remove { machine } => (remove(vmm, &machine), None),
+            Request::AddNetwork(network) => {
+                eprintln!("network: {}", network.name);
+                (Reply::Done, None)
+            }
+            Request::RemoveNetwork { network } => {
+                eprintln!("no network: {network}");
+                (Reply::Done, None)
+            }
             Request::Save(files) => (save(vmm, &files), None),
             Request::Restore(spec) => (restore(vmm, &spec), None),
             Request::Pause { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Paused), None),
@@ -172,6 +182,28 @@ fn start(vmm: &Arc<Vmm>, machine: &MachineSpec) -> Reply {
     drop(machines);
     let mut files = std::mem::take(&mut *vmm.files.lock().expect("files"));
     power_on(vmm, &mut files, machine);
+    Reply::Done
+}
+
+/// A machine comes while others run.
+fn add(vmm: &Arc<Vmm>, machine: &MachineSpec) -> Reply {
+    let mut files = std::mem::take(&mut *vmm.files.lock().expect("files"));
+    if machine.name.starts_with("unwelcome") {
+        return Reply::Failed(format!("machine {}: nobody wants it", machine.name));
+    }
+    if vmm.machines.lock().expect("machines").iter().any(|(name, _)| *name == machine.name) {
+        return Reply::Failed(format!("machine {}: there is one of this name", machine.name));
+    }
+    power_on(vmm, &mut files, machine);
+    Reply::Done
+}
+
+fn remove(vmm: &Vmm, machine: &str) -> Reply {
+    let mut machines = vmm.machines.lock().expect("machines");
+    if machines.iter().any(|(name, state)| name == machine && *state == MachineState::Running) {
+        return Reply::Failed(format!("machine {machine}: it runs"));
+    }
+    machines.retain(|(name, _)| name != machine);
     Reply::Done
 }
 
@@ -349,6 +381,11 @@ fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
                 ended(vmm, machine, MachineState::PoweredOff);
             }
             receive(stream).map(|_| ())
+        }
+        agent::Request::Hosts(hosts) => {
+            eprintln!("hosts of {machine}: {}", serde_json::json!(hosts));
+            send(stream, Kind::Exit, &serde_json::to_vec(&Exit::Code(0)).expect("plain data"));
+            Some(())
         }
         agent::Request::Dial(dial) => access::dial(stream, &dial),
         agent::Request::Pack(pack) => access::pack(stream, &pack),

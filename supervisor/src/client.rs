@@ -16,8 +16,9 @@ use labyard_sys::{spawn, wait};
 use serde::{Deserialize, Serialize};
 
 use crate::home::{Folder, HomeError, Lock, append_to, names};
+use crate::plan::Plan;
 use crate::ports::Port;
-use crate::record::{Expiry, Standing, State, Who};
+use crate::record::{Expiry, Machine, Standing, State, Who};
 use crate::saved::{self, Written};
 
 /// What a raw stream is called in an upgrade.
@@ -60,6 +61,18 @@ pub struct ShownPort {
     pub port: Port,
     /// The supervisor has it; another program may.
     pub listening: bool,
+}
+
+/// What a running lab is to have; who is there already goes on as it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Members {
+    /// The manifest that asks for it.
+    pub manifest: String,
+    /// For the whole lab.
+    pub plan: Plan,
+    /// All of its machines; those that are not there have reached nothing so far.
+    pub machines: Vec<Machine>,
 }
 
 /// Why there is no answer.
@@ -252,6 +265,27 @@ impl Client {
         let response = self.send(Method::POST, &path, false).await?;
         let text = self.body(response).await?;
         Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Ends a machine and has it leave the lab; how it ended, in words. Its folder stays.
+    ///
+    /// # Errors
+    /// Where the supervisor or the vmm does not do so.
+    pub async fn remove_machine(&self, machine: &str, grace: Duration) -> Result<String, ClientError> {
+        let path = format!("/v1/machines/{machine}?grace_ms={}", grace.as_millis());
+        let response = self.send(Method::DELETE, &path, false).await?;
+        let text = self.body(response).await?;
+        Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Has machines and networks come that are not there.
+    ///
+    /// # Errors
+    /// Where the supervisor or the vmm does not do so; those that had come before are there.
+    pub async fn come(&self, members: &Members) -> Result<(), ClientError> {
+        let body = serde_json::to_vec(members).map_err(|error| self.broken(error))?;
+        let response = self.send_body(Method::POST, "/v1/members", false, body.into()).await?;
+        self.body(response).await.map(|_| ())
     }
 
     /// Starts a machine that has ended, and returns when the vmm has begun with it.

@@ -31,6 +31,8 @@ const CONTROL: i32 = 12;
 const KVM: i32 = 13;
 const LAST_WORDS: i32 = 14;
 const NULL: i32 = 15;
+/// Machines that a lab of one is given room for.
+const MOST_MACHINES: u64 = 64;
 
 /// Why the vmm does not run.
 #[derive(Debug, thiserror::Error)]
@@ -77,9 +79,9 @@ pub fn check_descriptors(plan: &Plan) -> Result<(), StartError> {
     }
 }
 
-/// What the plan needs, and what streams want as far as the host allows.
+/// What the plan needs, and what streams and machines that come later want as far as the host allows.
 fn limit(plan: &Plan) -> u64 {
-    let wanted = plan.max_descriptors + STREAMS_PER_MACHINE * plan.spec.machines.len() as u64;
+    let wanted = plan.max_descriptors + STREAMS_PER_MACHINE * MOST_MACHINES.max(plan.spec.machines.len() as u64);
     let allowed = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum.unwrap_or(u64::MAX);
     wanted.min(allowed).max(plan.max_descriptors)
 }
@@ -212,6 +214,30 @@ pub fn create(
 /// What the vmm says, or a file that is not there any more.
 pub fn start_machine(folder: &Folder, plan: &Plan, machine: &MachineSpec) -> Result<(), StartError> {
     let control = Control::connect(folder).map_err(StartError::HandOver)?;
+    let known = control.status().map_err(StartError::HandOver)?.machines;
+    // Its supervisor may have been killed before it was there.
+    let request = match known.iter().any(|known| known.name == machine.name) {
+        true => Request::Start(Box::new(machine.clone())),
+        false => Request::Add(Box::new(machine.clone())),
+    };
+    hand_over_and_tell(&control, plan, machine, &request)
+}
+
+/// Hands over the files of one machine that is not there yet, and has the vmm start it.
+///
+/// # Errors
+/// What the vmm says, or a file that is not there any more.
+pub fn add_machine(folder: &Folder, plan: &Plan, machine: &MachineSpec) -> Result<(), StartError> {
+    let control = Control::connect(folder).map_err(StartError::HandOver)?;
+    hand_over_and_tell(&control, plan, machine, &Request::Add(Box::new(machine.clone())))
+}
+
+fn hand_over_and_tell(
+    control: &Control,
+    plan: &Plan,
+    machine: &MachineSpec,
+    request: &Request,
+) -> Result<(), StartError> {
     let mut slots = machine.slots();
     slots.sort_unstable();
     // Slots of one machine follow each other, but for files that it shares with others.
@@ -223,7 +249,7 @@ pub fn start_machine(folder: &Folder, plan: &Plan, machine: &MachineSpec) -> Res
         let count = u32::try_from(run.len()).unwrap_or(u32::MAX);
         control.tell(&Request::Descriptors { first, count }, &borrowed).map_err(StartError::HandOver)?;
     }
-    control.tell(&Request::Start(Box::new(machine.clone())), &[]).map_err(StartError::Create)
+    control.tell(request, &[]).map_err(StartError::Create)
 }
 
 /// The socket listens from the start; the vmm answers once it has come through the jail, or the socket closes with it.

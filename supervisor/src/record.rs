@@ -39,6 +39,10 @@ pub struct State {
     /// Its init tasks, in the order of their names.
     #[serde(default)]
     pub tasks: Vec<TaskState>,
+    /// Machines that have left since the vmm was started, where any came or left: those that are here began with other names in
+    /// `/etc/hosts`.
+    #[serde(default)]
+    pub left: Option<Vec<String>>,
     /// How it ended.
     pub end: Option<End>,
 }
@@ -342,7 +346,7 @@ impl State {
     /// Where this process cannot be told from others.
     pub fn begin_again(&mut self) -> std::io::Result<()> {
         self.starter = Some(Who::of(std::process::id())?);
-        (self.supervisor, self.vmm, self.end) = (None, None, None);
+        (self.supervisor, self.vmm, self.end, self.left) = (None, None, None, None);
         self.conditions.retain(|condition| condition.name.outlives_vmm());
         for machine in &mut self.machines {
             machine.begin_again();
@@ -397,6 +401,7 @@ mod tests {
             machines: vec![],
             expiry: Expiry::default(),
             tasks: vec![],
+            left: None,
             end: None,
         }
     }

@@ -23,7 +23,7 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The socket's side of a playground.
 pub struct Control {
     playground: Arc<Playground>,
-    /// Descriptors that wait for `Create`, `Restore`, `Save` or `Start`.
+    /// Descriptors that wait for `Create`, `Restore`, `Save`, `Start` or `Add`.
     passed: Mutex<HashMap<Slot, OwnedFd>>,
     connections: AtomicUsize,
 }
@@ -110,6 +110,11 @@ impl Control {
                 drop(passed);
                 self.playground.start(&spec, given).map(|()| (Reply::Done, None))
             }
+            Request::Add(spec) => {
+                let given = std::mem::take(&mut *passed);
+                drop(passed);
+                self.playground.add(&spec, given).map(|()| (Reply::Done, None))
+            }
             Request::Save(files) => {
                 let given = std::mem::take(&mut *passed);
                 drop(passed);
@@ -138,12 +143,18 @@ impl Control {
             }
             Request::Pause { machine } => self.playground.pause(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Resume { machine } => self.playground.resume(machine.as_deref()).map(|()| (Reply::Done, None)),
+            Request::Remove { machine } => self.playground.remove(&machine).map(|()| (Reply::Done, None)),
+            Request::AddNetwork(spec) => self.playground.add_network(spec).map(|()| (Reply::Done, None)),
+            Request::RemoveNetwork { network } => {
+                self.playground.remove_network(&network).map(|()| (Reply::Done, None))
+            }
             Request::Kill { machine } => self.playground.kill(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Descriptors { .. }
             | Request::Create(_)
             | Request::Restore(_)
             | Request::Save(_)
             | Request::Start(_)
+            | Request::Add(_)
             | Request::Events { .. } => Err("this request is not answered here".into()),
         }
     }

@@ -18,7 +18,7 @@ use labyard_devices::backend::raw::{self, RawFile};
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::legacy::ged;
-use labyard_devices::switch::{Plug, PortSpec, Switch};
+use labyard_devices::switch::Plug;
 use labyard_devices::virtio::balloon::Balloon;
 use labyard_devices::virtio::block::Block;
 use labyard_devices::virtio::console::Console;
@@ -28,7 +28,6 @@ use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
 use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
 use labyard_spec::guest::READY_PORT;
-use labyard_spec::net::Mac;
 use labyard_spec::playground::{
     DriveSpec, Engine as DriveEngine, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
 };
@@ -43,18 +42,18 @@ use crate::machine::{self, Parts, Witness};
 use crate::reclaim::Holes;
 use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
-use again::Wiring;
+use wiring::Wiring;
 
 mod again;
+mod coming;
 pub mod hold;
 mod links;
+mod wiring;
 
 /// Events that are kept for whoever asks later.
 const MAX_EVENTS: usize = 4096;
 /// Streams of guests that nobody has claimed; more are refused.
 const MAX_UNCLAIMED: usize = 64;
-/// The kernel keeps to the MTU that its device was given.
-const MAX_MTU: u16 = u16::MAX;
 /// How long a guest may take to answer a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -76,6 +75,22 @@ struct MachineRecord {
     counters: Vec<Counters>,
     levers: Levers,
     page_size: u64,
+}
+
+impl MachineRecord {
+    /// Of one that is about to run.
+    fn of(parts: &Parts, levers: &Levers) -> Self {
+        Self {
+            name: parts.name.clone(),
+            state: MachineState::Running,
+            paused: parts.saved.is_some(),
+            boot_us: Vec::new(),
+            faults: parts.faults(),
+            counters: parts.counters(),
+            levers: levers.clone(),
+            page_size: 0,
+        }
+    }
 }
 
 /// A running machine's handles.
@@ -143,8 +158,9 @@ impl Playground {
         plan::check(spec, &slots, self.hypervisor.max_vcpus()).map_err(|error| error.to_string())?;
         let files: HashMap<Slot, Arc<File>> =
             passed.drain().map(|(slot, descriptor)| (slot, Arc::new(File::from(descriptor)))).collect();
-        let (mut plugs, gateways) = plugs(spec);
-        *lock(&self.wiring) = Wiring { name: spec.name.clone(), networks: spec.networks.clone(), plugs: plugs.clone() };
+        let (wiring, gateways) = Wiring::of(spec);
+        let mut plugs = wiring.plugs.clone();
+        *lock(&self.wiring) = wiring;
 
         // Everything that can be refused is built before anything runs.
         let (mut machines, mut all_levers) = (Vec::new(), Vec::new());
@@ -156,42 +172,43 @@ impl Playground {
         }
         let mut ended = prepare(&mut machines)?;
         links::open_gateways(gateways, &files)?;
-        lock(&self.record).machines = machines
-            .iter()
-            .zip(&all_levers)
-            .map(|(parts, levers)| MachineRecord {
-                name: parts.name.clone(),
-                state: MachineState::Running,
-                paused: parts.saved.is_some(),
-                boot_us: Vec::new(),
-                faults: parts.faults(),
-                counters: parts.counters(),
-                levers: levers.clone(),
-                page_size: 0,
-            })
-            .collect();
-        for (index, (parts, levers)) in machines.into_iter().zip(all_levers).enumerate() {
-            let (sender, signals) = mpsc::channel();
-            let name = parts.name.clone();
-            if let Some(state) = ended.remove(&name) {
-                handles.insert(name.clone(), Handle { signals: sender, levers, thread: None });
-                self.end(index, &name, state);
-                continue;
-            }
-            let witness: Arc<dyn Witness> =
-                Arc::new(Watcher { playground: Arc::clone(self), index, name: name.clone() });
-            let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
-            let thread = runtime::spawn(&name, move || machine::run(parts, &hypervisor, signals, &own, &witness));
-            match thread {
-                Ok(thread) => {
-                    handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
-                }
-                Err(error) => {
-                    self.end(index, &name, MachineState::Failed(format!("starting its thread: {error}")));
-                }
+        lock(&self.record).machines =
+            machines.iter().zip(&all_levers).map(|(parts, levers)| MachineRecord::of(parts, levers)).collect();
+        for (parts, levers) in machines.into_iter().zip(all_levers) {
+            if let Some(state) = ended.remove(&parts.name) {
+                let name = parts.name.clone();
+                handles.insert(name.clone(), Handle { signals: mpsc::channel().0, levers, thread: None });
+                self.end(&name, state);
+            } else {
+                // The others run all the same, and its end says why.
+                let _ = self.run(&mut handles, parts, levers);
             }
         }
         Ok(())
+    }
+
+    /// Lets a machine's thread begin. Where there is none to be had, the machine has ended and says so.
+    fn run(
+        self: &Arc<Self>,
+        handles: &mut HashMap<String, Handle>,
+        parts: Parts,
+        levers: Levers,
+    ) -> Result<(), String> {
+        let (sender, signals) = mpsc::channel();
+        let name = parts.name.clone();
+        let witness: Arc<dyn Witness> = Arc::new(Watcher { playground: Arc::clone(self), name: name.clone() });
+        let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
+        match runtime::spawn(&name, move || machine::run(parts, &hypervisor, signals, &own, &witness)) {
+            Ok(thread) => {
+                handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
+                Ok(())
+            }
+            Err(error) => {
+                let why = format!("starting its thread: {error}");
+                self.end(&name, MachineState::Failed(why.clone()));
+                Err(why)
+            }
+        }
     }
 
     fn build(
@@ -475,8 +492,8 @@ impl Playground {
         event
     }
 
-    fn end(&self, index: usize, machine: &str, state: MachineState) {
-        if let Some(record) = lock(&self.record).machines.get_mut(index) {
+    fn end(&self, machine: &str, state: MachineState) {
+        if let Some(record) = lock(&self.record).machines.iter_mut().find(|known| known.name == machine) {
             (record.state, record.paused) = (state.clone(), false);
         }
         let event = self.event(machine, Happening::Ended(state), None);
@@ -506,45 +523,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// One switch for each network; plugs by machine and position of the interface, and those of gateways.
-type Plugs = HashMap<(String, usize), Plug>;
-
-fn plugs(spec: &PlaygroundSpec) -> (Plugs, Vec<(Plug, Slot)>) {
-    let (mut plugs, mut gateways) = (HashMap::new(), Vec::new());
-    for network in &spec.networks {
-        let (mut names, mut ports) = (Vec::new(), Vec::new());
-        for machine in &spec.machines {
-            for (position, interface) in machine.interfaces.iter().enumerate() {
-                if interface.network == network.name {
-                    names.push((machine.name.clone(), position));
-                    ports.push(PortSpec { mac: interface.mac.0, mtu: interface.mtu });
-                }
-            }
-        }
-        if network.tap.is_some() {
-            ports.push(PortSpec { mac: Mac::gateway(&network.name).0, mtu: MAX_MTU });
-        }
-        let mut made = Switch::with_ports(&network.name, &ports);
-        if let Some(tap) = network.tap {
-            gateways.extend(made.pop().map(|plug| (plug, tap)));
-        }
-        plugs.extend(names.into_iter().zip(made));
-    }
-    (plugs, gateways)
-}
-
 /// Tells the playground about one machine.
 struct Watcher {
     playground: Arc<Playground>,
-    index: usize,
     name: String,
 }
 
 impl Witness for Watcher {
     fn mapped(&self, page_size: u64) {
         let mut record = lock(&self.playground.record);
-        let known =
-            record.machines.get_mut(self.index).map(|machine| std::mem::replace(&mut machine.page_size, page_size));
+        let known = record.machines.iter_mut().find(|known| known.name == self.name);
+        let known = known.map(|machine| std::mem::replace(&mut machine.page_size, page_size));
         drop(record);
         if known != Some(page_size) {
             self.playground.event(&self.name, Happening::Mapped { page_size }, None);
@@ -568,7 +557,7 @@ impl Witness for Watcher {
     }
 
     fn ended(&self, state: MachineState) {
-        self.playground.end(self.index, &self.name, state);
+        self.playground.end(&self.name, state);
     }
 }
 

@@ -4,7 +4,7 @@
 //! finished, and one thread of its own takes them out. What does not fit is missed, and counted.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -48,6 +48,7 @@ pub struct Capture {
     waiting: Mutex<Waiting>,
     changed: Condvar,
     missed: AtomicU64,
+    over: AtomicBool,
 }
 
 #[derive(Default)]
@@ -58,12 +59,28 @@ struct Waiting {
 
 impl Capture {
     pub(super) fn new(of: Of) -> Self {
-        Self { of, waiting: Mutex::default(), changed: Condvar::new(), missed: AtomicU64::new(0) }
+        Self {
+            of,
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+            missed: AtomicU64::new(0),
+            over: AtomicBool::new(false),
+        }
     }
 
     /// Frames that were missed so far.
     pub fn missed(&self) -> u64 {
         self.missed.load(Ordering::Relaxed)
+    }
+
+    /// Its port has left the network: no more comes.
+    pub(super) fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether no more comes.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     /// Records of frames that came since the last look, waiting for the first at most so long.

@@ -21,7 +21,7 @@ use rustix::process::Signal;
 
 use super::frames::{Incoming, Moved, Outgoing, read_now, write_now};
 use super::process::{Process, never_block, waiting};
-use super::{Agent, MAX_PROGRAMS, copy, forward, power};
+use super::{Agent, MAX_PROGRAMS, copy, forward, hosts, power};
 
 /// How long a caller may take to say what it wants.
 const REQUEST_WITHIN: Duration = Duration::from_secs(30);
@@ -64,6 +64,10 @@ pub(super) fn serve(agent: &Agent, stream: BorrowedFd<'_>) -> Result<(), CallErr
                 Err(why) => talk.end(Kind::Error, why.as_bytes()),
             }
         }
+        Some(Ok(Request::Hosts(change))) => match hosts::change(agent, &change) {
+            Ok(()) => talk.exit(Exit::Code(0)),
+            Err(why) => talk.end(Kind::Error, why.as_bytes()),
+        },
         Some(Ok(Request::Dial(dial))) => forward::dial(agent, talk, &dial),
         Some(Ok(Request::Listen(listen))) => forward::listen(agent, talk, &listen),
         Some(Ok(Request::Accept { id })) => forward::accept(agent, talk, id),

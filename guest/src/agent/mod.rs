@@ -7,6 +7,7 @@ mod call;
 mod copy;
 mod forward;
 mod frames;
+mod hosts;
 mod power;
 mod process;
 mod resolve;
@@ -61,6 +62,8 @@ pub struct State {
     /// Programs that were started, which names their control groups.
     started: AtomicUsize,
     arrivals: forward::Arrivals,
+    /// Held by who changes `/etc/hosts`.
+    hosts: std::sync::Mutex<()>,
 }
 
 impl Agent {

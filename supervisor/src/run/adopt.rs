@@ -30,6 +30,11 @@ pub(super) async fn adopt(shared: &Arc<Shared>, vmm: &Who) -> Result<String, Run
             for (name, state) in &machines {
                 shared.machine_ended(name, state);
             }
+            let is_there = |name: &String| machines.iter().any(|(other, _)| other == name);
+            // The supervisor before was killed before it was there; it can be started.
+            for missing in shared.state().machines.iter().filter(|machine| !is_there(&machine.name)) {
+                shared.machine_ended(&missing.name, &MachineState::Killed);
+            }
         }
         // It lives and does not answer: it can still be killed.
         Err(why) => shared.note(None, &format!("the vmm does not say how it is: {why}")),

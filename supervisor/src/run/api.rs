@@ -9,6 +9,8 @@
 //!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
 //!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
 //!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
+//!   DELETE /v1/machines/NAME?grace_ms=N      200 and how it ended, once it has left the lab; its folder is left to the caller
+//!   POST /v1/members                         204 once the machines and networks of the body that were not there are: `client::Members`
 //!   POST /v1/machines/NAME/start             204 once a machine that had ended starts anew
 //!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
 //!   POST /v1/machines/NAME/pause, resume     204 once it stands still or goes on
@@ -27,11 +29,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{CONNECTION, UPGRADE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use hyper_util::rt::TokioIo;
 use labyard_spec::control;
 use serde::Deserialize;
@@ -42,10 +44,11 @@ use tokio::task::JoinHandle;
 use super::change::ChangeError;
 use super::expiry::Usage;
 use super::hold::{self, HoldError};
+use super::members;
 use super::publish;
 use super::shared::Shared;
 use super::stop;
-use crate::client::{STREAM_PROTOCOL, Wish};
+use crate::client::{Members, STREAM_PROTOCOL, Wish};
 use crate::control::{Control, ControlError};
 use crate::home::names;
 use crate::record;
@@ -53,6 +56,9 @@ use crate::words::{chain, log, printable};
 
 /// After a failed accept, so that a lack of descriptors does not become a busy loop.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Bytes of what a lab is to have; 64 machines with 24 drives need about a tenth.
+const MAX_MEMBERS_BYTES: usize = 16 << 20;
 
 type Answer = Result<Response, (StatusCode, String)>;
 
@@ -66,6 +72,8 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
         .route("/v1/machines/{machine}/connect/{port}", post(connect))
         .route("/v1/machines/{machine}/console", post(console))
         .route("/v1/machines/{machine}/console/size", post(console_size))
+        .route("/v1/machines/{machine}", delete(remove_machine))
+        .route("/v1/members", post(members).layer(DefaultBodyLimit::max(MAX_MEMBERS_BYTES)))
         .route("/v1/machines/{machine}/stop", post(stop_machine))
         .route("/v1/machines/{machine}/start", post(start_machine))
         .route("/v1/change", post(change))
@@ -173,6 +181,26 @@ async fn stop_machine(
         Ok(ended) => Ok(record::ended_text(&ended).into_response()),
         Err(error) => Err(bad_gateway(&error)),
     }
+}
+
+async fn remove_machine(
+    State(shared): State<Arc<Shared>>,
+    Path(machine): Path<String>,
+    Query(grace): Query<Grace>,
+) -> Answer {
+    known(&shared.state(), &machine)?;
+    match members::remove(&shared, &machine, Duration::from_millis(grace.grace_ms)).await {
+        Ok(ended) => Ok(record::ended_text(&ended).into_response()),
+        Err(error) => Err(bad_gateway(&error)),
+    }
+}
+
+async fn members(
+    State(shared): State<Arc<Shared>>,
+    axum::Json(asked): axum::Json<Members>,
+) -> Result<StatusCode, (StatusCode, String)> {
+    members::come(&shared, asked).await.map_err(|error| bad_gateway(&error))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn start_machine(

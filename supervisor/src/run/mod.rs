@@ -15,6 +15,7 @@ mod change;
 mod expiry;
 mod hold;
 mod links;
+mod members;
 mod publish;
 mod shared;
 mod stop;
@@ -134,7 +135,10 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let folder = shared.folder.clone();
     let unprepared = || RunError::Unprepared(folder.name.clone());
     let plan = folder.read(names::PLAN)?.ok_or_else(unprepared)?;
-    let plan: Plan = serde_json::from_slice(&plan).map_err(|_| unprepared())?;
+    let mut plan: Plan = serde_json::from_slice(&plan).map_err(|_| unprepared())?;
+    // Who was about to come or leave when a supervisor was killed is not here.
+    let here = shared.state().machines;
+    plan.spec.machines.retain(|machine| here.iter().any(|here| here.name == machine.name));
     let programs = Programs::locate()?;
     let mut child = jailed::start(&folder, &plan, &programs, |who| Ok(shared.vmm_is(who)?))?;
     let pidfd = match shared.vmm_pidfd() {

@@ -314,8 +314,13 @@ impl Inner {
         }
     }
 
+    /// A machine that is gone may come again, and is another then.
+    pub(super) fn forget_calls(&mut self, machine: &str) {
+        self.calls.remove(machine);
+    }
+
     /// It is ready when every machine is, and every init task has completed.
-    fn may_be_ready(&mut self) {
+    pub(super) fn may_be_ready(&mut self) {
         let ready = |machine: &Machine| machine.has(ConditionName::Ready);
         let done = |task: &TaskState| task.status == TaskStatus::Completed;
         if self.state.machines.iter().all(ready) && self.state.tasks.iter().all(done) {
@@ -380,6 +385,7 @@ mod tests {
             machines: vec![web],
             expiry: crate::record::Expiry::default(),
             tasks: Vec::new(),
+            left: None,
             end: None,
         };
         let shared = Shared::new(folder.clone(), state, Journal::open(&folder).expect("a journal"));

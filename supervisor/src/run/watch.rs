@@ -94,7 +94,7 @@ pub(super) fn guest_connected(shared: &Arc<Shared>, event: &Event, stream: UnixS
     });
 }
 
-async fn read_hellos(shared: &Shared, machine: &str, stream: UnixStream) -> std::io::Result<()> {
+async fn read_hellos(shared: &Arc<Shared>, machine: &str, stream: UnixStream) -> std::io::Result<()> {
     stream.set_nonblocking(true)?;
     let mut stream = BufReader::new(tokio::net::UnixStream::from_std(stream)?);
     for _ in 0..MAX_LINES {
@@ -110,7 +110,11 @@ async fn read_hellos(shared: &Shared, machine: &str, stream: UnixStream) -> std:
             Hello::InitDone { kernel } => {
                 shared.reached(Some(machine), ConditionName::InitDone, &format!("root mounted, kernel {kernel}"));
             }
-            Hello::AgentReady => shared.reached(Some(machine), ConditionName::AgentReachable, "the agent listens"),
+            Hello::AgentReady => {
+                shared.reached(Some(machine), ConditionName::AgentReachable, "the agent listens");
+                // After a reboot, too, for which init has written what was true at its first boot.
+                tokio::spawn(super::members::tell_hosts(Arc::clone(shared), machine.to_owned()));
+            }
             Hello::InitFailed { error } => shared.note(Some(machine), &format!("init failed: {error}")),
         }
     }

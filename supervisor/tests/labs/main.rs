@@ -11,6 +11,7 @@ mod lifecycle;
 mod links;
 mod living;
 mod manifests;
+mod members;
 mod quotas;
 mod saved;
 mod starting;

@@ -139,7 +139,7 @@ impl Listener {
                     to.write_all(&record)?;
                 }
                 // Nobody sends anything: what can be read is the end.
-                if wait::readable(to.as_fd(), Some(Duration::ZERO))? {
+                if self.capture.is_over() || wait::readable(to.as_fd(), Some(Duration::ZERO))? {
                     return Ok::<_, std::io::Error>(());
                 }
             }

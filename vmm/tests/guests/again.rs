@@ -1,4 +1,4 @@
-//! Tiny guests that end and start again, while another runs on.
+//! Tiny guests that end and start again, come and go, while another runs on.
 
 use labyard_spec::net::{Ipv4Subnet, Mac};
 use labyard_spec::playground::{DriveSpec, Engine, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec};
@@ -99,4 +99,55 @@ fn a_machine_that_has_ended_starts_again_on_its_files_while_another_runs_on() {
     playground.start(&machine, files.into_slots()).expect("started again");
     playground.kill(None).expect("killed");
     assert_eq!(state(&playground, "other"), MachineState::Killed);
+}
+
+#[test]
+fn a_machine_and_a_network_come_and_go_while_another_runs_on() {
+    let stays = Kept::new(HALT.to_vec());
+    let playground = embed::playground().expect("KVM");
+    let mut files = Files::default();
+    let machines = vec![stays.machine("stays", &mut files)];
+    let subnet = |third| Ipv4Subnet::containing([10, 0, third, 0].into(), 24).expect("a subnet");
+    let network = |name: &str, third| NetworkSpec {
+        name: name.into(),
+        subnet: subnet(third),
+        gateway: [10, 0, third, 1].into(),
+        private: true,
+        tap: None,
+    };
+    let spec = PlaygroundSpec { name: "lab".into(), networks: vec![network("local", 0)], machines };
+    playground.create(&spec, files.into_slots()).expect("created");
+
+    let add = |kept: &Kept, name: &str, change: &dyn Fn(&mut MachineSpec)| {
+        let mut files = Files::default();
+        let mut machine = kept.machine(name, &mut files);
+        change(&mut machine);
+        playground.add(&machine, files.into_slots())
+    };
+    let also_back = |machine: &mut MachineSpec| {
+        let mac = Mac::derived("back", "comes", 1);
+        machine.interfaces.push(InterfaceSpec { network: "back".into(), mac, mtu: 1500 });
+    };
+    let comes = Kept::new([print("here "), power_off()].concat());
+    let refused = add(&comes, "comes", &also_back).expect_err("refused");
+    assert_eq!(refused, "machine comes: network back does not exist");
+    for times in 1..=3 {
+        playground.add_network(network("back", 1)).expect("a network");
+        add(&comes, "comes", &also_back).expect("added");
+        assert_eq!(playground.wait("comes"), Ok(MachineState::PoweredOff));
+        assert_eq!(comes.printed(), "here ".repeat(times));
+        assert_eq!(add(&comes, "comes", &|_| {}), Err("machine comes: there is one of this name".into()));
+        let taken = |machine: &mut MachineSpec| machine.interfaces[0].mac = Mac::derived("local", "stays", 0);
+        let refused = add(&comes, "other", &taken).expect_err("refused");
+        assert!(refused.contains("machine other: network local: the hardware address"), "{refused}");
+        let refused = playground.remove_network("back").expect_err("refused");
+        assert_eq!(refused, "network back: a machine or its way out is plugged in");
+        playground.remove("comes").expect("removed");
+        playground.remove_network("back").expect("removed");
+    }
+    assert_eq!(playground.remove("stays"), Err("machine stays: it runs".into()));
+    assert_eq!((playground.remove("comes"), playground.remove_network("back")), (Ok(()), Ok(())), "long ago");
+    let names: Vec<_> = playground.status().machines.into_iter().map(|machine| (machine.name, machine.state)).collect();
+    assert_eq!(names, [("stays".to_owned(), MachineState::Running)]);
+    playground.kill(None).expect("killed");
 }

@@ -1,5 +1,6 @@
 //! Guests on a switch, from their drivers' side.
 
+mod coming;
 mod counted;
 mod forwarding;
 mod gateway;

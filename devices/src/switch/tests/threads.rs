@@ -1,4 +1,4 @@
-//! Guests on threads of their own: everybody sends to everybody while one resets again and again.
+//! Guests on threads of their own: everybody sends to everybody while one resets again and again, and another comes and goes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -15,7 +15,7 @@ const NOTHING: u64 = ALL & !GUEST_OFFLOADS & !F_CTRL_GUEST_OFFLOADS;
 const DEADLINE: Duration = Duration::from_secs(120);
 
 #[test]
-fn nothing_deadlocks_and_every_frame_is_counted_while_one_resets_and_cables_are_pulled() {
+fn nothing_deadlocks_and_every_frame_is_counted_while_one_resets_one_comes_and_goes_and_cables_are_pulled() {
     let specs: Vec<_> = (1..=4).map(|n| PortSpec { mac: mac(n), mtu: 1500 }).collect();
     let plugs = Switch::with_ports("local", &specs);
     let (done, waiting) = mpsc::channel();
@@ -61,10 +61,23 @@ fn nothing_deadlocks_and_every_frame_is_counted_while_one_resets_and_cables_are_
             nic
         }));
     }
+    let (switch, still) = (Arc::clone(&plugs[0].switch), Arc::clone(&working));
+    let coming = std::thread::spawn(move || {
+        while still.load(Ordering::SeqCst) != 0 {
+            let plug = switch.add(PortSpec { mac: mac(5), mtu: 1500 }).expect("it has left");
+            let mut driver = GuestDriver::power_on(Box::new(Net::new("eth0", plug.clone())));
+            driver.set_up(ALL);
+            let mut nic = Nic { driver, plug, posted: HashMap::new(), next: BUFFERS, offered: 0 };
+            nic.post(8, 1600);
+            nic.send(COMPLETE, &frame(BROADCAST, mac(5), b"I am here"));
+            nic.plug.leave();
+        }
+    });
     for _ in 0..4 {
         waiting.recv_timeout(DEADLINE).expect("a guest stands still");
     }
     let nics: Vec<Nic> = threads.into_iter().map(|thread| thread.join().expect("a guest")).collect();
+    coming.join().expect("who comes and goes");
     let snapshots: Vec<_> = plugs.iter().map(|plug| plug.port().expect("a port").snapshot()).collect();
     let sum = |count: fn(&counters::Snapshot) -> u64| snapshots.iter().map(count).sum::<u64>();
     // A third of all frames went to all three others, the rest to one or nobody: what was offered lies between.

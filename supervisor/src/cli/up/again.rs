@@ -2,7 +2,7 @@
 //!
 //! | | nothing has changed | only what is shown | machines, networks, drives' number |
 //! |---|---|---|---|
-//! | runs | machines that have ended start | kept with the lab | refused: `--restart`, or stop it first |
+//! | runs | machines that have ended start | kept with the lab | machines and private networks come and go ([`super::members`]), else refused: `--restart`, or stop it first |
 //! | stopped | starts | starts | made anew around the drives that are there, starts |
 //!
 //! A drive that would have to be made anew is refused either way: what it holds is not thrown away by `up`.
@@ -23,14 +23,14 @@ use serde_json::Value;
 
 use super::super::args::Up;
 use super::super::{Failure, code, start};
-use super::{follow, prepare};
+use super::{follow, members, prepare};
 
 /// Differences that a refusal lists.
 const LISTED: usize = 8;
 /// What the supervisor needs beside the guests' grace.
-const SUPERVISOR_WITHIN: Duration = Duration::from_secs(45);
-/// How long guests may take to power off for a restart.
-const GRACE: Duration = Duration::from_secs(30);
+pub(super) const SUPERVISOR_WITHIN: Duration = Duration::from_secs(45);
+/// How long guests may take to power off, for a restart or when they leave.
+pub(super) const GRACE: Duration = Duration::from_secs(30);
 /// Fields that nothing is made from, or nothing any more: tasks run once.
 const SHOWN: [&str; 11] = [
     "title",
@@ -75,21 +75,31 @@ impl Again<'_> {
         events.skip()?;
         match standing {
             Standing::Ended | Standing::Interrupted => self.bring_back(state, &before, &changed, &mut events).await?,
-            _ if changed.iter().all(is_shown) => {
+            _ if members::only_members(&changed) => {
                 let client = client::attach_locked(folder, &lock)?;
                 let now = client.status().await?;
-                let ended: Vec<_> =
-                    now.machines.iter().filter(|one| one.ended.is_some()).map(|one| one.name.clone()).collect();
+                // Those that are there, whatever the manifest says that was kept: who changed it last may have been killed.
+                let (gone, come) = self.gone_and_come(&now);
+                let stays = gone.is_empty() && come.is_empty() && changed.iter().all(is_shown);
+                if !stays {
+                    progress.say(&format!("lab {name} runs already: changing {}", said(&changed)));
+                    self.members(&client, &before, (&gone, &come)).await?;
+                }
+                let ended = now.machines.iter().filter(|one| one.ended.is_some() && !gone.contains(&one.name));
+                let ended: Vec<_> = ended.map(|one| one.name.clone()).collect();
                 start::start_machines(folder, &client, &ended, progress).await?;
                 folder.write(names::MANIFEST, self.text.as_bytes())?;
-                let how = if changed.is_empty() { "nothing has changed" } else { "what is shown of it is kept" };
-                progress.say(&format!("lab {name} runs already: {how}"));
-                if ended.is_empty() && now.conditions.iter().any(|one| one.name == ConditionName::Ready) {
+                if stays {
+                    let how = if changed.is_empty() { "nothing has changed" } else { "what is shown of it is kept" };
+                    progress.say(&format!("lab {name} runs already: {how}"));
+                }
+                let wanted = [ended, come].concat();
+                let was_ready = now.conditions.iter().any(|one| one.name == ConditionName::Ready);
+                if wanted.is_empty() && (was_ready || !stays) {
                     return Ok(());
                 }
                 drop(lock);
-                let wanted = (!ended.is_empty()).then_some(ended.as_slice());
-                return self.look_on(events, wanted).await;
+                return self.look_on(events, (!wanted.is_empty()).then_some(wanted.as_slice())).await;
             }
             _ if self.up.restart => {
                 self.check_drives(&state, &changed)?;
@@ -177,6 +187,8 @@ impl Again<'_> {
         self.check_drives(&state, changed)?;
         progress.say(&format!("changing {}", said(changed)));
         let old = state.clone();
+        // Somebody who let machines leave may have been killed: one that comes again is a new one.
+        self.sweep_machines(&old)?;
         let admitted =
             quota::admit(self.preparation.home, quota::Ask::of(&self.preparation.manifest.lab), Some(&folder.name))?;
         state.begin_again()?;
@@ -184,14 +196,14 @@ impl Again<'_> {
         state.write(folder)?;
         drop(admitted);
         let made = async {
-            let plan = self.preparation.run(self.kernels, &mut state, Some(before)).await?;
+            let plan = self.preparation.run(self.kernels, Some(&mut state), Some(before)).await?;
             // The plan counts: whoever comes after a kill in between finds the manifest changed still, and does the same again.
             folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
             folder.write(names::MANIFEST, self.text.as_bytes())?;
             state.machines = self.preparation.machines();
             state.manifest.clone_from(&self.preparation.manifest.file);
             state.write(folder)?;
-            self.forget_machines(&old, &state)?;
+            self.sweep_machines(&state)?;
             Ok::<_, Failure>(())
         };
         if let Err(failure) = made.await {
@@ -203,20 +215,6 @@ impl Again<'_> {
         // How it ended before is nobody's concern any more.
         events.skip()?;
         start::whole(folder, &mut state)
-    }
-
-    /// Removes folders of machines that the lab does not have any more.
-    fn forget_machines(&self, old: &State, new: &State) -> Result<(), Failure> {
-        for gone in old.machines.iter().filter(|old| new.machines.iter().all(|new| new.name != old.name)) {
-            let path = self.preparation.folder.machine(&gone.name);
-            match std::fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(anyhow::Error::new(error).context(path.display().to_string()).into());
-                }
-                _ => self.preparation.progress.say(&format!("{}: gone, with its drives", gone.name)),
-            }
-        }
-        Ok(())
     }
 
     /// Refuses what would throw away what a drive holds.
@@ -249,7 +247,7 @@ impl Again<'_> {
 }
 
 /// Whether nothing is made from the field.
-fn is_shown(difference: &Difference) -> bool {
+pub(super) fn is_shown(difference: &Difference) -> bool {
     let field = difference.path.split(['.', '[']).next().unwrap_or_default();
     SHOWN.contains(&field)
 }

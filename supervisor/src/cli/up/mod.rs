@@ -9,6 +9,7 @@
 
 mod again;
 pub(in crate::cli) mod follow;
+mod members;
 mod needs;
 mod prepare;
 
@@ -162,7 +163,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         let mut state = preparation.begin(text)?;
         ports::write(folder, &up.publish)?;
         drop(admitted);
-        let plan = preparation.run(&kernels, &mut state, None).await?;
+        let plan = preparation.run(&kernels, Some(&mut state), None).await?;
         folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
         let mut events = Reader::open(folder)?.context("the journal vanished")?;
         events.skip()?;

@@ -100,6 +100,7 @@ impl Preparation<'_> {
             machines: self.machines(),
             expiry: self.expiry,
             tasks: self.tasks.states(),
+            left: None,
             end: None,
         };
         state.write(&self.folder)?;
@@ -124,16 +125,20 @@ impl Preparation<'_> {
         self.manifest.lab.machines.iter().map(machine).collect()
     }
 
-    /// Makes all of it; drives that the plan before has are kept.
+    /// Makes all of it; drives that the plan before has are kept. What is reached is written to the state, where it is this command's.
     pub(super) async fn run(
         &self,
         kernels: &[KernelRecord],
-        state: &mut State,
+        mut state: Option<&mut State>,
         before: Option<&Plan>,
     ) -> Result<Plan, Failure> {
         let builder = Builder { program: self.programs.find("rootfs-builder")?, home: self.home.path.clone() };
         let images = self.images(&builder).await?;
-        self.reached(state, ConditionName::ImagesReady, &format!("images in the store: {}", images.len()))?;
+        self.reached(
+            state.as_deref_mut(),
+            ConditionName::ImagesReady,
+            &format!("images in the store: {}", images.len()),
+        )?;
 
         self.check_needs(kernels, &images)?;
         let kernels = self.boot_files(&builder, kernels).await?;
@@ -173,8 +178,9 @@ impl Preparation<'_> {
         }
     }
 
-    fn reached(&self, state: &mut State, name: ConditionName, message: &str) -> Result<(), Failure> {
+    fn reached(&self, state: Option<&mut State>, name: ConditionName, message: &str) -> Result<(), Failure> {
         self.progress.say(&format!("{name:?}: {message}"));
+        let Some(state) = state else { return Ok(()) };
         Journal::open(&self.folder)?.write(None, What::Condition { name, message: message.to_owned() });
         state.conditions.push(Condition { name, at_ms: now_ms(), message: message.to_owned() });
         Ok(state.write(&self.folder)?)

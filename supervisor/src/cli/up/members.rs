@@ -1,0 +1,152 @@
+//! `up` of a lab that runs, with other machines than it has: those that are missing come, those that are too many leave, and nobody else
+//! notices but by `/etc/hosts`.
+//!
+//! It can be killed at any moment: the manifest is kept last, so that the next `up` finds what is left to do.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use labyard_spec::manifest::effective::Difference;
+use labyard_supervisor::client::{Client, Members};
+use labyard_supervisor::home::names;
+use labyard_supervisor::plan::Plan;
+use labyard_supervisor::quota;
+use labyard_supervisor::record::State;
+use serde_json::Value;
+
+use super::super::{Failure, code};
+use super::again::{Again, GRACE, SUPERVISOR_WITHIN, is_shown};
+
+/// Whether all of it can be done while the lab runs.
+pub(super) fn only_members(changed: &[Difference]) -> bool {
+    changed.iter().all(|one| is_shown(one) || comes_or_goes(one))
+}
+
+/// A machine that is new or gone, or a network without a way out that is. A way out comes with the lab.
+fn comes_or_goes(difference: &Difference) -> bool {
+    let (path, value) = match difference {
+        Difference { path, from: None, to: Some(value) } | Difference { path, from: Some(value), to: None } => {
+            (path, value)
+        }
+        _ => return false,
+    };
+    let is_item = |list: &str| {
+        let name =
+            path.strip_prefix(list).and_then(|rest| rest.strip_prefix('[')).and_then(|rest| rest.strip_suffix(']'));
+        name.is_some_and(|name| !name.contains(['[', ']']))
+    };
+    is_item("machines") || (is_item("networks") && value["private"] == Value::Bool(true))
+}
+
+impl Again<'_> {
+    /// Names of machines that the lab has and the manifest has not, and the other way round.
+    pub(super) fn gone_and_come(&self, now: &State) -> (Vec<String>, Vec<String>) {
+        let asked = &self.preparation.manifest.lab.machines;
+        let gone = now.machines.iter().filter(|known| asked.iter().all(|asked| asked.name != known.name));
+        let come = asked.iter().filter(|asked| now.machines.iter().all(|known| known.name != asked.name));
+        (gone.map(|one| one.name.clone()).collect(), come.map(|one| one.name.clone()).collect())
+    }
+
+    /// Has `gone` leave, and who is missing come. The manifest is for the caller to keep.
+    pub(super) async fn members(
+        &self,
+        client: &Client,
+        before: &Plan,
+        (gone, come): (&[String], &[String]),
+    ) -> Result<(), Failure> {
+        let (preparation, folder) = (self.preparation, &self.preparation.folder);
+        let progress = preparation.progress;
+        // Left behind by somebody who was killed: a machine that comes is a new one.
+        self.sweep_machines(&client.status().await?)?;
+        let lab = &preparation.manifest.lab;
+        let admitted = match come.is_empty() {
+            true => None,
+            false => Some(quota::admit(preparation.home, quota::Ask::of(lab), Some(&folder.name))?),
+        };
+        // What can be refused is refused before anybody leaves. Others are not kept waiting for guests to power off: what is asked
+        // for is held against the quota once more below.
+        drop(admitted);
+        let plan = preparation.run(self.kernels, None, Some(before)).await?;
+        for name in gone {
+            for port in client.ports().await?.into_iter().filter(|shown| shown.port.machine == *name) {
+                client.publish(&port.port, false).await?;
+            }
+            let leaving = tokio::time::timeout(GRACE + SUPERVISOR_WITHIN, client.remove_machine(name, GRACE));
+            let how = leaving.await.map_err(|_| late(&folder.name))??;
+            progress.say(&format!("{name}: {}", how.lines().next().unwrap_or_default()));
+            self.forget_machine(name)?;
+        }
+        let _admitted = match come.is_empty() {
+            true => None,
+            false => Some(quota::admit(preparation.home, quota::Ask::of(lab), Some(&folder.name))?),
+        };
+        let members = Members { manifest: preparation.manifest.file.clone(), plan, machines: preparation.machines() };
+        let coming = tokio::time::timeout(SUPERVISOR_WITHIN + Duration::from_secs(15), client.come(&members));
+        coming.await.map_err(|_| late(&folder.name))??;
+        come.iter().for_each(|name| progress.say(&format!("{name} is new and starts")));
+        Ok(())
+    }
+
+    /// Removes folders of machines that the lab does not have.
+    pub(super) fn sweep_machines(&self, now: &State) -> Result<(), Failure> {
+        let machines = self.preparation.folder.file(names::MACHINES);
+        let listed = match std::fs::read_dir(&machines) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other.with_context(|| machines.display().to_string())?,
+        };
+        for entry in listed {
+            let entry = entry.with_context(|| machines.display().to_string())?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if now.machines.iter().any(|known| known.name == name) {
+                continue;
+            }
+            self.forget_machine(&name)?;
+        }
+        Ok(())
+    }
+
+    fn forget_machine(&self, name: &str) -> Result<(), Failure> {
+        let path = self.preparation.folder.machine(name);
+        std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        self.preparation.progress.say(&format!("{name}: gone, with its drives"));
+        Ok(())
+    }
+}
+
+fn late(lab: &str) -> Failure {
+    Failure {
+        code: code::DEADLINE,
+        error: anyhow::anyhow!(
+            "the supervisor does not answer; `labyard up` once more goes on, `labyard down {lab}` ends what is left"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn machines_and_private_networks_come_and_go_and_all_else_does_not() {
+        let difference = |path: &str, from, to| Difference { path: path.to_owned(), from, to };
+        let (there, private, open) = (json!({}), json!({"private": true}), json!({"private": false}));
+        let good = [
+            difference("machines[db]", None, Some(there.clone())),
+            difference("machines[db]", Some(there.clone()), None),
+            difference("networks[back]", None, Some(private.clone())),
+            difference("networks[back]", Some(private.clone()), None),
+            difference("title", Some(json!("a")), Some(json!("b"))),
+        ];
+        assert!(only_members(&good));
+        for bad in [
+            difference("networks[front]", None, Some(open)),
+            difference("networks[back].subnet", Some(json!("a")), Some(json!("b"))),
+            difference("machines[db].drives[1]", None, Some(there.clone())),
+            difference("machines[db].startupFiles[/a]", None, Some(there)),
+            difference("machines[db].resources.ramSize", Some(json!("a")), Some(json!("b"))),
+        ] {
+            assert!(!only_members(std::slice::from_ref(&bad)), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Machines and networks that come to a lab and leave it while the others run.
+//!
+//! `plan.json` has at least the machines of `state.json`, whatever is killed in between: who leaves goes from the state first, who comes
+//! goes into the plan first. A vmm that is started has those of the state (`super::start`); one that is adopted is asked whom it has.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use labyard_spec::agent::{Hosts, Kind, Request as AgentRequest};
+use labyard_spec::control::{MachineState, Request};
+use labyard_spec::guest::{AGENT_PORT, HostEntry};
+use tokio::time::timeout;
+
+use super::shared::{Inner, Shared};
+use super::stop;
+use crate::call;
+use crate::client::Members;
+use crate::control::{Control, ControlError};
+use crate::home::{HomeError, names};
+use crate::jailed::{self, StartError};
+use crate::plan::Plan;
+use crate::record::{ConditionName, Machine, State};
+use crate::words::chain;
+
+/// How long an agent may take to change its `/etc/hosts`.
+const HOSTS_WITHIN: Duration = Duration::from_secs(10);
+/// Lines that one call carries: far less than a frame.
+const HOSTS_AT_ONCE: usize = 256;
+
+/// Why somebody did not come or leave.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MemberError {
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("the lab's plan.json")]
+    Plan(#[from] serde_json::Error),
+    #[error("the lab has no plan.json")]
+    Unplanned,
+}
+
+/// Ends a machine and forgets it; it gets `grace` to power off. Its folder is left to who asked.
+pub(super) async fn remove(shared: &Arc<Shared>, machine: &str, grace: Duration) -> Result<MachineState, MemberError> {
+    let ended = stop::stop_machine(shared, machine, grace).await?;
+    tell(shared, Request::Remove { machine: machine.to_owned() }).await?;
+    shared.change(|inner| {
+        inner.state.machines.retain(|other| other.name != machine);
+        let left = inner.state.left.get_or_insert_default();
+        if !left.iter().any(|other| other == machine) {
+            left.push(machine.to_owned());
+        }
+        inner.forget_calls(machine);
+        inner.may_be_ready();
+    });
+    shared.note(None, &format!("machine {machine} has left the lab"));
+    tell_all_hosts(shared).await;
+    Ok(ended)
+}
+
+/// Makes the lab what is asked for: networks first, then machines that are not there. Who is not asked for has left before.
+pub(super) async fn come(shared: &Arc<Shared>, asked: Members) -> Result<(), MemberError> {
+    let Members { manifest, mut plan, machines } = asked;
+    let before = shared.state();
+    let place = |name: &str| before.machines.iter().position(|known| known.name == name).unwrap_or(usize::MAX);
+    // Who comes later is last, in the plan and the vmm alike: what is saved is saved in this order.
+    plan.spec.machines.sort_by_key(|machine| place(&machine.name));
+    let come: Vec<Machine> = machines.into_iter().filter(|machine| place(&machine.name) == usize::MAX).collect();
+    let shared_too = Arc::clone(shared);
+    let joining = tokio::task::spawn_blocking(move || join(&shared_too, &plan, come));
+    joining.await.unwrap_or(Err(ControlError::Closed.into()))?;
+    shared.change(|inner| inner.state.manifest = manifest);
+    tell_all_hosts(shared).await;
+    Ok(())
+}
+
+fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>) -> Result<(), MemberError> {
+    let _planning = shared.planning.lock().unwrap_or_else(PoisonError::into_inner);
+    let control = Control::connect(&shared.folder)?;
+    let old = shared.folder.read(names::PLAN)?.ok_or(MemberError::Unplanned)?;
+    let old: Plan = serde_json::from_slice(&old)?;
+    let has = |plan: &Plan, name: &str| plan.spec.networks.iter().any(|network| network.name == name);
+    for network in old.spec.networks.iter().filter(|network| !has(plan, &network.name)) {
+        control.tell(&Request::RemoveNetwork { network: network.name.clone() }, &[])?;
+    }
+    // Also those that the plan before has: it may have been written, and no more.
+    for network in plan.spec.networks.iter().filter(|network| network.private) {
+        control.tell(&Request::AddNetwork(network.clone()), &[])?;
+    }
+    shared.folder.write(names::PLAN, &serde_json::to_vec(plan)?)?;
+    for machine in come {
+        let name = machine.name.clone();
+        let spec = plan.spec.machines.iter().find(|other| other.name == name).ok_or(MemberError::Unplanned)?;
+        shared.change(|inner| inner.comes(machine));
+        if let Err(error) = jailed::add_machine(&shared.folder, plan, spec) {
+            shared.change(|inner| inner.state.machines.retain(|other| other.name != name));
+            return Err(error.into());
+        }
+        shared.note(None, &format!("machine {name} has come to the lab"));
+    }
+    Ok(())
+}
+
+impl Inner {
+    /// A machine that is about to start among others.
+    fn comes(&mut self, machine: Machine) {
+        self.state.left.get_or_insert_default().retain(|left| *left != machine.name);
+        self.state.conditions.retain(|condition| condition.name != ConditionName::Ready);
+        self.state.machines.retain(|other| other.name != machine.name);
+        self.state.machines.push(machine);
+    }
+}
+
+/// What a machine finds by name, now that others have come and gone.
+fn hosts_of(state: &State, machine: &str) -> Option<(Vec<HostEntry>, Vec<String>)> {
+    let left = state.left.clone()?;
+    let own = &state.machines.iter().find(|other| other.name == machine)?.addresses;
+    let entries = state.machines.iter().flat_map(|other| {
+        let shared = other.addresses.iter().filter(|(network, _)| own.iter().any(|(own, _)| own == network));
+        shared.map(|(_, address)| HostEntry { address: *address, names: vec![other.name.clone()] })
+    });
+    Some((entries.collect(), left))
+}
+
+/// Tells every machine that can be asked, at the same time.
+async fn tell_all_hosts(shared: &Arc<Shared>) {
+    let reached = |machine: &Machine| machine.ended.is_none() && machine.has(ConditionName::AgentReachable);
+    let machines: Vec<_> = shared.state().machines.into_iter().filter(reached).map(|machine| machine.name).collect();
+    let telling: Vec<_> = machines.into_iter().map(|name| tokio::spawn(tell_hosts(Arc::clone(shared), name))).collect();
+    for one in telling {
+        let _ = one.await;
+    }
+}
+
+/// Tells a machine whom it finds by name, where that is not what it began with.
+pub(super) async fn tell_hosts(shared: Arc<Shared>, machine: String) {
+    let Some((here, gone)) = hosts_of(&shared.state(), &machine) else { return };
+    let told = timeout(HOSTS_WITHIN, ask_agent(&shared, &machine, here, gone)).await;
+    if let Err(error) = told.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
+        shared.note(Some(&machine), &format!("its /etc/hosts is as it was: {error}"));
+    }
+}
+
+async fn ask_agent(shared: &Shared, machine: &str, here: Vec<HostEntry>, gone: Vec<String>) -> std::io::Result<()> {
+    let chunks = here.chunks(HOSTS_AT_ONCE).map(<[HostEntry]>::to_vec);
+    let chunks: Vec<_> = chunks.map(|here| Hosts { here, gone: Vec::new() }).collect();
+    // Lines of who is here are put in after those of who has gone are taken out.
+    let names: HashMap<_, ()> = here.iter().flat_map(|entry| &entry.names).map(|name| (name.as_str(), ())).collect();
+    let gone: Vec<_> = gone.into_iter().filter(|name| !names.contains_key(name.as_str())).collect();
+    let first = (!gone.is_empty()).then_some(Hosts { here: Vec::new(), gone });
+    for hosts in first.into_iter().chain(chunks) {
+        let folder = shared.folder.clone();
+        let request = Request::Connect { machine: machine.to_owned(), port: AGENT_PORT };
+        let stream = tokio::task::spawn_blocking(move || Control::connect(&folder)?.stream(&request));
+        let stream = stream.await.map_err(std::io::Error::other)?;
+        let stream = stream.map_err(|error| std::io::Error::other(chain(&error)))?;
+        stream.set_nonblocking(true)?;
+        let mut stream = tokio::net::UnixStream::from_std(stream)?;
+        call::send(&mut stream, Kind::Request, &serde_json::to_vec(&AgentRequest::Hosts(hosts))?).await?;
+        match call::receive(&mut stream).await? {
+            Some((Kind::Exit, _)) => {}
+            Some((_, text)) => return Err(std::io::Error::other(String::from_utf8_lossy(&text).into_owned())),
+            None => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+    Ok(())
+}
+
+async fn tell(shared: &Shared, request: Request) -> Result<(), ControlError> {
+    super::hold::tell(shared, request).await
+}

@@ -1,0 +1,130 @@
+//! Machines and networks that `up` has come to a lab that runs, and leave it.
+
+use super::host::{Host, kill};
+use serde_json::{Value, json};
+
+/// A manifest with these machines, each on these networks.
+fn manifest(host: &Host, networks: &[(&str, bool)], machines: &[(&str, &[&str])]) -> String {
+    let machine = |(name, networks): &(&str, &[&str])| {
+        json!({
+            "name": name,
+            "drives": [{ "source": "debian", "mount": "/", "size": "1MiB" }],
+            "network": { "interfaces": networks.iter().map(|network| json!({ "network": network })).collect::<Vec<_>>() },
+            "resources": { "ramSize": "32MiB" },
+        })
+    };
+    let network = |(at, (name, private)): (usize, &(&str, bool))| json!({ "name": name, "subnet": format!("172.16.{at}.0/24"), "private": private });
+    let networks: Vec<_> = networks.iter().enumerate().map(network).collect();
+    let machines: Vec<_> = machines.iter().map(machine).collect();
+    host.write_manifest(
+        "lab",
+        &json!({ "kind": "playground", "name": "lab", "playground": { "networks": networks, "machines": machines } }),
+    )
+}
+
+const LOCAL: &[(&str, bool)] = &[("local", true)];
+
+fn machines(host: &Host) -> Vec<String> {
+    let ps = host.ps();
+    let text = |value: &Value| value.as_str().expect("text").to_owned();
+    let machines = ps["machines"].as_array().expect("machines").iter();
+    machines.map(|machine| format!("{} {}", text(&machine["name"]), text(&machine["state"]))).collect()
+}
+
+fn vmm_log(host: &Host) -> String {
+    std::fs::read_to_string(host.lab("lab").join("vmm.log")).expect("the vmm's log")
+}
+
+#[test]
+fn machines_come_and_leave_while_others_run() {
+    let host = Host::new();
+    let two = manifest(&host, LOCAL, &[("web", &["local"]), ("db", &["local"])]);
+    host.expect(0, &["up", &two]);
+    let before = host.ps();
+    let three = [("web", &["local"][..]), ("db", &["local"]), ("mail", &["local"])];
+    let (stdout, _) = host.expect(0, &["up", &manifest(&host, LOCAL, &three)]);
+    for part in ["machines[mail] is new", "mail is new and starts", "mail: Ready"] {
+        assert!(stdout.contains(part), "{part}\n{stdout}");
+    }
+    assert_eq!(machines(&host), ["web ready", "db ready", "mail ready"]);
+    let now = host.ps();
+    assert_eq!(
+        (&now["vmm_pid"], &now["machines"][0]),
+        (&before["vmm_pid"], &before["machines"][0]),
+        "web is as it was"
+    );
+    for machine in ["web", "db"] {
+        let line = format!("hosts of {machine}: ");
+        let told = vmm_log(&host);
+        let told = told.lines().rev().find(|other| other.starts_with(&line)).expect("it was told");
+        assert!(told.contains(r#"{"address":"172.16.0.4","names":["mail"]}"#), "{told}");
+    }
+    host.expect(0, &["exec", "lab/mail", "--", "true"]);
+    let (stdout, _) = host.expect(0, &["up", &manifest(&host, LOCAL, &three)]);
+    assert!(stdout.contains("nothing has changed"), "{stdout}");
+
+    let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("a port").port();
+    host.expect(0, &["publish", "lab/mail", &format!("127.0.0.1:{port}:25")]);
+    let (stdout, _) = host.expect(0, &["up", &manifest(&host, LOCAL, &[("web", &["local"]), ("db", &["local"])])]);
+    for part in ["machines[mail] is gone", "mail: powered off", "mail: gone, with its drives"] {
+        assert!(stdout.contains(part), "{part}\n{stdout}");
+    }
+    assert_eq!(machines(&host), ["web ready", "db ready"]);
+    assert!(!host.lab("lab").join("machines/mail").exists());
+    assert!(vmm_log(&host).contains(r#"hosts of web: {"gone":["mail"],"here":[]}"#), "{}", vmm_log(&host));
+    let (stdout, _) = host.expect(0, &["publish", "lab", "--json"]);
+    assert!(!stdout.contains("mail"), "{stdout}");
+    assert_eq!(host.ps()["vmm_pid"], before["vmm_pid"]);
+
+    // What has changed is so for the next vmm, and a supervisor that takes over knows it, too.
+    host.expect(0, &["up", &manifest(&host, LOCAL, &three)]);
+    kill(host.ps()["supervisor_pid"].as_i64().expect("a pid") as i32, rustix::process::Signal::KILL);
+    host.expect(0, &["exec", "lab/mail", "--", "true"]);
+    assert_eq!(machines(&host), ["web ready", "db ready", "mail ready"]);
+    host.expect(0, &["restart", "lab"]);
+    assert_eq!(machines(&host), ["web ready", "db ready", "mail ready"]);
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
+
+#[test]
+fn a_network_comes_with_a_machine_and_leaves_with_it_but_not_one_with_a_way_out() {
+    let host = Host::new();
+    let small = [("web", &["local"][..])];
+    host.expect(0, &["up", &manifest(&host, LOCAL, &small)]);
+    let large = [("web", &["local"][..]), ("db", &["local", "back"])];
+    let networks = [("local", true), ("back", true)];
+    host.expect(0, &["up", &manifest(&host, &networks, &large)]);
+    assert!(vmm_log(&host).contains("\nnetwork: back\n"), "{}", vmm_log(&host));
+    assert_eq!(machines(&host), ["web ready", "db ready"]);
+    let (_, stderr) =
+        host.expect(2, &["up", &manifest(&host, &[("local", true), ("back", true), ("out", false)], &large)]);
+    assert!(stderr.contains("networks[out] is new") && stderr.contains("--restart"), "{stderr}");
+    host.expect(0, &["up", &manifest(&host, LOCAL, &small)]);
+    assert!(vmm_log(&host).contains("\nno network: back\n"), "{}", vmm_log(&host));
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
+
+#[test]
+fn who_cannot_come_is_not_there_and_the_rest_is_as_it_was() {
+    let host = Host::new();
+    let small = [("web", &["local"][..])];
+    host.expect(0, &["up", &manifest(&host, LOCAL, &small)]);
+    let large = manifest(&host, LOCAL, &[("web", &["local"]), ("unwelcome", &["local"])]);
+    for _ in 0..2 {
+        let (_, stderr) = host.expect(1, &["up", &large]);
+        assert!(stderr.contains("machine unwelcome: nobody wants it"), "{stderr}");
+        assert_eq!(machines(&host), ["web ready"]);
+    }
+    // The plan knows of it, and it does not start for that.
+    host.expect(0, &["restart", "lab"]);
+    assert_eq!(machines(&host), ["web ready"]);
+    host.expect(0, &["up", &manifest(&host, LOCAL, &small)]);
+    std::fs::write(host.home().join("config.toml"), "[lab]\nmachines = 1\n").expect("writing");
+    let (_, stderr) = host.expect(2, &["up", &manifest(&host, LOCAL, &[("web", &["local"]), ("db", &["local"])])]);
+    assert!(stderr.contains("2 machines asked for: more than the 1"), "{stderr}");
+    assert_eq!(machines(&host), ["web ready"]);
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
