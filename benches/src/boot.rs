@@ -26,7 +26,7 @@ pub struct Boot {
 }
 
 /// Ends the VMM with its scope.
-struct Ended(Child);
+pub(crate) struct Ended(pub(crate) Child);
 
 impl Drop for Ended {
     fn drop(&mut self) {
@@ -85,7 +85,7 @@ fn until_marker(from: impl Read + Send + 'static) -> Result<Instant> {
 }
 
 /// What is read, with its time, by a thread that reads until the end.
-fn pieces(mut from: impl Read + Send + 'static) -> mpsc::Receiver<(Instant, Vec<u8>)> {
+pub(crate) fn pieces(mut from: impl Read + Send + 'static) -> mpsc::Receiver<(Instant, Vec<u8>)> {
     let (sender, pieces) = mpsc::channel();
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];

@@ -6,6 +6,7 @@
 //! - [`guest`]: kernel and initramfs, the same for all.
 //! - [`vmm`]: how each VMM is started.
 //! - [`boot`]: one boot, from exec to the guest's init.
+//! - [`drive`]: what a guest's fio says of a drive.
 //! - [`memory`]: what a process holds beside its guest's memory.
 //! - [`layout`]: images to build.
 //! - [`table`]: medians, and how they are printed.
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod boot;
+pub mod drive;
 pub mod guest;
 pub mod layout;
 pub mod memory;

@@ -44,7 +44,7 @@ pub struct Started {
 }
 
 /// What the shell does first.
-const HERE: &str = "printf . && exec";
+pub(crate) const HERE: &str = "printf . && exec";
 
 /// Machines of one vmm that are measured, at most: what is sent of them fits in one message.
 pub const MAX_MACHINES: usize = 60;
@@ -87,7 +87,7 @@ pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) ->
 }
 
 /// The process, and its control socket.
-fn begin(program: &Path, folder: &Path) -> Result<(Child, UnixStream)> {
+pub(crate) fn begin(program: &Path, folder: &Path) -> Result<(Child, UnixStream)> {
     let socket = folder.join("control.sock");
     drop(std::fs::remove_file(&socket)); // of the last boot, if there was one
     let listener = UnixListener::bind(&socket).context("control.sock")?;
@@ -101,7 +101,7 @@ fn begin(program: &Path, folder: &Path) -> Result<(Child, UnixStream)> {
 }
 
 /// Hands over the files and asks for the machines; the reply to that is still to come.
-fn create(control: &UnixStream, files: &[OwnedFd], networks: &[Value], machines: &[Value]) -> Result<()> {
+pub(crate) fn create(control: &UnixStream, files: &[OwnedFd], networks: &[Value], machines: &[Value]) -> Result<()> {
     for (first, batch) in (0..).step_by(MAX_SENT).zip(files.chunks(MAX_SENT)) {
         send(control, &json!({"descriptors": {"first": first, "count": batch.len()}}), batch)?;
         let reply = receive(control)?;
@@ -111,7 +111,7 @@ fn create(control: &UnixStream, files: &[OwnedFd], networks: &[Value], machines:
 }
 
 /// An empty file of this length, also where there is one already.
-fn empty(path: &Path, len_bytes: u64) -> Result<File> {
+pub(crate) fn empty(path: &Path, len_bytes: u64) -> Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
     let file = file.with_context(|| path.display().to_string())?;
     file.set_len(len_bytes)?;
@@ -188,7 +188,7 @@ pub(crate) fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> R
 }
 
 /// One reply of labyard's control socket.
-fn receive(mut socket: &UnixStream) -> Result<Value> {
+pub(crate) fn receive(mut socket: &UnixStream) -> Result<Value> {
     let mut length = [0; 4];
     io::Read::read_exact(&mut socket, &mut length)?;
     let mut body = vec![0; u32::from_le_bytes(length) as usize];
