@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use labyard_spec::guest::Entrypoint;
 use labyard_spec::needs::KernelNeeds;
@@ -10,21 +11,17 @@ use labyard_spec::source::Source;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
-use crate::disk::{self, DiskError};
-use crate::erofs::{self, ErofsError};
-use crate::ext4::{self, Ext4Error, Options, Size, WRITER_VERSION};
-use crate::layer::{self, LayerError, Limits, Spool};
-use crate::merge::Merge;
-use crate::registry::blobs::Blobs;
+use crate::earlier::{self, Claim, Donors};
+use crate::erofs::ErofsError;
+use crate::ext4::{self, Ext4Error, WRITER_VERSION};
+use crate::layer::LayerError;
 use crate::source::{self, Image, SourceError};
 use crate::store::{ImageRecord, Store, StoreError};
-use crate::temporary;
-use crate::tree::{Kind, Spools, Tree};
 use crate::watch::Watch;
 use crate::workdir::{self, Workdir, WorkdirError};
+use merged::Merged;
 
-/// Volume label of images.
-const LABEL: &str = "labyard-root";
+mod merged;
 
 /// Where the disk goes.
 #[derive(Debug, Clone)]
@@ -141,17 +138,61 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
             return Ok(built);
         }
     }
+    let mut donors = if work.is_some() { Donors::find(store, &image) } else { Donors::none() };
+    loop {
+        match from_layers(request, store, &image, &mut donors, &mut work, watch) {
+            Err(_) if donors.are_damaged() => {
+                let note = "note: an earlier image that shares layers is damaged; reading them again";
+                watch.at(note, 0, 0).map_err(Ext4Error::from)?;
+                donors = Donors::none();
+            }
+            built => return built,
+        }
+    }
+}
+
+/// Builds an image of the store; what `donors` have is not read again.
+fn from_layers(
+    request: &Request,
+    store: &Store,
+    image: &Image,
+    donors: &mut Donors,
+    work: &mut Option<Workdir>,
+    watch: &Watch,
+) -> Result<Built, BuildError> {
+    let images = store.images_dir();
+    let mut merged = Merged::complete(image, request, &images, donors, watch)?;
     // A plain tar tells its diff id only when it has been read.
-    let mut merged = merge(image, request, &images, watch)?;
-    let work = match work {
+    let entered = match work.take() {
         Some(work) => work,
         None => Workdir::enter(&images, &merged.key.hex(), watch)?,
     };
-    if let Some(built) = found(&merged.key.hex())? {
-        return Ok(built);
+    let folder = work.insert(entered).path().to_owned();
+    let key = merged.key.hex();
+    if let Some(record) = store.image(&key)? {
+        return Ok(Built { path: store.disk(&record), record, cached: true });
     }
-    let record = merged.write(request, &work.path().join("disk.ext4"), watch)?;
-    write_record(&work.path().join("image.json"), &record)?;
+    let claims: Vec<Claim> = merged.claims(image);
+    let stop = AtomicBool::new(false);
+    let (written, proved) = std::thread::scope(|scope| {
+        let proof = scope.spawn(|| earlier::prove(&claims, &stop));
+        let written = merged.write(request, &folder.join("disk.ext4"), watch);
+        // Who is interrupted does not wait for the proof.
+        stop.store(written.is_err(), Ordering::Relaxed);
+        (written, proof.join())
+    });
+    let proved = proved.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    let (record, index) = match (written, proved) {
+        (Err(error), Ok(())) => return Err(error),
+        (_, Err(error)) => return Err(error.into()),
+        (Ok(written), Ok(())) => written,
+    };
+    if let Some(index) = index {
+        let path = folder.join(earlier::FILE);
+        index.write(&path, &record).map_err(|source| BuildError::Write { path, source })?;
+    }
+    write_record(&folder.join("image.json"), &record)?;
+    let work = work.take().expect("it was entered");
     work.publish(&images.join(&record.key))?;
     Ok(Built { path: store.disk(&record), record, cached: false })
 }
@@ -162,10 +203,10 @@ fn to_file(request: &Request, path: &Path, watch: &Watch) -> Result<Built, Build
         _ => Path::new("."),
     };
     let image = request.open(folder, watch)?;
-    let mut merged = merge(image, request, folder, watch)?;
+    let mut merged = Merged::complete(&image, request, folder, &mut Donors::none(), watch)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = Unfinished(folder.join(format!(".{name}.{}", std::process::id())));
-    let record = merged.write(request, &unfinished.0, watch)?;
+    let (record, _) = merged.write(request, &unfinished.0, watch)?;
     fs::rename(&unfinished.0, path).map_err(|source| BuildError::Write { path: path.to_owned(), source })?;
     Ok(Built { record, path: path.to_owned(), cached: false })
 }
@@ -176,105 +217,6 @@ struct Unfinished(PathBuf);
 impl Drop for Unfinished {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.0);
-    }
-}
-
-/// An image that has been read.
-struct Merged {
-    tree: Tree,
-    spools: Spools,
-    key: Digest,
-    digest: Digest,
-    diff_ids: Vec<Digest>,
-    entrypoint: Option<Entrypoint>,
-    kernel: KernelNeeds,
-    blobs: Vec<Digest>,
-}
-
-/// Reads every layer. Contents go to one file without a name in `temporary`.
-fn merge(image: Image, request: &Request, temporary: &Path, watch: &Watch) -> Result<Merged, BuildError> {
-    let failed = |source| BuildError::Write { path: temporary.to_owned(), source };
-    let limits = Limits::for_disk(request.size_bytes);
-    let file = temporary::unnamed(temporary).map_err(failed)?;
-    let mut spools = Spools::default();
-    let number = spools.push(file.try_clone().map_err(failed)?);
-    let mut spool = Spool::new(file, number);
-    let mut merge = Merge::new(limits, image.whiteouts);
-    let mut digest = image.digest;
-    let mut left = limits.unpacked_bytes;
-    let mut diff_ids = Vec::new();
-    for layer in &image.layers {
-        merge.next_layer();
-        let unpacked = layer::unpack(layer, &mut spool, left, watch, |entry| merge.apply(entry));
-        if let Err(LayerError::Digest { expected, .. }) = &unpacked
-            && image.blobs.contains(expected)
-        {
-            // A blob of the store that has rotted: gone, it is fetched again as the message says. If that fails, it is said again.
-            let _ = Blobs::open(&request.home).and_then(|blobs| fs::remove_file(blobs.path(expected)));
-        }
-        let unpacked = unpacked?;
-        left -= unpacked.bytes;
-        diff_ids.push(unpacked.diff_id);
-        if !image.whiteouts {
-            digest = unpacked.digest; // a plain tar has no manifest
-        }
-    }
-    let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint, &image.kernel);
-    Ok(Merged {
-        tree: merge.finish(),
-        spools,
-        key,
-        digest,
-        diff_ids,
-        blobs: image.blobs,
-        entrypoint: image.entrypoint,
-        kernel: image.kernel,
-    })
-}
-
-impl Merged {
-    fn write(&mut self, request: &Request, path: &Path, watch: &Watch) -> Result<ImageRecord, BuildError> {
-        let failed = |source| BuildError::Write { path: path.to_owned(), source };
-        let init = self.tree.follow("/sbin/init").is_some_and(|id| matches!(self.tree.node(id).kind, Kind::File(_)));
-        let uuid = uuid_of(&self.key, "file system");
-        let disk = private(path).map_err(failed)?;
-        let (written, filesystem, writer) = match request.format {
-            Format::Ext4 => {
-                let options = Options {
-                    size: Size::Bytes(request.size_bytes),
-                    uuid,
-                    hash_seed: uuid_of(&self.key, "directory hashes"),
-                    label: LABEL.to_owned(),
-                };
-                (ext4::write(&mut self.tree, &self.spools, &options, &disk, watch)?, "ext4", WRITER_VERSION)
-            }
-            Format::Erofs => {
-                let options = erofs::Options { uuid, label: LABEL.to_owned() };
-                (erofs::write(&self.tree, &self.spools, &options, &disk, watch)?, "erofs", erofs::WRITER_VERSION)
-            }
-        };
-        let contents = disk::read(&disk, "taking the digest", watch).map_err(|error| match error {
-            DiskError::Read(source) => failed(source),
-            DiskError::Interrupted(interrupted) => Ext4Error::from(interrupted).into(),
-        })?;
-        watch.at("syncing", 0, 0).map_err(Ext4Error::from)?;
-        disk.sync_all().map_err(failed)?;
-        Ok(ImageRecord {
-            key: self.key.hex(),
-            source: request.source.to_string(),
-            digest: self.digest.to_string(),
-            layers: self.diff_ids.iter().map(Digest::to_string).collect(),
-            size_bytes: written.bytes,
-            filesystem: filesystem.to_owned(),
-            uuid: uuid_text(&uuid),
-            init,
-            entrypoint: self.entrypoint.clone(),
-            entries: written.entries,
-            writer,
-            disk: Some(contents.digest().to_string()),
-            blobs: self.blobs.iter().map(Digest::to_string).collect(),
-            kernel: self.kernel.clone(),
-        })
     }
 }
 

@@ -21,6 +21,8 @@ mod xattr;
 use std::fs::File;
 use std::io;
 
+use crate::disk::Follower;
+use crate::earlier::places::Places;
 use crate::tree::{Spools, Tree};
 use crate::watch::{Interrupted, Watch};
 
@@ -111,5 +113,18 @@ pub fn write(
     watch: &Watch,
 ) -> Result<Written, Ext4Error> {
     let plan = plan::Plan::of(tree)?;
-    writer::Writer::new(tree, spools, options, &plan, disk, watch)?.run()
+    Ok(writer::Writer::new(tree, spools, options, &plan, disk, watch, None)?.run()?.0)
+}
+
+/// The same; tells `follower` what it writes, and where the contents of files lie.
+pub(crate) fn write_followed(
+    tree: &mut Tree,
+    spools: &Spools,
+    options: &Options,
+    disk: &File,
+    watch: &Watch,
+    follower: &Follower,
+) -> Result<(Written, Places), Ext4Error> {
+    let plan = plan::Plan::of(tree)?;
+    writer::Writer::new(tree, spools, options, &plan, disk, watch, Some(follower))?.run()
 }

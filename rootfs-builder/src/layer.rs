@@ -21,6 +21,8 @@ use crate::watch::{Interrupted, Watch};
 use archive::{ArchiveError, Entry};
 use decode::Decoder;
 
+/// Raised whenever an archive would become other entries: lists of them that lie in the store are then read no more.
+pub(crate) const PARSER_VERSION: u32 = 1;
 /// Bytes moved at once.
 const CHUNK: usize = 256 << 10;
 /// A layer that unpacks to more than so many times its length is a bomb: gzip packs zeros by 1030 at best, file systems by less than ten.
@@ -103,6 +105,11 @@ pub struct Unpacked {
     pub bytes: u64,
 }
 
+/// The longest archive that a layer of so many bytes may become.
+pub(crate) fn most(packed: u64) -> u64 {
+    packed.saturating_mul(MOST_TIMES).max(HARMLESS)
+}
+
 /// Reads a layer: contents go to the end of `spool` (which is number `spool_number`), entries to `merge`.
 pub fn unpack(
     layer: &Layer,
@@ -115,9 +122,8 @@ pub fn unpack(
     let mut stored = Hashing::new(layer.section.reader());
     let decoder = Decoder::new(&mut stored).map_err(|source| unreadable(layer, source))?;
     let packed = layer.section.len();
-    let most = packed.saturating_mul(MOST_TIMES).max(HARMLESS);
-    let mut stream =
-        Stream { inner: decoder, hash: Sha256::new(), bytes: 0, limit: limit.min(most), watch, total: packed };
+    let limit_here = limit.min(most(packed));
+    let mut stream = Stream { inner: decoder, hash: Sha256::new(), bytes: 0, limit: limit_here, watch, total: packed };
     let result = archive::read(&mut stream, spool, &mut merge).and_then(|()| stream.drain());
     let (hash, bytes) = (stream.hash, stream.bytes);
     drop(stream.inner);
@@ -167,6 +173,12 @@ impl Spool {
     /// An empty one; runs will name it by `number`.
     pub fn new(file: File, number: u32) -> Self {
         Self { file, number, len: 0 }
+    }
+
+    /// What comes now is named by `number`. Tells where it begins.
+    pub(crate) fn go_on_as(&mut self, number: u32) -> u64 {
+        self.number = number;
+        self.len
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<(), ArchiveError> {

@@ -8,7 +8,7 @@
 //! - [`layer`]: a layer is read, checked, taken apart.
 //! - [`merge`]: layers become one [`tree`].
 //! - [`ext4`]: a tree becomes a disk; [`erofs`]: one that is only ever read.
-//! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies.
+//! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies; `earlier`: layers that an image of the store has already.
 //! - [`transfer`]: images as files that travel; [`verify`]: whether what lies in the store is whole; [`disk`]: the digest of a disk.
 //! - [`kernel`]: guest kernels, their modules and the initramfs.
 //! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
@@ -24,6 +24,8 @@ pub mod catalogue;
 pub mod digest;
 #[cfg(feature = "build")]
 pub mod disk;
+#[cfg(feature = "build")]
+mod earlier;
 #[cfg(feature = "build")]
 pub mod erofs;
 #[cfg(feature = "build")]

@@ -7,6 +7,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use crate::disk::Follower;
+
 /// Bytes of a block, in every format that is written here.
 pub(crate) const BLOCK: usize = 4096;
 /// Bytes collected before they are written.
@@ -16,6 +18,7 @@ const COLLECTED: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Output<'a> {
     file: &'a File,
+    follower: Option<&'a Follower>,
     collected: Vec<u8>,
     /// Where `collected` begins.
     at: u64,
@@ -23,10 +26,10 @@ pub(crate) struct Output<'a> {
 
 impl<'a> Output<'a> {
     /// An empty file becomes a disk of zeros.
-    pub(crate) fn new(file: &'a File, len: u64) -> io::Result<Self> {
+    pub(crate) fn new(file: &'a File, len: u64, follower: Option<&'a Follower>) -> io::Result<Self> {
         file.set_len(0)?;
         file.set_len(len)?;
-        Ok(Self { file, collected: Vec::with_capacity(COLLECTED), at: 0 })
+        Ok(Self { file, follower, collected: Vec::with_capacity(COLLECTED), at: 0 })
     }
 
     /// Puts whole blocks at block number `block`.
@@ -49,6 +52,9 @@ impl<'a> Output<'a> {
     /// Writes what is collected.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         self.file.write_all_at(&self.collected, self.at)?;
+        if let Some(follower) = self.follower {
+            follower.wrote(self.at, self.collected.len() as u64);
+        }
         self.collected.clear();
         Ok(())
     }

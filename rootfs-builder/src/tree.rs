@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use crate::earlier::places::Placed;
 
 /// Deepest nesting of directories.
 pub const MAX_DEPTH: usize = 1024;
@@ -251,15 +254,39 @@ impl Default for Tree {
     }
 }
 
-/// The files that hold the contents.
+/// What holds the contents.
 #[derive(Debug, Default)]
-pub struct Spools(Vec<File>);
+pub struct Spools(Vec<Spool>);
+
+#[derive(Debug)]
+enum Spool {
+    File(Arc<File>),
+    /// The disk of an earlier image.
+    Placed(Placed),
+}
 
 impl Spools {
-    /// Takes one more; runs name it by the number that comes back.
-    pub fn push(&mut self, file: File) -> u32 {
-        self.0.push(file);
+    /// Takes one more file; runs name it by the number that comes back.
+    pub fn push(&mut self, file: impl Into<Arc<File>>) -> u32 {
+        self.add(Spool::File(file.into()))
+    }
+
+    /// The same with contents that lie on a disk.
+    pub(crate) fn push_placed(&mut self, placed: Placed) -> u32 {
+        self.add(Spool::Placed(placed))
+    }
+
+    fn add(&mut self, spool: Spool) -> u32 {
+        self.0.push(spool);
         (self.0.len() - 1) as u32
+    }
+
+    /// Whether a run can be read; what an earlier image has may be incomplete.
+    pub(crate) fn has(&self, run: &Run) -> bool {
+        match &self.0[run.spool as usize] {
+            Spool::File(_) => true,
+            Spool::Placed(placed) => placed.has(run.offset, run.len),
+        }
     }
 
     /// Fills `into` with what `content` has at `at`; bytes past the end are zero. Says whether any run was read.
@@ -271,7 +298,11 @@ impl Spools {
         for run in content.runs[first..].iter().take_while(|run| run.at < end) {
             let (from, to) = (run.at.max(at), (run.at + run.len).min(end));
             let part = &mut into[(from - at) as usize..(to - at) as usize];
-            self.0[run.spool as usize].read_exact_at(part, run.offset + (from - run.at))?;
+            let offset = run.offset + (from - run.at);
+            match &self.0[run.spool as usize] {
+                Spool::File(file) => file.read_exact_at(part, offset)?,
+                Spool::Placed(placed) => placed.read(offset, part)?,
+            }
             any = true;
         }
         Ok(any)

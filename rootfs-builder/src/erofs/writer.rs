@@ -49,7 +49,7 @@ impl<'a> Writer<'a> {
         disk: &'a File,
         watch: &'a Watch,
     ) -> Result<Self, ErofsError> {
-        let output = Output::new(disk, u64::from(plan.blocks) * BLOCK as u64).map_err(write_failed)?;
+        let output = Output::new(disk, u64::from(plan.blocks) * BLOCK as u64, None).map_err(write_failed)?;
         let (first, inodes, chunk) = (Vec::new(), Vec::new(), vec![0; CHUNK]);
         Ok(Self { tree, spools, options, plan, watch, output, first, inodes, inodes_at: 0, chunk, done: 0, told: 0 })
     }

@@ -15,6 +15,8 @@ use super::superblock::{Group, JOURNAL_INODE, ROOT_INODE, Superblock, group_flag
 use super::xattr::{self, Refused};
 use super::{Ext4Error, Options, Size, Written};
 use crate::bytes::{crc32c, put32};
+use crate::disk::Follower;
+use crate::earlier::places::{Place, Places, ZEROS};
 use crate::output::{Output, is_zero};
 use crate::tree::{Content, Kind, Meta, Node, NodeId, Spools, Tree};
 use crate::watch::Watch;
@@ -47,6 +49,9 @@ pub(super) struct Writer<'a> {
     seed: u32,
     table: Table,
     chunk: Vec<u8>,
+    /// Where the data of the current chunk went: file, length and disk in bytes. Only who is followed notes it.
+    put: Vec<(u64, u64, u64)>,
+    places: Option<Places>,
     done: u64,
     told: u64,
 }
@@ -66,13 +71,14 @@ impl<'a> Writer<'a> {
         plan: &'a Plan,
         disk: &'a File,
         watch: &'a Watch,
+        follower: Option<&'a Follower>,
     ) -> Result<Self, Ext4Error> {
         let geometry = plan.geometry(tree, options.size)?;
         let bytes = match options.size {
             Size::Bytes(bytes) => bytes,
             Size::Fit => geometry.blocks * BLOCK as u64,
         };
-        let output = Output::new(disk, bytes).map_err(write_failed)?;
+        let output = Output::new(disk, bytes, follower).map_err(write_failed)?;
         let (mut space, mut groups) = (Space::new(geometry.blocks), vec![Group::default(); geometry.groups as usize]);
         place_metadata(&geometry, &mut space, &mut groups).ok_or(Ext4Error::Inodes { bytes, inodes: plan.inodes() })?;
         Ok(Self {
@@ -88,12 +94,14 @@ impl<'a> Writer<'a> {
             seed: crc32c(!0, &options.uuid),
             table: Table::default(),
             chunk: vec![0; CHUNK],
+            put: Vec::new(),
+            places: follower.map(|_| Places::default()),
             done: 0,
             told: 0,
         })
     }
 
-    pub(super) fn run(mut self) -> Result<Written, Ext4Error> {
+    pub(super) fn run(mut self) -> Result<(Written, Places), Ext4Error> {
         let journal = match self.options.size {
             Size::Bytes(_) => self.journal()?,
             Size::Fit => None,
@@ -110,7 +118,7 @@ impl<'a> Writer<'a> {
             Size::Bytes(bytes) => bytes,
             Size::Fit => self.geometry.blocks * BLOCK as u64,
         };
-        Ok(Written { bytes, entries: self.plan.entries })
+        Ok((Written { bytes, entries: self.plan.entries }, self.places.unwrap_or_default()))
     }
 
     /// An empty journal, or none on a disk that is too small for one. Gives `i_block` and size of its inode.
@@ -206,7 +214,9 @@ impl<'a> Writer<'a> {
                 self.spools
                     .read(content, next, part)
                     .map_err(|source| Ext4Error::Read { path: self.tree.path_of(id), source })?;
+                self.put.clear();
                 self.put_chunk(id, &mut extents, next / BLOCK as u64, part)?;
+                self.note(content, next, &part[..len]);
                 next += len as u64;
                 self.tell(len as u64)?;
                 if len < CHUNK {
@@ -219,6 +229,31 @@ impl<'a> Writer<'a> {
         inode.size = content.len;
         self.store_extents(id, number, &extents, &mut inode)?;
         Ok(inode)
+    }
+
+    /// Notes where the runs of a chunk went.
+    fn note(&mut self, content: &Content, chunk_at: u64, chunk: &[u8]) {
+        let Some(places) = &mut self.places else { return };
+        let end = chunk_at + chunk.len() as u64;
+        let first = content.runs.partition_point(|run| run.at + run.len <= chunk_at);
+        for run in content.runs[first..].iter().take_while(|run| run.at < end) {
+            let (mut at, to) = (run.at.max(chunk_at), (run.at + run.len).min(end));
+            let mut note = |from: u64, to: u64, disk: u64| {
+                if from < to {
+                    let bytes = &chunk[(from - chunk_at) as usize..(to - chunk_at) as usize];
+                    let sum = if disk == ZEROS { 0 } else { crc32c::crc32c(bytes) };
+                    let offset = run.offset + (from - run.at);
+                    places.note(run.spool, Place { offset, len: (to - from) as u32, sum, disk });
+                }
+            };
+            for (file, len, disk) in &self.put {
+                let (from, until) = ((*file).clamp(at, to), (file + len).clamp(at, to));
+                note(at, from, ZEROS);
+                note(from, until, disk + from.saturating_sub(*file));
+                at = until;
+            }
+            note(at, to, ZEROS);
+        }
     }
 
     /// Stores the parts of a chunk that are not zero.
@@ -296,6 +331,9 @@ impl<'a> Writer<'a> {
             if !bytes.is_empty() {
                 let (now, later) = bytes.split_at(blocks as usize * BLOCK);
                 self.output.put(range.start, now).map_err(write_failed)?;
+                if self.places.is_some() {
+                    self.put.push((file_block * BLOCK as u64, now.len() as u64, range.start * BLOCK as u64));
+                }
                 bytes = later;
             }
             extents.push(file_block, range);

@@ -3,6 +3,7 @@
 //! A number says what is done; a model of the tree so far decides to what, so that every entry is one that an image may have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -25,7 +26,7 @@ enum Kind {
 }
 
 /// What is done, to which of the places that there are, and a number for the rest.
-type Step = (u8, u16, u32);
+pub(super) type Step = (u8, u16, u32);
 
 /// The tree so far: path without a slash in front, kind, and the layer that brought it.
 struct Model {
@@ -154,9 +155,9 @@ fn apply(model: &mut Model, layer: Layer, (what, pick, number): Step) -> Layer {
     }
 }
 
-fn check(stack: &[Vec<Step>]) {
-    let home = tempfile::tempdir().unwrap();
-    let mut layout = Layout::new(&home.path().join("layout"));
+/// A layout at `path` with these layers.
+pub(super) fn stacked(path: &Path, stack: &[Vec<Step>]) -> Layout {
+    let mut layout = Layout::new(path);
     let mut model = Model { paths: BTreeMap::new(), layer: 0, touched: BTreeSet::new() };
     for (number, steps) in stack.iter().enumerate() {
         model.layer = number;
@@ -165,6 +166,12 @@ fn check(stack: &[Vec<Step>]) {
         layout.layer(layer, if number % 2 == 0 { Packing::Gzip } else { Packing::Plain });
     }
     layout.finish("v1");
+    layout
+}
+
+fn check(stack: &[Vec<Step>]) {
+    let home = tempfile::tempdir().unwrap();
+    let layout = stacked(&home.path().join("layout"), stack);
     let answer = built(home.path(), &format!("oci-layout:{}:v1", layout.path.display()));
     assert_clean(&disk(&answer));
     let bundle = home.path().join("bundle");
