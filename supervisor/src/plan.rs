@@ -101,7 +101,24 @@ pub fn layer_paths(folder: &Folder, machine: &str, serial: &str) -> [PathBuf; 2]
     ["overlay", "overlay.map"].map(|what| folder.machine(machine).join(format!("{serial}.{what}")))
 }
 
+/// Threads of the vmm: its own, with those of control connections; of each machine, and of each drive: the kernel's workers of a
+/// ring (io_uring_register(2), IORING_REGISTER_IOWQ_MAX_WORKERS: four for a processor, or as many as the ring is long).
+const OWN_THREADS: u64 = 128;
+const THREADS_PER_MACHINE: u64 = 16;
+const THREADS_PER_DRIVE: u64 = 64;
+
 impl Plan {
+    /// How many threads the vmm may have. Far more than it has: it is there for one that has been taken over.
+    pub fn max_threads(&self) -> u64 {
+        let machines = self.spec.machines.iter();
+        OWN_THREADS
+            + machines
+                .map(|machine| {
+                    THREADS_PER_MACHINE + u64::from(machine.cpu_count) + THREADS_PER_DRIVE * machine.drives.len() as u64
+                })
+                .sum::<u64>()
+    }
+
     fn drive(&self, machine: &str, serial: &str) -> Option<&DriveSpec> {
         let machine = self.spec.machines.iter().find(|other| other.name == machine)?;
         machine.drives.iter().find(|drive| drive.serial == serial)

@@ -23,7 +23,7 @@ mod watch;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use labyard_spec::control::Event;
 
 use crate::home::{Folder, HomeError, names};
 use crate::host::{HostError, Programs};
-use crate::jailed::{self, StartError};
+use crate::jailed::{self, StartError, Vmm};
 use crate::journal::{Journal, What};
 use crate::plan::Plan;
 use crate::record::{ConditionName, Standing, State, Then};
@@ -136,11 +136,11 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let plan = folder.read(names::PLAN)?.ok_or_else(unprepared)?;
     let plan: Plan = serde_json::from_slice(&plan).map_err(|_| unprepared())?;
     let programs = Programs::locate()?;
-    let mut child = jailed::start(&folder, &plan, &programs, |who| Ok(shared.vmm_is(who)?))?;
+    let vmm = jailed::start(&folder, &plan, &programs, |who| Ok(shared.vmm_is(who)?))?;
     let pidfd = match shared.vmm_pidfd() {
         Some(pidfd) => pidfd,
         // It ended between the two lines; its log says why.
-        None => return Ok(how_it_ended(shared, child.wait().ok())),
+        None => return Ok(how_it_ended(shared, vmm.wait())),
     };
     let (events, incoming) = watch::channel();
     let created = {
@@ -160,13 +160,12 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let way_out = match created? {
         Ok(way_out) => way_out,
         Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
+            vmm.end();
             return Err(error.into());
         }
     };
     shared.set_phase(Phase::Up);
-    let ended = stay(shared, pidfd, Some(child), incoming).await;
+    let ended = stay(shared, pidfd, Some(vmm), incoming).await;
     // What it had is gone before anybody is told that the lab is.
     let _ = tokio::task::spawn_blocking(move || way_out.end()).await;
     ended
@@ -176,7 +175,7 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
 async fn stay(
     shared: &Arc<Shared>,
     pidfd: Arc<OwnedFd>,
-    child: Option<Child>,
+    vmm: Option<Vmm>,
     mut incoming: watch::Incoming,
 ) -> Result<String, RunError> {
     let mut gone = watch::end_of(pidfd)?;
@@ -197,7 +196,7 @@ async fn stay(
         }
     };
     let _ = tokio::time::timeout(DRAIN_WITHIN, drain).await;
-    let status = child.and_then(|mut child| child.wait().ok());
+    let status = vmm.and_then(Vmm::wait);
     watch::last_words(shared);
     Ok(how_it_ended(shared, status))
 }
