@@ -17,6 +17,7 @@ use labyard_spec::playground::{MachineSpec, Slot};
 use labyard_sys::pidfd::Process;
 use labyard_sys::{spawn, wait};
 
+use crate::cgroup::{self, CgroupError, Confined};
 use crate::control::{Control, ControlError};
 use crate::home::{Folder, HomeError, append_to, names};
 use crate::host::{HostError, Programs, kvm_device};
@@ -53,6 +54,8 @@ pub enum StartError {
     JailSpec(#[source] std::io::Error),
     #[error("the jail: {0}")]
     Jail(String),
+    #[error(transparent)]
+    Limits(#[from] CgroupError),
     #[error("writing down who the vmm is")]
     Record(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the vmm did not come up: {0}")]
@@ -96,6 +99,8 @@ fn limit(plan: &Plan) -> u64 {
 pub struct Vmm {
     process: Process,
     pid: u32,
+    /// What the host's control groups do about it.
+    pub confined: Confined,
 }
 
 impl Vmm {
@@ -171,7 +176,9 @@ pub fn start(
         max_threads: Some(plan.max_threads()),
         confine: true,
     };
-    let begun = begin(&ours, &spec, record);
+    // What the jail makes of itself stays in its groups.
+    let confined = cgroup::confine(folder, launcher.id(), &plan.host_limits(), plan.limits.allow_unlimited);
+    let begun = confined.map_err(StartError::Limits).and_then(|confined| begin(&ours, &spec, confined, record));
     // A copy of the jail that is not let go on ends by itself.
     drop(ours);
     match &begun {
@@ -183,6 +190,9 @@ pub fn start(
         }
     }
     let _ = launcher.wait(); // what counts was said
+    if begun.is_err() {
+        cgroup::remove(folder);
+    }
     begun.map_err(|error| match error {
         // The jail's log has its last words.
         StartError::Jail(_) => words::last_line(&folder.file(names::VMM_LOG)).map_or(error, StartError::Jail),
@@ -194,6 +204,7 @@ pub fn start(
 fn begin(
     mut jail: &UnixStream,
     spec: &JailSpec,
+    confined: Confined,
     record: impl FnOnce(&Who) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
 ) -> Result<Vmm, StartError> {
     let mut text = serde_json::to_vec(spec).expect("plain data has a JSON form");
@@ -212,7 +223,7 @@ fn begin(
     let pid = pid.ok_or_else(|| StartError::Jail(format!("it says `{}`", heard.escape_ascii())))?;
     let who = Who::of(pid).map_err(StartError::JailSpec)?;
     let process = who.identity().ok_or_else(|| StartError::Jail("no boot id".to_owned()))?;
-    let vmm = Vmm { process: process.open().map_err(StartError::JailSpec)?, pid };
+    let vmm = Vmm { process: process.open().map_err(StartError::JailSpec)?, pid, confined };
     let recorded = record(&who).map_err(StartError::Record);
     match recorded.and_then(|()| jail.write_all(GO).map_err(StartError::JailSpec)) {
         Ok(()) => Ok(vmm),

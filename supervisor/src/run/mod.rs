@@ -109,6 +109,8 @@ async fn supervise(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunErr
         Ok(reason) => reason,
         Err(error) => chain(&error),
     };
+    // What it had is gone before anybody is told that the lab is.
+    crate::cgroup::remove(folder);
     shared.end(&reason);
     shared.set_phase(Phase::Over);
     let _ = farewell.send(());
@@ -142,6 +144,13 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
         // It ended between the two lines; its log says why.
         None => return Ok(how_it_ended(shared, vmm.wait())),
     };
+    if let Some(warning) = vmm.confined.warning() {
+        shared.note(None, &warning);
+    }
+    let jailed = match vmm.confined.limits() {
+        Some(limits) => format!("the vmm answers from its jail, and may take {limits}"),
+        None => "the vmm answers from its jail".to_owned(),
+    };
     let (events, incoming) = watch::channel();
     let created = {
         let (shared, pidfd) = (Arc::clone(shared), Arc::clone(&pidfd));
@@ -150,7 +159,7 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
                 if let Some(note) = note {
                     shared.note(None, &note);
                 }
-                shared.reached(None, ConditionName::Jailed, "the vmm answers from its jail");
+                shared.reached(None, ConditionName::Jailed, &jailed);
                 watch::follow(&shared.folder, 0, events);
             })
         };
