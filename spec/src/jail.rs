@@ -1,9 +1,20 @@
-//! What `labyard-jail` is told, as JSON on the descriptor [`SPEC_FD`].
+//! What `labyard-jail` is told, on the stream socket [`SPEC_FD`].
+//!
+//! 1. To the jail: a [`JailSpec`] as one line of JSON.
+//! 2. From the jail: one line with the pid of the process that becomes the program. It is a child of the jail's parent; the jail itself
+//!    has ended then, unless both are one.
+//! 3. To the jail: [`GO`]. Whoever starts it has written the pid down by then. Without it nothing is started.
 
 use serde::{Deserialize, Serialize};
 
-/// Where the jail reads its [`JailSpec`].
+/// Where the jail hears and answers.
 pub const SPEC_FD: i32 = 3;
+
+/// Lets the program begin.
+pub const GO: &[u8] = b"go\n";
+
+/// Bytes of a line with a pid.
+pub const MAX_PID_BYTES: usize = 16;
 
 /// Descriptors of the vmm after the jail: numbers are fixed, nothing else is open.
 pub mod fd {
@@ -33,6 +44,8 @@ pub struct JailSpec {
     pub descriptors: Vec<(i32, i32)>,
     /// Highest number of open descriptors (RLIMIT_NOFILE).
     pub max_descriptors: u64,
+    /// Highest number of threads (RLIMIT_NPROC), where it is limited.
+    pub max_threads: Option<u64>,
     /// Run with namespaces and an empty root. Off only for tests of the vmm by itself.
     pub confine: bool,
 }

@@ -56,6 +56,7 @@ pub async fn end(folder: &Folder, lock: &Lock, grace: Duration, mut note: impl F
         make_sure("the supervisor", state.supervisor.as_ref(), END_WITHIN)?;
         make_sure("the vmm", state.vmm.as_ref(), Duration::ZERO)?;
     }
+    crate::cgroup::remove(folder);
     Ok(folder.remove()?)
 }
 

@@ -1,20 +1,23 @@
 //! Starts the vmm: a socket, its few files and a `JailSpec` for `labyard-jail`, then descriptors and the spec over the socket.
 //!
-//! The jail waits for its spec. Only when the vmm's pid has been written down is the spec sent, so a supervisor that is killed in
-//! between leaves a jail that reads nothing and ends, never a vmm that nobody knows.
+//! The jail says which process becomes the vmm, and waits. Only when that pid has been written down is it let go on, so a supervisor
+//! that is killed in between leaves a jail that hears nothing and ends, never a vmm that nobody knows.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use labyard_spec::control::{MAX_DESCRIPTORS, Request, RestoreSpec};
-use labyard_spec::jail::{JailSpec, SPEC_FD, fd};
+use labyard_spec::jail::{GO, JailSpec, MAX_PID_BYTES, SPEC_FD, fd};
 use labyard_spec::playground::{MachineSpec, Slot};
+use labyard_sys::pidfd::Process;
 use labyard_sys::{spawn, wait};
 
+use crate::cgroup::{self, CgroupError, Confined};
 use crate::control::{Control, ControlError};
 use crate::home::{Folder, HomeError, append_to, names};
 use crate::host::{HostError, Programs, kvm_device};
@@ -34,6 +37,9 @@ const NULL: i32 = 15;
 /// Machines that a lab of one is given room for.
 const MOST_MACHINES: u64 = 64;
 
+/// How long the jail may take until it says who becomes the vmm.
+const JAIL_WITHIN: Duration = Duration::from_secs(60);
+
 /// Why the vmm does not run.
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages say it")]
@@ -48,6 +54,10 @@ pub enum StartError {
     Spawn { path: PathBuf, source: std::io::Error },
     #[error("telling the jail what to do")]
     JailSpec(#[source] std::io::Error),
+    #[error("the jail: {0}")]
+    Jail(String),
+    #[error(transparent)]
+    Limits(#[from] CgroupError),
     #[error("writing down who the vmm is")]
     Record(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the vmm did not come up: {0}")]
@@ -86,6 +96,28 @@ fn limit(plan: &Plan) -> u64 {
     wanted.min(allowed).max(plan.max_descriptors)
 }
 
+/// A vmm that this process has started.
+#[derive(Debug)]
+pub struct Vmm {
+    process: Process,
+    pid: u32,
+    /// What the host's control groups do about it.
+    pub confined: Confined,
+}
+
+impl Vmm {
+    /// Kills it and waits for its end.
+    pub fn end(self) {
+        let _ = self.process.kill(); // it is our child
+        let _ = self.wait();
+    }
+
+    /// Waits for its end; nothing where that is not to be known.
+    pub fn wait(self) -> Option<ExitStatus> {
+        self.process.reap().ok()
+    }
+}
+
 /// Starts the jail with the vmm in it. `record` writes down who it is before it may begin.
 ///
 /// # Errors
@@ -95,7 +127,7 @@ pub fn start(
     plan: &Plan,
     programs: &Programs,
     record: impl FnOnce(&Who) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
-) -> Result<Child, StartError> {
+) -> Result<Vmm, StartError> {
     let open = |path: PathBuf, options: &OpenOptions| {
         options.open(&path).map(OwnedFd::from).map_err(|source| StartError::Open { path, source })
     };
@@ -110,14 +142,15 @@ pub fn start(
     let kvm = open(kvm_device(), &read_write)?;
     let null = open("/dev/null".into(), &read_write)?;
     let socket = folder.bind(names::CONTROL_SOCKET)?;
-    let (spec_end, mut spec_writer) = std::io::pipe().map_err(StartError::JailSpec)?;
+    let (theirs, ours) = UnixStream::pair().map_err(StartError::JailSpec)?;
+    ours.set_read_timeout(Some(JAIL_WITHIN)).map_err(StartError::JailSpec)?;
 
     let mut command = Command::new(&jail);
     command.env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     command.stderr(log.try_clone().map_err(StartError::JailSpec)?);
     spawn::in_own_session(&mut command);
     let given = vec![
-        (spec_end.into(), SPEC_FD),
+        (theirs.into(), SPEC_FD),
         (program, PROGRAM),
         (log.into(), LOG),
         (socket.into(), CONTROL),
@@ -126,7 +159,7 @@ pub fn start(
         (null, NULL),
     ];
     spawn::give(&mut command, given);
-    let mut child = command.spawn().map_err(|source| StartError::Spawn { path: jail, source })?;
+    let mut launcher = command.spawn().map_err(|source| StartError::Spawn { path: jail, source })?;
     // Our copies go with the command: were the listening socket kept, nobody would learn that the vmm has gone.
     drop(command);
 
@@ -142,23 +175,65 @@ pub fn start(
             (LAST_WORDS, fd::LAST_WORDS),
         ],
         max_descriptors: limit(plan),
+        max_threads: Some(plan.max_threads()),
         confine: true,
     };
-    let begin = || {
-        let who = Who::of(child.id()).map_err(StartError::JailSpec)?;
-        record(&who).map_err(StartError::Record)?;
-        let text = serde_json::to_vec(&spec).expect("plain data has a JSON form");
-        spec_writer.write_all(&text).map_err(StartError::JailSpec)
-    };
-    let begun = begin();
-    drop(spec_writer);
-    if let Err(error) = begun {
-        // With an empty spec it ends by itself; it must not stay a zombie.
-        let _ = child.kill();
-        let _ = child.wait();
-        return Err(error);
+    // What the jail makes of itself stays in its groups.
+    let confined = cgroup::confine(folder, launcher.id(), &plan.host_limits(), plan.limits.allow_unlimited);
+    let begun = confined.map_err(StartError::Limits).and_then(|confined| begin(&ours, &spec, confined, record));
+    // A copy of the jail that is not let go on ends by itself.
+    drop(ours);
+    match &begun {
+        // It has become the vmm without a copy.
+        Ok(vmm) if vmm.pid == launcher.id() => return begun,
+        Ok(_) => {}
+        Err(_) => {
+            let _ = launcher.kill(); // it is our child
+        }
     }
-    Ok(child)
+    let _ = launcher.wait(); // what counts was said
+    if begun.is_err() {
+        cgroup::remove(folder);
+    }
+    begun.map_err(|error| match error {
+        // The jail's log has its last words.
+        StartError::Jail(_) => words::last_line(&folder.file(names::VMM_LOG)).map_or(error, StartError::Jail),
+        other => other,
+    })
+}
+
+/// Tells the jail what to do, hears who becomes the vmm and lets it begin.
+fn begin(
+    mut jail: &UnixStream,
+    spec: &JailSpec,
+    confined: Confined,
+    record: impl FnOnce(&Who) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<Vmm, StartError> {
+    let mut text = serde_json::to_vec(spec).expect("plain data has a JSON form");
+    text.push(b'\n');
+    jail.write_all(&text).map_err(StartError::JailSpec)?;
+    let mut heard = Vec::new();
+    while heard.last() != Some(&b'\n') {
+        let mut part = [0; MAX_PID_BYTES];
+        let read = jail.read(&mut part).map_err(|error| StartError::Jail(error.to_string()))?;
+        heard.extend_from_slice(part.get(..read).unwrap_or_default());
+        if read == 0 || heard.len() > MAX_PID_BYTES {
+            return Err(StartError::Jail("it ended without a word".to_owned()));
+        }
+    }
+    let pid = std::str::from_utf8(&heard).ok().and_then(|text| text.trim_end().parse::<u32>().ok());
+    let pid = pid.ok_or_else(|| StartError::Jail(format!("it says `{}`", heard.escape_ascii())))?;
+    let who = Who::of(pid).map_err(StartError::JailSpec)?;
+    let process = who.identity().ok_or_else(|| StartError::Jail("no boot id".to_owned()))?;
+    let vmm = Vmm { process: process.open().map_err(StartError::JailSpec)?, pid, confined };
+    let recorded = record(&who).map_err(StartError::Record);
+    match recorded.and_then(|()| jail.write_all(GO).map_err(StartError::JailSpec)) {
+        Ok(()) => Ok(vmm),
+        Err(error) => {
+            vmm.end();
+            Err(error)
+        }
+    }
 }
 
 /// Waits until the vmm answers, hands over every file and has the machines created and started; or restored and let go on, where

@@ -14,6 +14,7 @@
 //! - [`export`]: a drive as one file.
 //! - [`control`]: the caller's side of the control socket.
 //! - [`jailed`]: starts the vmm in its jail.
+//! - [`cgroup`]: what the vmm may take of the host.
 //! - [`run`]: the supervisor process.
 //! - [`saved`]: labs that were saved and go on later.
 //! - [`client`]: finds, starts and asks a supervisor.
@@ -29,6 +30,7 @@
 
 pub mod builder;
 pub mod call;
+pub mod cgroup;
 pub mod client;
 pub mod control;
 pub mod disks;

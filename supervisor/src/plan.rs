@@ -13,6 +13,7 @@ use labyard_spec::playground::{
 use labyard_spec::uplink::{UplinkNetwork, UplinkSpec};
 use serde::{Deserialize, Serialize};
 
+use crate::cgroup::{Controller, Limit, Limits};
 use crate::home::{Folder, names};
 
 /// What the supervisor starts the vmm with; kept as `plan.json`.
@@ -27,6 +28,9 @@ pub struct Plan {
     /// The networks with a way out.
     #[serde(default)]
     pub uplink: Option<UplinkSpec>,
+    /// What was asked for of the host's control groups.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// A file that the supervisor opens for the vmm.
@@ -101,7 +105,47 @@ pub fn layer_paths(folder: &Folder, machine: &str, serial: &str) -> [PathBuf; 2]
     ["overlay", "overlay.map"].map(|what| folder.machine(machine).join(format!("{serial}.{what}")))
 }
 
+/// Threads of the vmm: its own, with those of control connections; of each machine, and of each drive: the kernel's workers of a
+/// ring (io_uring_register(2), IORING_REGISTER_IOWQ_MAX_WORKERS: four for a processor, or as many as the ring is long).
+const OWN_THREADS: u64 = 128;
+const THREADS_PER_MACHINE: u64 = 16;
+const THREADS_PER_DRIVE: u64 = 64;
+
+/// Memory beside the machines' own: a share for the pages of KVM and of rings, and what the vmm and the host's cache of its files take.
+const MEMORY_SHARE: u64 = 4;
+const OWN_MEMORY: u64 = 512 << 20;
+const MEMORY_PER_MACHINE: u64 = 64 << 20;
+
 impl Plan {
+    /// What the vmm may take of the host: what was asked for, and where nothing was, what no vmm in its right mind exceeds.
+    pub fn host_limits(&self) -> Vec<Limit> {
+        let machines: u64 = self.spec.machines.iter().map(|machine| machine.memory_mib << 20).sum();
+        let own = machines / MEMORY_SHARE + OWN_MEMORY + MEMORY_PER_MACHINE * self.spec.machines.len() as u64;
+        let asked = |controller, value: Option<u64>| value.map(|value| Limit { controller, value, asked: true });
+        let memory = Limit { controller: Controller::Memory, value: machines + own, asked: false };
+        let pids = Limit { controller: Controller::Pids, value: self.max_threads(), asked: false };
+        [
+            Some(asked(Controller::Memory, self.limits.memory_bytes).unwrap_or(memory)),
+            Some(pids),
+            asked(Controller::Cpu, self.limits.cpu_percent),
+            asked(Controller::Io, self.limits.io_bytes),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+
+    /// How many threads the vmm may have. Far more than it has: it is there for one that has been taken over.
+    pub fn max_threads(&self) -> u64 {
+        let machines = self.spec.machines.iter();
+        OWN_THREADS
+            + machines
+                .map(|machine| {
+                    THREADS_PER_MACHINE + u64::from(machine.cpu_count) + THREADS_PER_DRIVE * machine.drives.len() as u64
+                })
+                .sum::<u64>()
+    }
+
     fn drive(&self, machine: &str, serial: &str) -> Option<&DriveSpec> {
         let machine = self.spec.machines.iter().find(|other| other.name == machine)?;
         machine.drives.iter().find(|drive| drive.serial == serial)
@@ -211,7 +255,7 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
         .collect();
     max_descriptors += files.len() as u64 + PER_NETWORK * lab.networks.len() as u64;
     let spec = PlaygroundSpec { name: lab.name.clone(), networks, machines };
-    Plan { spec, files, max_descriptors, uplink: uplink(lab) }
+    Plan { spec, files, max_descriptors, uplink: uplink(lab), limits: Limits::default() }
 }
 
 /// What the uplink is told; nothing where all networks are private.

@@ -1,32 +1,13 @@
-//! Leaving the host behind: namespaces, an empty read-only root, no capabilities. For single-threaded programs.
+//! Leaving the host behind: an empty read-only root, no capabilities, limits. For single-threaded programs. Namespaces of a jail are
+//! made by [`crate::split`].
 
 use std::io;
 
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, mount_remount, unmount};
-use rustix::process::{Resource, Rlimit, getegid, geteuid, getrlimit, pivot_root, setrlimit};
+use rustix::process::{Gid, Resource, Rlimit, Uid, getegid, geteuid, getrlimit, pivot_root, setrlimit};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, UnshareFlags, remove_capability_from_bounding_set, set_capabilities,
 };
-
-/// Enters new mount, network, IPC, UTS and cgroup namespaces, inside a new user namespace in which the caller is root and nobody else exists.
-///
-/// Root on a host that forbids user namespaces goes without that one.
-///
-/// # Errors
-/// What unshare(2) or writing the id maps (user_namespaces(7)) says.
-pub fn enter_namespaces() -> io::Result<()> {
-    let (user, group) = (geteuid(), getegid());
-    let rest = UnshareFlags::NEWNS
-        | UnshareFlags::NEWNET
-        | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
-    match unshare(rest | UnshareFlags::NEWUSER) {
-        Ok(()) => write_id_maps(user, group),
-        Err(_) if user.is_root() => unshare(rest),
-        Err(error) => Err(error),
-    }
-}
 
 /// Enters a new network namespace: root as it is, anybody else inside a new user namespace in which it is root and nobody else exists.
 ///
@@ -41,7 +22,7 @@ pub fn enter_network_namespace() -> io::Result<()> {
     write_id_maps(user, group)
 }
 
-fn write_id_maps(user: rustix::process::Uid, group: rustix::process::Gid) -> io::Result<()> {
+fn write_id_maps(user: Uid, group: Gid) -> io::Result<()> {
     // setgroups must be denied before an unprivileged gid map is accepted.
     for (file, text) in
         [("setgroups", "deny".to_owned()), ("uid_map", format!("0 {user} 1")), ("gid_map", format!("0 {group} 1"))]
@@ -84,11 +65,11 @@ pub fn empty_root() -> io::Result<()> {
     mount_remount("/", flags | MountFlags::RDONLY, c"").map_err(step("making the root read-only"))
 }
 
-/// Gives up every capability, also those that exec would bring back.
+/// Gives up every capability that exec would bring back.
 ///
 /// # Errors
-/// What prctl(2) or capset(2) says.
-pub fn drop_capabilities() -> io::Result<()> {
+/// What prctl(2) says.
+pub fn drop_bounding_set() -> io::Result<()> {
     // Which is the kernel's last capability is not known here: the first number that it refuses is past the end.
     for number in 0..64 {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
@@ -97,6 +78,14 @@ pub fn drop_capabilities() -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
+}
+
+/// Gives up the capabilities that the caller has.
+///
+/// # Errors
+/// What prctl(2) or capset(2) says.
+pub fn drop_capabilities() -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
     Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
@@ -116,6 +105,139 @@ pub fn no_new_privileges() -> io::Result<()> {
 /// What prctl(2) says.
 pub fn not_dumpable() -> io::Result<()> {
     Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?)
+}
+
+/// Whether the caller is root.
+pub fn is_root() -> bool {
+    geteuid().is_root()
+}
+
+/// Whether no set has a capability.
+pub fn has_no_capabilities() -> bool {
+    let bounding = (0..64).any(|number| {
+        let one = CapabilitySet::from_bits_retain(1 << number);
+        rustix::thread::capability_is_in_bounding_set(one).unwrap_or(false)
+    });
+    let sets = rustix::thread::capabilities(None);
+    !bounding && sets.is_ok_and(|sets| (sets.permitted | sets.effective | sets.inheritable).is_empty())
+}
+
+/// Whether no_new_privs is set.
+pub fn has_no_new_privileges() -> bool {
+    rustix::thread::no_new_privs().unwrap_or(false)
+}
+
+/// Whether this is the first process of its pid namespace.
+pub fn is_first_process() -> bool {
+    rustix::process::getpid().as_raw_nonzero().get() == 1
+}
+
+/// Becomes this user and group for good, without supplementary groups where they can be given up.
+///
+/// Where a user namespace was made by who is not root, setgroups(2) is denied in it (user_namespaces(7)): the groups stay.
+///
+/// # Errors
+/// What setgroups(2), setresgid(2) or setresuid(2) says.
+pub fn become_user(id: u32, may_set_groups: bool) -> io::Result<()> {
+    if may_set_groups {
+        rustix::thread::set_thread_groups(&[])?;
+    }
+    let (user, group) = (Uid::from_raw(id), Gid::from_raw(id));
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    Ok(())
+}
+
+/// Leads a session of its own: no terminal, and no signal meant for somebody else's group. The caller leads no process group.
+///
+/// # Errors
+/// What setsid(2) says.
+pub fn own_session() -> io::Result<()> {
+    rustix::process::setsid()?;
+    Ok(())
+}
+
+/// Gives the UTS namespace a name that tells nothing of the host.
+///
+/// # Errors
+/// What sethostname(2) says.
+pub fn name_host(name: &str) -> io::Result<()> {
+    rustix::system::sethostname(name.as_bytes())?;
+    Ok(rustix::system::setdomainname(b"(none)")?)
+}
+
+/// Lets nobody in this user namespace make another one, in which he would have every capability. It is not the host's.
+///
+/// # Errors
+/// What writing says, and that `/proc/sys/user` is not there.
+pub fn forbid_user_namespaces() -> io::Result<()> {
+    std::fs::write("/proc/sys/user/max_user_namespaces", "0")
+}
+
+/// Leaves the session keyring, with the keys of whoever started it, for an empty one. A host that forbids keyrings has none to leave.
+///
+/// # Errors
+/// What keyctl(2) says.
+pub fn own_keyring() -> io::Result<()> {
+    let nameless = std::ptr::null::<libc::c_char>();
+    // SAFETY: without a name the kernel reads no memory (KEYCTL_JOIN_SESSION_KEYRING).
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, nameless) };
+    match result {
+        0.. => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Lets no other process run on the other threads of a core while this one does (core scheduling), where the kernel has that and
+/// the processor such threads. Whether it does now.
+///
+/// # Errors
+/// What prctl(2) says.
+pub fn own_cores() -> io::Result<bool> {
+    // PR_SCHED_CORE, PR_SCHED_CORE_CREATE, this process, all its threads (Documentation/admin-guide/hw-vuln/core-scheduling.rst).
+    const ALL_THREADS: libc::c_ulong = 1;
+    // SAFETY: prctl takes numbers here; the last one would be a pointer only for PR_SCHED_CORE_GET.
+    let result = unsafe { libc::prctl(libc::PR_SCHED_CORE, libc::PR_SCHED_CORE_CREATE, 0, ALL_THREADS, 0) };
+    match result {
+        0 => Ok(true),
+        _ => match io::Error::last_os_error() {
+            error if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => Ok(false),
+            error => Err(error),
+        },
+    }
+}
+
+/// Limits that no vmm needs: no core file, no locked memory, no message queues, no real-time priority.
+///
+/// # Errors
+/// Which one, and what setrlimit(2) says.
+pub fn limit_all() -> io::Result<()> {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    let limits = [
+        ("core", Resource::Core),
+        ("memlock", Resource::Memlock),
+        ("msgqueue", Resource::Msgqueue),
+        ("rtprio", Resource::Rtprio),
+        ("nice", Resource::Nice),
+    ];
+    for (name, resource) in limits {
+        setrlimit(resource, none).map_err(|error| {
+            let error = io::Error::from(error);
+            io::Error::new(error.kind(), format!("{name}: {error}"))
+        })?;
+    }
+    Ok(())
+}
+
+/// Limits threads and processes of the user in this user namespace (from Linux 5.14 on; before, of the user on the host).
+///
+/// # Errors
+/// What setrlimit(2) says.
+pub fn limit_threads(limit: u64) -> io::Result<()> {
+    Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(limit), maximum: Some(limit) })?)
 }
 
 /// Limits the number of open descriptors, soft and hard.

@@ -5,10 +5,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid};
 
 /// A process, named so that nobody else can answer to the name on this boot of the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +94,24 @@ impl Process {
         }
     }
 
+    /// Waits until it has ended and removes what is left of it. It is a child of the caller.
+    ///
+    /// # Errors
+    /// What waitid(2) says; that it is no child of the caller, or was reaped before.
+    pub fn reap(&self) -> io::Result<ExitStatus> {
+        loop {
+            match waitid(WaitId::PidFd(self.descriptor.as_fd()), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => {
+                    let code = status.exit_status().map(|code| code << 8);
+                    // As wait(2) tells it.
+                    return Ok(ExitStatus::from_raw(code.or(status.terminating_signal()).unwrap_or_default()));
+                }
+                Ok(None) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Waits until it has ended, reaped or not; `false` where `limit` passed first.
     ///
     /// # Errors
@@ -145,7 +165,9 @@ mod tests {
         process.kill().expect("killing");
         assert!(process.wait(Duration::from_secs(60)).expect("waiting"));
         assert!(!identity.is_alive(), "a zombie is not alive");
-        child.wait().expect("reaping");
+        let status = process.reap().expect("reaping");
+        assert_eq!((status.code(), status.signal()), (None, Some(9)));
+        assert!(process.reap().is_err() && child.wait().is_err(), "it is reaped");
         assert_eq!(identity.open().expect_err("it is gone").kind(), io::ErrorKind::NotFound);
     }
 

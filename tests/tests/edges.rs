@@ -45,6 +45,7 @@ const KEPT_OUT: &[(&str, &[&str], &str)] = &[
 /// Feature of a crate of ours, and who may ask for it outside of tests.
 const FEATURES: &[(&str, &str, &[&str])] = &[
     ("labyard-devices", "testing", &["labyard-e2e", "labyard-bench", "labyard-fuzz"]),
+    ("labyard-sys", "testing", &[]),
     ("labyard-spec", "manifest", &["labyard-supervisor"]),
     ("labyard-spec", "overlay", &["labyard-devices", "labyard-supervisor", "labyard-fuzz"]),
     ("labyard-vmm", "testing", &["labyard-fuzz"]),

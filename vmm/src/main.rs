@@ -23,6 +23,11 @@ const OWN_FAILURE: u8 = 125;
 
 fn main() -> ExitCode {
     let since = Instant::now();
+    // Exec has made it dumpable again (prctl(2)). Whoever may ptrace it has it, and a core file would hold guests' memory.
+    if let Err(error) = labyard_sys::confine::not_dumpable() {
+        eprintln!("error: becoming undumpable: {error}");
+        return ExitCode::from(OWN_FAILURE);
+    }
     // Each reset of a machine starts new threads; with heaps of their own each left some memory behind.
     labyard_sys::heap::share();
     if let Some(argument) = std::env::args().nth(1) {

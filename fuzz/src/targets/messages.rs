@@ -153,6 +153,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         argv: vec!["labyard-vmm".into()],
         descriptors: vec![(11, 2), (12, 3)],
         max_descriptors: 1024,
+        max_threads: Some(64),
         confine: true,
     };
     let mut seeds: Vec<Vec<u8>> = requests.iter().map(|request| json(&|| serde_json::to_vec(request))).collect();

@@ -11,7 +11,7 @@ use super::Failure;
 /// What a lab wants of the store.
 enum Wants {
     /// These files.
-    Plan(Plan),
+    Plan(Box<Plan>),
     /// Nobody knows yet.
     Unknown,
     Nothing,
@@ -22,9 +22,9 @@ fn wants(folder: &Folder) -> Result<Wants, Failure> {
         let preparing = State::read(folder)?.is_some_and(|state| state.standing() == Standing::Preparing);
         return Ok(if preparing { Wants::Unknown } else { Wants::Nothing });
     };
-    let plan = serde_json::from_slice(&plan)
+    let plan: Plan = serde_json::from_slice(&plan)
         .map_err(|error| anyhow::Error::new(error).context(format!("lab `{}`: its plan", folder.name)))?;
-    Ok(Wants::Plan(plan))
+    Ok(Wants::Plan(Box::new(plan)))
 }
 
 /// Names of the labs whose plan has a file below `own`, running or not.

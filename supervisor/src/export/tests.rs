@@ -10,6 +10,7 @@ use labyard_spec::playground::{BaseSpec, Engine, LayerSlots, OverlaySpec, Playgr
 use labyard_sys::lease::{self, Lease};
 
 use super::*;
+use crate::cgroup::Limits;
 use crate::plan::{FileAccess, PlannedFile};
 
 /// More than one page of a map, more than one L2 table, and half a block.
@@ -38,7 +39,13 @@ impl Drive {
             engine: Engine::Auto,
         };
         let spec_of_lab = PlaygroundSpec { name: "lab".into(), networks: Vec::new(), machines: Vec::new() };
-        let plan = Plan { spec: spec_of_lab, files: files.into(), max_descriptors: 0, uplink: None };
+        let plan = Plan {
+            spec: spec_of_lab,
+            files: files.into(),
+            max_descriptors: 0,
+            uplink: None,
+            limits: Limits::default(),
+        };
         let drive = Self { folder, plan, spec };
         // Blocks 0 and 1 are flushed, 2 was when it was frozen; the layer above says that this counts.
         drive.layer(0, "image", 256 << 20, &[(0, &[0, 1]), (3, &[2])], false);

@@ -24,7 +24,7 @@ mod watch;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::process::{Child, ExitStatus};
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use labyard_spec::control::Event;
 
 use crate::home::{Folder, HomeError, names};
 use crate::host::{HostError, Programs};
-use crate::jailed::{self, StartError};
+use crate::jailed::{self, StartError, Vmm};
 use crate::journal::{Journal, What};
 use crate::plan::Plan;
 use crate::record::{ConditionName, Standing, State, Then};
@@ -110,6 +110,8 @@ async fn supervise(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunErr
         Ok(reason) => reason,
         Err(error) => chain(&error),
     };
+    // What it had is gone before anybody is told that the lab is.
+    crate::cgroup::remove(folder);
     shared.end(&reason);
     shared.set_phase(Phase::Over);
     let _ = farewell.send(());
@@ -140,11 +142,18 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let here = shared.state().machines;
     plan.spec.machines.retain(|machine| here.iter().any(|here| here.name == machine.name));
     let programs = Programs::locate()?;
-    let mut child = jailed::start(&folder, &plan, &programs, |who| Ok(shared.vmm_is(who)?))?;
+    let vmm = jailed::start(&folder, &plan, &programs, |who| Ok(shared.vmm_is(who)?))?;
     let pidfd = match shared.vmm_pidfd() {
         Some(pidfd) => pidfd,
         // It ended between the two lines; its log says why.
-        None => return Ok(how_it_ended(shared, child.wait().ok())),
+        None => return Ok(how_it_ended(shared, vmm.wait())),
+    };
+    if let Some(warning) = vmm.confined.warning() {
+        shared.note(None, &warning);
+    }
+    let jailed = match vmm.confined.limits() {
+        Some(limits) => format!("the vmm answers from its jail, and may take {limits}"),
+        None => "the vmm answers from its jail".to_owned(),
     };
     let (events, incoming) = watch::channel();
     let created = {
@@ -154,7 +163,7 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
                 if let Some(note) = note {
                     shared.note(None, &note);
                 }
-                shared.reached(None, ConditionName::Jailed, "the vmm answers from its jail");
+                shared.reached(None, ConditionName::Jailed, &jailed);
                 watch::follow(&shared.folder, 0, events);
             })
         };
@@ -164,13 +173,12 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let way_out = match created? {
         Ok(way_out) => way_out,
         Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
+            vmm.end();
             return Err(error.into());
         }
     };
     shared.set_phase(Phase::Up);
-    let ended = stay(shared, pidfd, Some(child), incoming).await;
+    let ended = stay(shared, pidfd, Some(vmm), incoming).await;
     // What it had is gone before anybody is told that the lab is.
     let _ = tokio::task::spawn_blocking(move || way_out.end()).await;
     ended
@@ -180,7 +188,7 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
 async fn stay(
     shared: &Arc<Shared>,
     pidfd: Arc<OwnedFd>,
-    child: Option<Child>,
+    vmm: Option<Vmm>,
     mut incoming: watch::Incoming,
 ) -> Result<String, RunError> {
     let mut gone = watch::end_of(pidfd)?;
@@ -201,7 +209,7 @@ async fn stay(
         }
     };
     let _ = tokio::time::timeout(DRAIN_WITHIN, drain).await;
-    let status = child.and_then(|mut child| child.wait().ok());
+    let status = vmm.and_then(Vmm::wait);
     watch::last_words(shared);
     Ok(how_it_ended(shared, status))
 }

@@ -20,7 +20,11 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a folder");
+        Self::within(tempfile::tempdir().expect("a folder"))
+    }
+
+    /// One that lies where the test wants it.
+    pub(crate) fn within(folder: tempfile::TempDir) -> Self {
         let libexec = folder.path().join("libexec");
         fs::create_dir(&libexec).expect("a folder");
         let here = std::env::current_exe().expect("the path of this test");

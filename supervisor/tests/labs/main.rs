@@ -8,6 +8,7 @@ mod host;
 mod images;
 mod kernels;
 mod lifecycle;
+mod limited;
 mod links;
 mod living;
 mod manifests;

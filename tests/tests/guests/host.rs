@@ -145,6 +145,8 @@ pub(crate) struct Traces {
     mounts: usize,
     /// Namespaces that some process is in.
     namespaces: BTreeSet<PathBuf>,
+    /// Control groups of ours.
+    groups: BTreeSet<PathBuf>,
     /// Unix sockets with a name in the state directory.
     sockets: BTreeSet<String>,
     /// What is below `playgrounds/`.
@@ -181,6 +183,7 @@ impl Traces {
             processes,
             mounts: fs::read_to_string("/proc/self/mounts")?.lines().count(),
             namespaces,
+            groups: groups(Path::new("/sys/fs/cgroup"), 6),
             sockets: named.map(str::to_owned).collect(),
             playgrounds: names(&home.join("playgrounds")),
             temporary: names(Path::new("/tmp")).into_iter().chain(names(Path::new("/dev/shm"))).collect(),
@@ -199,6 +202,19 @@ impl Traces {
 fn is_reapable_by_init(process: &Path) -> bool {
     let stat = fs::read_to_string(process.join("stat")).unwrap_or_default();
     stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" Z 1 "))
+}
+
+/// Control groups that are named after us, so many folders deep.
+fn groups(below: &Path, depth: u32) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    for path in names(below).into_iter().filter(|path| depth > 0 && !path.is_symlink() && path.is_dir()) {
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("labyard-")) {
+            found.insert(path);
+        } else {
+            found.extend(groups(&path, depth - 1));
+        }
+    }
+    found
 }
 
 fn names(folder: &Path) -> BTreeSet<PathBuf> {

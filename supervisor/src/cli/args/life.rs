@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use labyard_spec::manifest::size;
+use labyard_supervisor::cgroup::Limits;
 use labyard_supervisor::ports::Port;
 use labyard_supervisor::record::{ConditionName, Then};
 
@@ -36,6 +38,49 @@ pub(crate) struct Up {
     /// Lead a port of this host to a port of a machine, as `labyard publish` does; may be given several times
     #[arg(long, value_name = "[BIND:]PORT:MACHINE:PORT[/udp]")]
     pub(crate) publish: Vec<Port>,
+    #[command(flatten)]
+    pub(crate) limits: HostLimits,
+}
+
+/// What the lab's process may take of the host, whatever its machines do. Where nothing is said, memory and threads are limited to what
+/// the machines need, if the host's control groups let us.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits (control groups)")]
+pub(crate) struct HostLimits {
+    /// Processors that the lab may keep busy, such as 1.5
+    #[arg(long, value_name = "N", value_parser = processors)]
+    pub(crate) limit_cpus: Option<u64>,
+    /// Memory of the lab, that of its machines included
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) limit_memory: Option<u64>,
+    /// Bytes that it may read, and write, in a second on the disk where labs lie
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    pub(crate) limit_io: Option<u64>,
+    /// Start without a limit that cannot be set
+    #[arg(long)]
+    pub(crate) allow_unlimited: bool,
+}
+
+impl HostLimits {
+    /// What was said; nothing where nothing was.
+    pub(crate) fn said(&self) -> Option<Limits> {
+        let limits = Limits {
+            cpu_percent: self.limit_cpus,
+            memory_bytes: self.limit_memory,
+            io_bytes: self.limit_io,
+            allow_unlimited: self.allow_unlimited,
+        };
+        (limits != Limits::default()).then_some(limits)
+    }
+}
+
+/// A number of processors, in hundredths.
+fn processors(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no number of processors from 0.01 to 10000, such as 2 or 1.5");
+    let number: f64 = text.parse().map_err(|_| wrong())?;
+    let hundredths = (number * 100.0).round();
+    // Of NaN nothing holds.
+    if (1.0..=1_000_000.0).contains(&hundredths) { Ok(hundredths as u64) } else { Err(wrong()) }
 }
 
 #[derive(Debug, Args)]

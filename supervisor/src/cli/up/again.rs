@@ -93,6 +93,9 @@ impl Again<'_> {
                     let how = if changed.is_empty() { "nothing has changed" } else { "what is shown of it is kept" };
                     progress.say(&format!("lab {name} runs already: {how}"));
                 }
+                if self.preparation.limits.is_some_and(|limits| limits != before.limits) {
+                    progress.say("note: what it may take of the host is chosen when it starts: stop it first");
+                }
                 let wanted = [ended, come].concat();
                 let was_ready = now.conditions.iter().any(|one| one.name == ConditionName::Ready);
                 if wanted.is_empty() && (was_ready || !stays) {
@@ -172,6 +175,7 @@ impl Again<'_> {
         let (folder, progress) = (&self.preparation.folder, self.preparation.progress);
         if changed.iter().all(is_shown) {
             progress.say(&format!("lab {} starts again, on the drives that it left", folder.name));
+            self.keep_limits(before)?;
             events.skip()?;
             start::whole(folder, &mut state)?;
             return Ok(folder.write(names::MANIFEST, self.text.as_bytes())?);
@@ -215,6 +219,13 @@ impl Again<'_> {
         // How it ended before is nobody's concern any more.
         events.skip()?;
         start::whole(folder, &mut state)
+    }
+
+    /// Writes down limits that are others than before; they hold from the next start on.
+    fn keep_limits(&self, before: &Plan) -> Result<(), Failure> {
+        let Some(limits) = self.preparation.limits.filter(|limits| *limits != before.limits) else { return Ok(()) };
+        let plan = Plan { limits, ..before.clone() };
+        Ok(self.preparation.folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?)
     }
 
     /// Refuses what would throw away what a drive holds.

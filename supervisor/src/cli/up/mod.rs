@@ -145,6 +145,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         cancel: &cancel,
         expiry: super::expire::of(&up.lifetime),
         tasks: Tasks::choose(lab, &up.inputs).map_err(Failure::input)?,
+        limits: up.limits.said(),
     };
     let kernels = preparation.kernels()?;
     preparation.check_sources()?;

@@ -8,6 +8,7 @@ use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
 use labyard_spec::manifest::lab::{Drive, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
 use labyard_supervisor::builder::{Builder, BuilderError};
+use labyard_supervisor::cgroup::Limits;
 use labyard_supervisor::disks::{self, DiskError};
 use labyard_supervisor::home::{Folder, Home, make_folder, names};
 use labyard_supervisor::host::Programs;
@@ -35,6 +36,8 @@ pub(super) struct Preparation<'a> {
     pub(super) expiry: Expiry,
     /// What a lab that is made runs once.
     pub(super) tasks: Tasks,
+    /// What the lab may take of the host, where that was said.
+    pub(super) limits: Option<Limits>,
 }
 
 /// One file to make.
@@ -157,6 +160,7 @@ impl Preparation<'_> {
         if let Some(before) = before {
             plan.keep_sizes(before);
         }
+        plan.limits = self.limits.or(before.map(|before| before.limits)).unwrap_or_default();
         check_descriptors(&plan)?;
 
         let since = Instant::now();
