@@ -250,6 +250,32 @@ pub fn confine(folder: &Folder, pid: u32, limits: &[Limit], allow_unlimited: boo
     Ok(said)
 }
 
+/// Sets other limits in the groups of a vmm that runs. Those that could not be set when it started are passed over.
+///
+/// # Errors
+/// Where a limit that was asked for cannot be changed.
+pub fn change(folder: &Folder, limits: &[Limit], allow_unlimited: bool) -> Result<(), CgroupError> {
+    let Ok(Some(text)) = folder.read(MADE) else { return Ok(()) };
+    let made: Vec<PathBuf> = serde_json::from_slice(&text).unwrap_or_default();
+    let (places, disk) = (Places::here(), disk(&folder.path));
+    for limit in limits {
+        let Ok((version, place)) = places.find(limit.controller) else { continue };
+        let Some(group) = made.iter().find(|group| group.parent() == Some(place)) else { continue };
+        let set = limit.files(version, disk).and_then(|files| {
+            files.into_iter().try_for_each(|(file, value)| {
+                let file = group.join(file);
+                std::fs::write(&file, value).map_err(|error| at(&file, &error))
+            })
+        });
+        match set {
+            Err(why) if limit.asked && !allow_unlimited => return Err(CgroupError::Asked { what: limit.text(), why }),
+            Err(why) => words::log(&format!("{}: {why}", limit.text())),
+            Ok(()) => {}
+        }
+    }
+    Ok(())
+}
+
 /// How a process is limited.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Confined {

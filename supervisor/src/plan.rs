@@ -106,8 +106,9 @@ pub fn layer_paths(folder: &Folder, machine: &str, serial: &str) -> [PathBuf; 2]
 }
 
 /// Threads of the vmm: its own, with those of control connections; of each machine, and of each drive: the kernel's workers of a
-/// ring (io_uring_register(2), IORING_REGISTER_IOWQ_MAX_WORKERS: four for a processor, or as many as the ring is long).
-const OWN_THREADS: u64 = 128;
+/// ring (io_uring_register(2), IORING_REGISTER_IOWQ_MAX_WORKERS: four for a processor, or as many as the ring is long). Its own are
+/// many, because machines come to a lab that runs, and a limit of a process cannot be raised from outside.
+const OWN_THREADS: u64 = 4096;
 const THREADS_PER_MACHINE: u64 = 16;
 const THREADS_PER_DRIVE: u64 = 64;
 

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::shared::{Inner, Shared};
 use super::stop;
 use crate::call;
+use crate::cgroup::{self, CgroupError};
 use crate::client::Members;
 use crate::control::{Control, ControlError};
 use crate::home::{HomeError, names};
@@ -37,6 +38,8 @@ pub(super) enum MemberError {
     Home(#[from] HomeError),
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Limits(#[from] CgroupError),
     #[error("the lab's plan.json")]
     Plan(#[from] serde_json::Error),
     #[error("the lab has no plan.json")]
@@ -91,6 +94,8 @@ fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>) -> Result<(), MemberEr
         control.tell(&Request::AddNetwork(network.clone()), &[])?;
     }
     shared.folder.write(names::PLAN, &serde_json::to_vec(plan)?)?;
+    // What nobody asked for grows with the lab: whoever comes would be out of memory in the limits of those who were there.
+    cgroup::change(&shared.folder, &plan.host_limits(), plan.limits.allow_unlimited)?;
     for machine in come {
         let name = machine.name.clone();
         let spec = plan.spec.machines.iter().find(|other| other.name == name).ok_or(MemberError::Unplanned)?;

@@ -51,13 +51,18 @@ fn a_lab_is_limited_to_what_its_machines_need_or_says_that_it_is_not() {
     host.up("lab", &["web"]);
     let groups = groups(pid(&host));
     if let Some(group) = groups.get("pids") {
-        // 128 for the vmm, 16 and a vCPU for the machine, 64 for its drive.
-        assert_eq!(number(group.join("pids.max")), 128 + 16 + 1 + 64);
+        // 4096 for the vmm, 16 and a vCPU for the machine, 64 for its drive.
+        assert_eq!(number(group.join("pids.max")), 4096 + 16 + 1 + 64);
     }
-    if let Some(group) = groups.get("memory") {
+    let memory = |group: &PathBuf| {
         let file =
             ["memory.max", "memory.limit_in_bytes"].map(|name| group.join(name)).into_iter().find(|file| file.exists());
-        assert_eq!(number(file.expect("a limit")), (32 + 8 + 512 + 64) << 20);
+        number(file.expect("a limit"))
+    };
+    if let Some(group) = groups.get("memory") {
+        assert_eq!(memory(group), (32 + 8 + 512 + 64) << 20);
+        host.expect(0, &["up", &host.manifest("lab", &["web", "db"])]);
+        assert_eq!(memory(group), (64 + 16 + 512 + 128) << 20, "who comes brings room along");
     }
     assert!(groups.contains_key("pids") && groups.contains_key("memory") || told_unlimited(&host));
     host.expect(0, &["down"]);
