@@ -27,6 +27,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod boots;
 pub mod builder;
 pub mod call;
 pub mod client;

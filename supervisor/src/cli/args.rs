@@ -95,7 +95,9 @@ Examples:
     #[command(after_help = "\
 Examples:
   labyard logs lab/web
-  labyard logs -f web")]
+  labyard logs -f web
+  labyard logs lab/web --boots
+  labyard logs lab/web --boot -1")]
     Logs(Logs),
     /// Print what happened to a lab
     #[command(after_help = "\
@@ -325,8 +327,17 @@ pub(crate) struct Logs {
     #[command(flatten)]
     pub(crate) machine: Machine,
     /// Go on as it prints more
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "boots")]
     pub(crate) follow: bool,
+    /// Print one boot only: its number, or -1 for the last, -2 for the one before
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, conflicts_with = "boots")]
+    pub(crate) boot: Option<i64>,
+    /// List the boots that are known, and how much of each is kept
+    #[arg(long)]
+    pub(crate) boots: bool,
+    /// Print the list as one JSON document
+    #[arg(long, requires = "boots")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]
