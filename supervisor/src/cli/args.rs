@@ -47,8 +47,11 @@ pub(crate) struct Command {
 pub(crate) enum Verb {
     /// Bring up the lab of a manifest
     #[command(after_help = "\
-A lab that is there already is brought to what the manifest asks for: a stopped one starts, with what has changed, on its drives; one that
-runs with another manifest needs --restart. What a drive holds is never thrown away.
+A lab that is there already is brought to what the manifest asks for: a stopped one starts, with what has changed, on its drives; in one that
+runs, machines that are new come and those that are gone leave, with their drives; what else has changed needs --restart. What the drive of
+a machine that stays holds is never thrown away.
+
+Ctrl-C asks once, on a terminal; then it removes what was made.
 
 Examples:
   labyard up lab.yaml
@@ -272,6 +275,12 @@ Examples:
     Completion {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Write a manual page for each command into a folder
+    #[command(after_help = "Example:\n  labyard man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; made where it is missing
+        folder: PathBuf,
     },
     /// The supervisor of one playground; started by the other commands
     #[command(hide = true)]
