@@ -5,6 +5,7 @@
 
 mod access;
 mod block;
+mod cycles;
 mod host;
 mod kernels;
 mod killed;
@@ -16,5 +17,6 @@ mod refused;
 mod saved;
 mod sizes;
 mod starting;
+mod tiny;
 mod two_machines;
 mod uplink;
