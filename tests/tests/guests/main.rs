@@ -11,6 +11,7 @@ mod kernels;
 mod killed;
 mod lab;
 mod machines;
+mod members;
 mod net;
 mod quiet;
 mod refused;
