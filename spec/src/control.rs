@@ -353,6 +353,11 @@ pub enum Happening {
         /// Bytes of one page.
         page_size: u64,
     },
+    /// It is about to boot.
+    Booting {
+        /// Bytes in its console's log: what it prints from here on is behind them.
+        log_bytes: u64,
+    },
     /// vCPUs were started.
     Started,
     /// The guest rebooted in place.

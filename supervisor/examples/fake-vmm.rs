@@ -209,6 +209,8 @@ fn remove(vmm: &Vmm, machine: &str) -> Reply {
 
 fn power_on(vmm: &Arc<Vmm>, files: &mut HashMap<Slot, OwnedFd>, machine: &MachineSpec) {
     let mut log = File::from(files.remove(&machine.console_log).expect("a log"));
+    let log_bytes = log.metadata().expect("metadata").len();
+    happened(vmm, &machine.name, Happening::Booting { log_bytes }, None);
     writeln!(log, "{}: \x1b[1mbooting\x1b[0m", machine.name).expect("a log that can be written");
     if let [drive, ..] = machine.drives.as_slice() {
         let mut start = [0; 8];

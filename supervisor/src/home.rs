@@ -51,6 +51,8 @@ pub mod names {
     pub const MACHINES: &str = "machines";
     /// In a machine's folder: what it printed.
     pub const CONSOLE_LOG: &str = "console.log";
+    /// In a machine's folder: where in that each boot begins.
+    pub const BOOTS: &str = "boots.jsonl";
     /// In a machine's folder: the archive with `/machine.json`.
     pub const MACHINE_ARCHIVE: &str = "machine.cpio";
 }

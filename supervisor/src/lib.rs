@@ -28,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod boots;
 pub mod builder;
 pub mod call;
 pub mod cgroup;

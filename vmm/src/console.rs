@@ -147,6 +147,11 @@ impl ConsoleHub {
         let _ = typed.shutdown(std::net::Shutdown::Both); // gone already is as good
     }
 
+    /// Bytes that were ever written to the log, those that were given back included.
+    pub fn log_bytes(&self) -> u64 {
+        self.lock().log.end
+    }
+
     fn print(&self, bytes: &[u8]) {
         let mut state = self.lock();
         if let Some(first_byte) = state.first_byte.take() {

@@ -75,6 +75,8 @@ pub enum BuildError {
 
 /// Milestones and changes of a machine's life, as they happen.
 pub trait Witness: Send + Sync {
+    /// It is about to boot; its console's log has so many bytes.
+    fn booting(&self, log_bytes: u64);
     /// Guest memory is there, in pages of so many bytes.
     fn mapped(&self, page_size: u64);
     /// Everything is in guest memory.
@@ -200,6 +202,10 @@ fn live(
     witness: &Arc<dyn Witness>,
 ) -> MachineState {
     loop {
+        // One that was saved goes on with the boot that it is in.
+        if parts.saved.is_none() {
+            witness.booting(parts.console.log_bytes());
+        }
         let mut running = match Running::build(parts, hypervisor, devices, sender, witness) {
             Ok(running) => running,
             Err(error) => return MachineState::Failed(runtime::chain(&error)),

@@ -530,6 +530,10 @@ struct Watcher {
 }
 
 impl Witness for Watcher {
+    fn booting(&self, log_bytes: u64) {
+        self.playground.event(&self.name, Happening::Booting { log_bytes }, None);
+    }
+
     fn mapped(&self, page_size: u64) {
         let mut record = lock(&self.playground.record);
         let known = record.machines.iter_mut().find(|known| known.name == self.name);

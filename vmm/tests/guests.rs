@@ -264,6 +264,8 @@ fn the_size_of_its_pages_is_an_event_of_a_machine() {
     let lab = start(&power_off(), |_| {}).expect("started");
     assert_eq!(lab.playground.wait("m"), Ok(MachineState::PoweredOff));
     let (event, _) = lab.playground.event_after(0, Duration::ZERO).expect("an event");
+    assert_eq!(event.what, Happening::Booting { log_bytes: 0 });
+    let (event, _) = lab.playground.event_after(1, Duration::ZERO).expect("an event");
     assert_eq!(event.what, Happening::Mapped { page_size: lab.status().page_size });
 }
 

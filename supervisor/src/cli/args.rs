@@ -47,8 +47,11 @@ pub(crate) struct Command {
 pub(crate) enum Verb {
     /// Bring up the lab of a manifest
     #[command(after_help = "\
-A lab that is there already is brought to what the manifest asks for: a stopped one starts, with what has changed, on its drives; one that
-runs with another manifest needs --restart. What a drive holds is never thrown away.
+A lab that is there already is brought to what the manifest asks for: a stopped one starts, with what has changed, on its drives; in one that
+runs, machines that are new come and those that are gone leave, with their drives; what else has changed needs --restart. What the drive of
+a machine that stays holds is never thrown away.
+
+Ctrl-C asks once, on a terminal; then it removes what was made.
 
 Examples:
   labyard up lab.yaml
@@ -95,7 +98,9 @@ Examples:
     #[command(after_help = "\
 Examples:
   labyard logs lab/web
-  labyard logs -f web")]
+  labyard logs -f web
+  labyard logs lab/web --boots
+  labyard logs lab/web --boot -1")]
     Logs(Logs),
     /// Print what happened to a lab
     #[command(after_help = "\
@@ -271,6 +276,12 @@ Examples:
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Write a manual page for each command into a folder
+    #[command(after_help = "Example:\n  labyard man /usr/local/share/man/man1")]
+    Man {
+        /// The folder; made where it is missing
+        folder: PathBuf,
+    },
     /// The supervisor of one playground; started by the other commands
     #[command(hide = true)]
     Supervise {
@@ -325,8 +336,17 @@ pub(crate) struct Logs {
     #[command(flatten)]
     pub(crate) machine: Machine,
     /// Go on as it prints more
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "boots")]
     pub(crate) follow: bool,
+    /// Print one boot only: its number, or -1 for the last, -2 for the one before
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, conflicts_with = "boots")]
+    pub(crate) boot: Option<i64>,
+    /// List the boots that are known, and how much of each is kept
+    #[arg(long)]
+    pub(crate) boots: bool,
+    /// Print the list as one JSON document
+    #[arg(long, requires = "boots")]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

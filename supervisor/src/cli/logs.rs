@@ -2,10 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Seek, SeekFrom};
+use std::path::Path;
 use std::time::Duration;
 
 use labyard_spec::control::Happening;
 use labyard_spec::manifest::size;
+use labyard_supervisor::boots;
 use labyard_supervisor::home::{Folder, Home, names};
 use labyard_supervisor::journal::{Entry, Reader, What};
 use labyard_supervisor::record::{Standing, State, ended_text};
@@ -21,6 +23,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
     let (folder, machine) = naming::machine(home, &logs.machine, Among::All)?;
     let path = folder.machine(&machine).join(names::CONSOLE_LOG);
+    if logs.boots {
+        return list(&folder, &machine, &path, logs.json);
+    }
     // To a terminal goes no sequence that it would obey: a guest wrote them.
     let print = |bytes: &[u8]| {
         if io::stdout().is_terminal() {
@@ -29,7 +34,10 @@ pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
             output::bytes(bytes);
         }
     };
-    let mut position = 0;
+    let (mut position, until) = match logs.boot {
+        None => (0, None),
+        Some(wanted) => boot(&folder, &machine, wanted)?,
+    };
     loop {
         let over = !follows(&folder)?;
         match File::open(&path) {
@@ -41,9 +49,10 @@ pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
                 // The beginning of a long log is a hole: the vmm gave it back.
                 position = data_from(&file, position)?;
                 file.seek(SeekFrom::Start(position))?;
+                let mut rest = (&mut file).take(until.unwrap_or(u64::MAX).saturating_sub(position));
                 let mut chunk = vec![0; 64 << 10];
                 loop {
-                    let n = file.read(&mut chunk)?;
+                    let n = rest.read(&mut chunk)?;
                     if n == 0 {
                         break;
                     }
@@ -54,11 +63,56 @@ pub(crate) fn logs(home: &Home, logs: &Logs) -> Outcome {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
         }
-        if !logs.follow || over {
+        if !logs.follow || over || until.is_some_and(|until| position >= until) {
             return Ok(0);
         }
         std::thread::sleep(LOOK_EVERY);
     }
+}
+
+/// Where in the log a boot begins, and where the next one does.
+fn boot(folder: &Folder, machine: &str, wanted: i64) -> Result<(u64, Option<u64>), Failure> {
+    let boots = boots::read(folder, machine)?;
+    let Some(position) = boots::find(&boots, wanted) else {
+        let known = match boots.as_slice() {
+            [] => "none is known".to_owned(),
+            [first, .., last] => format!("{} to {} are known", first.number, last.number),
+            [only] => format!("{} is the only one", only.number),
+        };
+        return Err(Failure::input(format!(
+            "machine `{machine}` has no boot {wanted}: {known}; `labyard logs {}/{machine} --boots` lists them",
+            folder.name
+        )));
+    };
+    let from = boots.get(position).map_or(0, |boot| boot.from);
+    Ok((from, boots.get(position + 1).map(|next| next.from)))
+}
+
+/// The boots, and what is kept of each.
+fn list(folder: &Folder, machine: &str, path: &Path, json: bool) -> Outcome {
+    let boots = boots::read(folder, machine)?;
+    let (start, end) = match File::open(path) {
+        Ok(file) => (data_from(&file, 0)?, file.metadata()?.len()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (0, 0),
+        Err(error) => return Err(error.into()),
+    };
+    let ends = boots.iter().skip(1).map(|next| next.from).chain([end]);
+    let rows = boots.iter().zip(ends).map(|(boot, end)| {
+        let kept = end.saturating_sub(boot.from.max(start));
+        (boot, end.saturating_sub(boot.from), kept)
+    });
+    if json {
+        let rows = rows.map(|(boot, bytes, kept)| {
+            serde_json::json!({ "number": boot.number, "at_ms": boot.at_ms, "bytes": bytes, "kept_bytes": kept })
+        });
+        output::document(&serde_json::json!({ "machine": machine, "boots": rows.collect::<Vec<_>>() }))?;
+        return Ok(0);
+    }
+    for (boot, bytes, kept) in rows {
+        let kept = if kept < bytes { format!(", {kept} of them kept") } else { String::new() };
+        output::line(&format!("{:>4}  {}  {bytes} bytes{kept}", boot.number, output::moment(boot.at_ms)));
+    }
+    Ok(0)
 }
 
 /// Where bytes are, from `position` on.
@@ -111,6 +165,7 @@ pub(crate) fn sentence(entry: &Entry) -> String {
         What::Note(text) => text.clone(),
         What::Ended(reason) => format!("ended: {reason}"),
         What::Vmm { happening, .. } => match happening {
+            Happening::Booting { .. } => "boots".to_owned(),
             Happening::Started => "started".to_owned(),
             Happening::Mapped { page_size } => format!("its memory is in pages of {}", size::show(*page_size)),
             Happening::Rebooted => "rebooted".to_owned(),

@@ -13,6 +13,7 @@ mod image;
 mod kernel;
 mod limit;
 mod logs;
+mod man;
 mod manifest;
 mod naming;
 mod net;
@@ -142,6 +143,9 @@ fn run(command: Command) -> Outcome {
         output::bytes(&script);
         return Ok(0);
     }
+    if let Verb::Man { folder } = &command.verb {
+        return man::man(folder);
+    }
     if let Verb::Manifest(manifest) = &command.verb {
         return manifest::manifest(&manifest.verb);
     }
@@ -198,7 +202,7 @@ fn run(command: Command) -> Outcome {
             ImageVerb::Rm(rm) => image::rm(&home, &rm),
             ImageVerb::Prune(prune) => image::prune(&home, &prune),
         },
-        Verb::Completion { .. } | Verb::Manifest(_) => Ok(0),
+        Verb::Completion { .. } | Verb::Man { .. } | Verb::Manifest(_) => Ok(0),
         Verb::Supervise { name } => supervise::supervise(&home, &name),
     }
 }

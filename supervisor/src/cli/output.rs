@@ -25,6 +25,11 @@ pub(crate) fn complain(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
+/// Prints a question on standard error, behind which the answer is typed.
+pub(crate) fn ask(text: &str) {
+    let _ = write!(io::stderr(), "{text}");
+}
+
 /// Prints one JSON document.
 pub(crate) fn document(value: &impl serde::Serialize) -> anyhow::Result<()> {
     line(&serde_json::to_string_pretty(value)?);

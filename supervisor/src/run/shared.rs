@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use labyard_spec::control::{Event, Happening, MachineState};
 
 use super::expiry::Usage;
+use crate::boots;
 use crate::home::{Folder, HomeError};
 use crate::journal::{Journal, What};
 use crate::record::{Condition, ConditionName, Machine, State, TaskState, TaskStatus, Who, now_ms};
@@ -214,6 +215,11 @@ impl Shared {
             let what = What::Vmm { number: event.number, at_us: event.at_us, happening: happening.clone() };
             inner.say(Some(&event.machine), what);
             match happening {
+                Happening::Booting { log_bytes } => {
+                    if let Err(error) = boots::begin(&self.folder, &event.machine, now_ms(), log_bytes) {
+                        log(&chain(&error));
+                    }
+                }
                 Happening::Started => {
                     inner.started_again(position);
                     inner.reached(Some(&event.machine), ConditionName::KernelStarted, "vCPUs run");

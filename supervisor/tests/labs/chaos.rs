@@ -59,15 +59,22 @@ fn whoever_is_killed_at_whatever_moment_ps_is_true_and_down_cleans() {
     let moments = if std::env::var_os("LABYARD_SOAK").is_some() { 50 } else { MOMENTS };
     let host = Host::new();
     let file = host.manifest("lab", &["web", "db"]);
+    // The same lab with a machine that comes, or leaves.
+    let more = file.replace("lab.yaml", "more.yaml");
+    std::fs::rename(host.manifest("lab", &["web", "db", "mail"]), &more).expect("renaming");
+    assert_eq!(host.manifest("lab", &["web", "db"]), file);
     for moment in 0..moments {
-        let verbs: [&[&str]; 5] = [
+        let verbs: [&[&str]; 8] = [
             &["up", &file],
+            &["up", &more],
+            &["up", &more],
+            &["down", "lab", "--grace", "1s"],
             &["exec", "lab/web", "--", "sleep", "1"],
             &["restart", "lab/db"],
             &["stop", "lab"],
             &["start", "lab"],
         ];
-        let verb = verbs[throw(&mut dice, 5) as usize];
+        let verb = verbs[throw(&mut dice, 8) as usize];
         // All but `up` want a lab that is there.
         if verb[0] != "up" && !host.lab("lab").join("plan.json").exists() {
             host.run(&["down", "lab"]);

@@ -171,7 +171,12 @@ pub(crate) struct Running {
 
 impl Running {
     pub(crate) fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        Self::on_terminal(command.stderr(Stdio::piped()))
+    }
+
+    /// The same with standard error where the command has it.
+    pub(crate) fn on_terminal(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
         let lines = BufReader::new(child.stdout.take().expect("piped"));
         Self { child, lines }
     }

@@ -1,6 +1,9 @@
 //! Labs from `up` to `down`, and whatever may be killed on the way. The monitor, the jail and the builder are fakes.
 
+use std::fs::File;
+
 use super::host::{Host, Running, kill, until};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -80,6 +83,38 @@ fn a_supervisor_that_died_during_the_boot_is_replaced_by_the_up_that_waits() {
     kill(i32::try_from(state["supervisor"]["pid"].as_i64().expect("a pid")).expect("a pid"), Signal::KILL);
     up.wait_for("starting another");
     up.signal(Signal::INT);
+    assert_eq!(up.end().0, Some(130));
+    host.assert_clean();
+}
+
+#[test]
+fn ctrl_c_asks_once_at_a_terminal_and_then_cleans() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let host = Host::new();
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a terminal");
+    grantpt(&master).and_then(|()| unlockpt(&master)).expect("its other side");
+    let (name, flags) =
+        (ptsname(&master, Vec::new()).expect("its name"), OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC);
+    let side = File::from(rustix::fs::open(name, flags, Mode::empty()).expect("its other side"));
+    let mut command = host.command(&["up", &host.manifest("lab", &["web", "mute"]), "--timeout", "5m"]);
+    command.stdin(side.try_clone().expect("a copy")).stderr(side);
+    let mut up = Running::on_terminal(&mut command);
+    up.wait_for("web: Ready");
+    up.signal(Signal::INT);
+    let mut terminal = File::from(master);
+    let mut said = String::new();
+    while !said.ends_with("stop, and remove what was made of lab `lab`? [Y/n] ") {
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut terminal, &mut byte).expect("a question");
+        said.push(byte[0].into());
+    }
+    std::io::Write::write_all(&mut terminal, b"n\n").expect("typing");
+    let supervisor = host.ps()["supervisor_pid"].as_i64().expect("a pid");
+    kill(i32::try_from(supervisor).expect("a pid"), Signal::KILL);
+    // So it goes on.
+    up.wait_for("starting another");
+    up.signal(Signal::INT);
+    up.wait_for("interrupted: removing the lab");
     assert_eq!(up.end().0, Some(130));
     host.assert_clean();
 }

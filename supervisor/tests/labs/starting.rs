@@ -153,3 +153,33 @@ fn a_start_is_left_alone_when_asked_and_survives_who_asked() {
     host.expect(0, &["down"]);
     host.assert_clean();
 }
+
+#[test]
+fn what_a_machine_printed_is_kept_by_boots() {
+    let host = Host::new();
+    host.up("lab", &["web"]);
+    host.expect(0, &["stop", "lab/web"]);
+    host.expect(0, &["start", "lab/web"]);
+    host.expect(0, &["restart", "lab"]);
+    let line = "web: \x1b[1mbooting\x1b[0m\n";
+    assert_eq!(host.expect(0, &["logs", "web"]).0, line.repeat(3));
+    for boot in ["1", "2", "3", "-1", "-3"] {
+        assert_eq!(host.expect(0, &["logs", "web", "--boot", boot]).0, line, "{boot}");
+    }
+    let (stdout, _) = host.expect(0, &["logs", "lab/web", "--boots", "--json"]);
+    let shown: Value = serde_json::from_str(&stdout).expect("one document");
+    let boots = shown["boots"].as_array().expect("a list");
+    let rows: Vec<_> = boots.iter().map(|boot| (&boot["number"], &boot["bytes"], &boot["kept_bytes"])).collect();
+    let bytes = serde_json::json!(line.len());
+    assert_eq!(rows, [1, 2, 3].map(Value::from).iter().map(|number| (number, &bytes, &bytes)).collect::<Vec<_>>());
+    assert_eq!(host.expect(0, &["logs", "web", "--boots"]).0.lines().count(), 3);
+    let (_, stderr) = host.expect(2, &["logs", "web", "--boot", "4"]);
+    assert!(
+        stderr.contains("machine `web` has no boot 4: 1 to 3 are known; `labyard logs lab/web --boots`"),
+        "{stderr}"
+    );
+    host.expect(2, &["logs", "web", "--boot", "0"]);
+    host.expect(2, &["logs", "web", "--boots", "-f"]);
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}

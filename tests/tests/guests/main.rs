@@ -5,16 +5,19 @@
 
 mod access;
 mod block;
+mod cycles;
 mod host;
 mod kernels;
 mod killed;
 mod lab;
 mod machines;
+mod members;
 mod net;
 mod quiet;
 mod refused;
 mod saved;
 mod sizes;
 mod starting;
+mod tiny;
 mod two_machines;
 mod uplink;

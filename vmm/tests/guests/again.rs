@@ -79,6 +79,12 @@ fn a_machine_that_has_ended_starts_again_on_its_files_while_another_runs_on() {
         }
     }
     assert_eq!(state(&playground, "other"), MachineState::Running);
+    let events = (0..).map_while(|after| playground.event_after(after, Duration::ZERO)).map(|(event, _)| event);
+    let boots = events.filter(|event| event.machine == "once").filter_map(|event| match event.what {
+        Happening::Booting { log_bytes } => Some(log_bytes),
+        _ => None,
+    });
+    assert_eq!(boots.collect::<Vec<_>>(), [0, 5, 10], "each boot begins where the one before has ended");
 
     let refuse = |name: &str, change: &dyn Fn(&mut MachineSpec)| {
         let mut files = Files::default();

@@ -42,7 +42,10 @@ pub(in crate::cli) async fn until_ready(
             if !matches!(
                 &entry.what,
                 What::Vmm {
-                    happening: Happening::Started | Happening::Mapped { .. } | Happening::GuestConnected { .. },
+                    happening: Happening::Booting { .. }
+                        | Happening::Started
+                        | Happening::Mapped { .. }
+                        | Happening::GuestConnected { .. },
                     ..
                 }
             ) {

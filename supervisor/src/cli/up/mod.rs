@@ -13,8 +13,9 @@ mod members;
 mod needs;
 mod prepare;
 
-use std::sync::Arc;
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -60,6 +61,8 @@ impl Progress {
 pub(in crate::cli) struct Cancel {
     flag: Arc<AtomicBool>,
     bell: Arc<tokio::sync::Notify>,
+    /// What the person is asked first, once, at the terminal.
+    question: Arc<Mutex<Option<String>>>,
 }
 
 impl Cancel {
@@ -94,14 +97,47 @@ impl Cancel {
 
     /// Sets it on the signals that end a command.
     pub(in crate::cli) fn on_signals(&self) -> std::io::Result<()> {
-        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
+        for kind in [SignalKind::terminate(), SignalKind::hangup()] {
             let (cancel, mut signal) = (self.clone(), signal(kind)?);
             tokio::spawn(async move {
                 signal.recv().await;
                 cancel.set();
             });
         }
+        let (cancel, mut interrupt) = (self.clone(), signal(SignalKind::interrupt())?);
+        tokio::spawn(async move {
+            loop {
+                interrupt.recv().await;
+                // Whoever does not answer and presses Ctrl-C again has answered. The work goes on meanwhile.
+                let stops = tokio::select! {
+                    stops = cancel.ask() => stops,
+                    _ = interrupt.recv() => true,
+                };
+                if stops {
+                    return cancel.set();
+                }
+            }
+        });
         Ok(())
+    }
+
+    /// From here on Ctrl-C asks this first, if there is somebody to ask.
+    fn asks_first(&self, question: String) {
+        if std::io::stdin().is_terminal() && std::io::stderr().is_terminal() {
+            *self.question.lock().unwrap_or_else(PoisonError::into_inner) = Some(question);
+        }
+    }
+
+    /// Asks the person, the first time; whether it is to stop.
+    async fn ask(&self) -> bool {
+        let Some(question) = self.question.lock().unwrap_or_else(PoisonError::into_inner).take() else { return true };
+        let answer = tokio::task::spawn_blocking(move || {
+            output::ask(&question);
+            let mut answer = String::new();
+            // A terminal that is gone has no more to say.
+            std::io::stdin().read_line(&mut answer).map(|_| answer)
+        });
+        !matches!(answer.await, Ok(Ok(answer)) if answer.trim().to_lowercase().starts_with('n'))
     }
 }
 
@@ -162,6 +198,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         // Nobody else is let in until what this one takes is written down.
         let admitted = quota::admit(home, quota::Ask::of(lab), Some(&lab.name))?;
         let mut state = preparation.begin(text)?;
+        cancel.asks_first(format!("stop, and remove what was made of lab `{}`? [Y/n] ", lab.name));
         ports::write(folder, &up.publish)?;
         drop(admitted);
         let plan = preparation.run(&kernels, Some(&mut state), None).await?;

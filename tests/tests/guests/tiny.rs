@@ -1,0 +1,97 @@
+//! Labs whose guests are a few bytes of machine code: everything around a guest, and hardly a guest. They run where KVM runs at all.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::host;
+
+/// Where the guest's code is loaded and entered.
+const ADDRESS: u64 = 0x20_0000;
+/// hlt; jmp to it.
+const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
+const KERNEL: &str = "0.0.1-tiny";
+
+/// A kernel in the store that does nothing, and an image with nothing in it; gone when dropped.
+pub(crate) struct Tiny {
+    kernel: PathBuf,
+    folder: tempfile::TempDir,
+}
+
+impl Tiny {
+    pub(crate) fn new() -> Result<Self> {
+        let kernel = host::given("LABYARD_HOME")?.join("kernels").join(KERNEL);
+        fs::create_dir_all(&kernel)?;
+        let tiny = Self { kernel, folder: tempfile::tempdir()? };
+        fs::write(tiny.kernel.join("vmlinux"), elf())?;
+        let record = json!({
+            "id": KERNEL, "version": "0.0.1", "series": "0.0", "digest": "sha256:0", "early_modules": [], "late_modules": [],
+            "stock": true, "format": format()?,
+        });
+        fs::write(tiny.kernel.join("kernel.json"), record.to_string())?;
+        // Two blocks of zeros end an archive of nothing (pax(1), ustar).
+        fs::write(tiny.folder.path().join("empty.tar"), [0; 1024])?;
+        Ok(tiny)
+    }
+
+    /// A manifest of a lab with these machines, which is never ready.
+    pub(crate) fn manifest(&self, lab: &str, machines: &[&str]) -> Result<String> {
+        let machines: Vec<_> = machines
+            .iter()
+            .map(|name| {
+                json!({
+                    "name": name, "kernel": { "source": KERNEL },
+                    "drives": [{ "source": "rootfs-tar:empty.tar", "mount": "/", "size": "16MiB" }],
+                    "network": { "interfaces": [{ "network": "local" }] },
+                    "resources": { "ramSize": "32MiB" },
+                })
+            })
+            .collect();
+        let networks = json!([{ "name": "local", "subnet": "172.16.0.0/24", "private": true }]);
+        let manifest =
+            json!({ "kind": "playground", "name": lab, "playground": { "networks": networks, "machines": machines } });
+        let path = self.folder.path().join(format!("{lab}-{}.yaml", machines.len()));
+        fs::write(&path, manifest.to_string())?;
+        Ok(path.to_str().context("a path in UTF-8")?.to_owned())
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.kernel); // the store is the test host's
+    }
+}
+
+/// The format of kernels that this store has, by one that is in it; the first where there is none.
+fn format() -> Result<u64> {
+    for entry in fs::read_dir(host::given("LABYARD_HOME")?.join("kernels"))?.flatten() {
+        if let Ok(text) = fs::read(entry.path().join("kernel.json"))
+            && let Some(format) = serde_json::from_slice::<serde_json::Value>(&text)?["format"].as_u64()
+        {
+            return Ok(format);
+        }
+    }
+    Ok(1)
+}
+
+/// An ELF kernel with a PVH note (xen/include/public/elfnote.h, XEN_ELFNOTE_PHYS32_ENTRY).
+fn elf() -> Vec<u8> {
+    let mut bytes = vec![0; 0x1000];
+    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
+    put(16, &[2u16, 62].map(u16::to_le_bytes).concat());
+    put(24, &[ADDRESS, 64].map(u64::to_le_bytes).concat());
+    put(54, &[56u16, 2].map(u16::to_le_bytes).concat());
+    let len = HALT.len() as u64;
+    put(64, &1u32.to_le_bytes());
+    put(64 + 8, &[0x1000, ADDRESS, ADDRESS, len, len, 1].map(u64::to_le_bytes).concat());
+    put(120, &4u32.to_le_bytes());
+    put(120 + 8, &[0x200, 0, 0, 20, 20, 4].map(u64::to_le_bytes).concat());
+    put(0x200, &[4u32, 4, 18].map(u32::to_le_bytes).concat());
+    put(0x20c, b"Xen\0");
+    put(0x210, &(ADDRESS as u32).to_le_bytes());
+    bytes.extend_from_slice(HALT);
+    bytes
+}
