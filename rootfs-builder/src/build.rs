@@ -11,6 +11,8 @@ use labyard_spec::source::Source;
 use sha2::{Digest as _, Sha256};
 
 use crate::digest::Digest;
+use crate::earlier::index;
+use crate::earlier::places::Places;
 use crate::earlier::{self, Claim, Donors};
 use crate::erofs::ErofsError;
 use crate::ext4::{self, Ext4Error, WRITER_VERSION};
@@ -123,8 +125,10 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     let images = store.images_dir();
     workdir::remove_stale(&images).map_err(|source| BuildError::Write { path: images.clone(), source })?;
     let image = request.open(&images, watch)?;
+    // Knowing what an image is made of is no right to it.
     let found = |key: &str| -> Result<Option<Built>, BuildError> {
-        Ok(store.image(key)?.map(|record| Built { path: store.disk(&record), record, cached: true }))
+        let record = store.image(key)?.filter(|record| earlier::is_shown(store, record, &image));
+        Ok(record.map(|record| Built { path: store.disk(&record), record, cached: true }))
     };
     let known = image.layers.iter().map(|layer| layer.diff_id).collect::<Option<Vec<_>>>();
     let mut work = None;
@@ -168,11 +172,22 @@ fn from_layers(
         None => Workdir::enter(&images, &merged.key.hex(), watch)?,
     };
     let folder = work.insert(entered).path().to_owned();
-    let key = merged.key.hex();
-    if let Some(record) = store.image(&key)? {
+    let claims: Vec<Claim> = merged.claims(image);
+    if let Some(record) = store.image(&merged.key.hex())? {
+        earlier::prove(&claims, watch.cancelled())?;
+        watch.check().map_err(Ext4Error::from)?;
+        let path = store.image_dir(&record).join(earlier::FILE);
+        if let Some(index) = merged.index(Places::default()).filter(|_| index::known(&path, &record).is_none()) {
+            // It was imported, or built before there was one. Now its layers are known, and need not be read for the next one who asks.
+            let unfinished = folder.join(earlier::FILE);
+            let written = index.write(&unfinished, &record).and_then(|()| fs::rename(&unfinished, &path));
+            let missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+            written
+                .or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })
+                .map_err(|source| BuildError::Write { path, source })?;
+        }
         return Ok(Built { path: store.disk(&record), record, cached: true });
     }
-    let claims: Vec<Claim> = merged.claims(image);
     let stop = AtomicBool::new(false);
     let (written, proved) = std::thread::scope(|scope| {
         let proof = scope.spawn(|| earlier::prove(&claims, &stop));

@@ -26,7 +26,7 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::Digest;
 use crate::layer::decode::Decoder;
 use crate::layer::{Layer, LayerError};
-use crate::section::Section;
+use crate::section::{Identity, Section};
 use crate::source::Image;
 use crate::store::{ImageRecord, Store};
 use index::{Index, Indexed};
@@ -168,6 +168,25 @@ impl Claim {
         let (name, section) = (layer.name.clone(), layer.section.clone());
         Some(Self { name, section, expected: digest.unwrap_or(diff_id), stored: digest.is_some() })
     }
+}
+
+/// Whether a registry's image has all layers of an image of the store: the blobs, not merely diff ids in its configuration. Who names a path of
+/// this host is taken at their word: they run this program, and could read the store without it.
+pub(crate) fn is_shown(store: &Store, record: &ImageRecord, image: &Image) -> bool {
+    image.blobs.is_empty()
+        || index::known(&store.image_dir(record).join(FILE), record).is_some_and(|known| {
+            let is_it = |(layer, known): (&Layer, &index::Known)| {
+                (layer.diff_id, layer.digest) == (Some(known.diff_id), Some(known.digest))
+            };
+            known.len() == image.layers.len() && image.layers.iter().zip(&known).all(is_it)
+        })
+}
+
+/// Whether nobody need look at a layer's bytes again: a registry gave them and they were checked when they came, or it is the file that was
+/// `seen` before.
+pub(crate) fn has_shown(image: &Image, layer: &Layer, seen: Option<&Identity>) -> bool {
+    layer.digest.is_some_and(|digest| image.blobs.contains(&digest))
+        || seen.is_some_and(|seen| layer.section.identity().as_ref() == Some(seen))
 }
 
 /// Reads what the source has and holds it against what it says; the error is the one that unpacking the layer would give. Ends early once `stop` is set.

@@ -23,6 +23,7 @@ use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::registry::access::Access;
 use crate::registry::blobs::Blobs;
+use crate::registry::origins::Origins;
 use crate::registry::settings::Settings;
 use crate::registry::{self, RegistryError};
 use crate::watch::{Interrupted, Watch};
@@ -118,7 +119,10 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
                 .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
             let access = Access::open(places.home)
                 .map_err(|source| SourceError::Temporary { path: places.home.join("access"), source })?;
-            let fetched = registry::fetch::image(&reference, &settings, &blobs, &access, watch)?;
+            let origins = Origins::open(places.home)
+                .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
+            let stored = registry::fetch::Stored { blobs: &blobs, origins: &origins, access: &access };
+            let fetched = registry::fetch::image(&reference, &settings, stored, watch)?;
             layout::image(places.home, &fetched.manifest)
         }
         // It stands for no other name.

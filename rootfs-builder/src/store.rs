@@ -270,7 +270,7 @@ impl Store {
             freed += bytes;
         }
         // What registries have said of access to them is of no use without them.
-        for path in files(&self.home.join("access"))? {
+        for path in [files(&self.home.join("access"))?, files(&self.home.join("blobs/origins"))?].concat() {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
                     return Err(StoreError::Remove { path, source: error });

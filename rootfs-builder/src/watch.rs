@@ -28,6 +28,11 @@ impl Watch {
         Self::new(Arc::default(), Box::new(|_, _, _| {}))
     }
 
+    /// Set once the end was asked for.
+    pub(crate) fn cancelled(&self) -> &AtomicBool {
+        &self.cancelled
+    }
+
     /// Fails once the end was asked for.
     pub fn check(&self) -> Result<(), Interrupted> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Interrupted) } else { Ok(()) }

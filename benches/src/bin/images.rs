@@ -56,6 +56,8 @@ fn options() -> Result<Options> {
 struct Taken {
     seconds: f64,
     peak_kib: u64,
+    /// Of processors, by its threads together.
+    processor_seconds: f64,
     /// What it said it was doing, and for how long.
     phases: Vec<(String, f64)>,
 }
@@ -73,8 +75,8 @@ fn run(command: &mut Command) -> Result<Taken> {
             .map(|line| (line, start.elapsed().as_secs_f64()))
             .collect::<Vec<_>>()
     });
-    let status = format!("/proc/{}/status", child.id());
-    let mut peak_kib = 0;
+    let (status, stat) = (format!("/proc/{}/status", child.id()), format!("/proc/{}/stat", child.id()));
+    let (mut peak_kib, mut processor_seconds) = (0, 0.0);
     let done = loop {
         if let Some(done) = child.try_wait().context("waiting")? {
             break done;
@@ -85,6 +87,11 @@ fn run(command: &mut Command) -> Result<Taken> {
             .find_map(|line| line.strip_prefix("VmHWM:"))
             .and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok());
         peak_kib = peak_kib.max(now.unwrap_or(0));
+        // proc_pid_stat(5): utime and stime are the 12th and 13th behind the name, in hundredths of a second.
+        let text = fs::read_to_string(&stat).unwrap_or_default();
+        let fields: Vec<&str> = text.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+        processor_seconds = f64::max(processor_seconds, (ticks(11) + ticks(12)) / 100.0);
         thread::sleep(LOOK);
     };
     let seconds = start.elapsed().as_secs_f64();
@@ -92,7 +99,7 @@ fn run(command: &mut Command) -> Result<Taken> {
     ensure!(done.success(), "{shown}: {done}: {lines:?}");
     let ends = lines.iter().skip(1).map(|(_, at)| *at).chain([seconds]);
     let phases = lines.iter().zip(ends).map(|((line, from), to)| (line.clone(), to - from)).collect();
-    Ok(Taken { seconds, peak_kib, phases })
+    Ok(Taken { seconds, peak_kib, processor_seconds, phases })
 }
 
 fn build(options: &Options, layout: &Path, store: &Path, tag: &str) -> Result<Taken> {
@@ -133,17 +140,30 @@ fn main() -> Result<()> {
             let (unpacked, made) = peer(&options, &layout, folder.path())?;
             let peak_kib = unpacked.peak_kib.max(made.peak_kib);
             let phases = vec![("umoci unpack".into(), unpacked.seconds), ("mke2fs -d".into(), made.seconds)];
-            figures[3].push(Taken { seconds: unpacked.seconds + made.seconds, peak_kib, phases });
+            let processor_seconds = unpacked.processor_seconds + made.processor_seconds;
+            figures[3].push(Taken { seconds: unpacked.seconds + made.seconds, peak_kib, processor_seconds, phases });
         }
         let single: Vec<String> =
             figures.iter().filter_map(|all| all.last()).map(|one| format!("{:.2}", one.seconds)).collect();
         eprintln!("run {turn}: {} s", single.join(", "));
     }
     println!("{} files, {} MB, medians of {}:\n", options.files, options.bytes / 1_000_000, options.runs);
-    let head = ["", "time", "to the first", "MB/s", "files/s", "peak memory", "where the time goes"];
+    let head = [
+        "",
+        "time",
+        "to the first",
+        "processor",
+        "to the first",
+        "MB/s",
+        "files/s",
+        "peak memory",
+        "where the time goes",
+    ];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     let names = ["rootfs-builder, first", "again", "another upper layer", "umoci unpack, mke2fs -d"];
+    let processor = |all: &[Taken]| median(all.iter().map(|one| one.processor_seconds).collect());
     let first = median(figures[0].iter().map(|one| one.seconds).collect());
+    let first_processor = processor(&figures[0]);
     for (name, all) in names.into_iter().zip(&figures).filter(|(_, all)| !all.is_empty()) {
         let seconds = median(all.iter().map(|one| one.seconds).collect());
         let peak = all.iter().map(|one| one.peak_kib).max().unwrap_or(0);
@@ -155,6 +175,8 @@ fn main() -> Result<()> {
             name.to_owned(),
             format!("{seconds:.3} s"),
             format!("{:.2}", seconds / first),
+            format!("{:.2} s", processor(all)),
+            format!("{:.2}", processor(all) / first_processor),
             format!("{:.0}", options.bytes as f64 / 1e6 / seconds),
             format!("{:.0}", options.files as f64 / seconds),
             format!("{:.1} MiB", peak as f64 / 1024.0),

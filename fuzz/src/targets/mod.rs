@@ -4,6 +4,7 @@ mod chain;
 mod control;
 mod device;
 mod disks;
+mod exports;
 mod image;
 mod ioapic;
 mod kernel;
@@ -84,6 +85,8 @@ pub fn all() -> Vec<Target> {
             &["rootfs-builder/src/ext4/", "rootfs-builder/src/erofs/", "rootfs-builder/src/output.rs"],
         ),
         target("image-source", sources::run, &["rootfs-builder/src/source/"]),
+        target("image-files", exports::files, &["rootfs-builder/src/transfer.rs", "rootfs-builder/src/catalogue.rs"]),
+        target("image-needs", exports::needs, &["spec/src/needs.rs"]),
         target(
             "kernel-store",
             kernel::store,

@@ -118,7 +118,16 @@ fn config(layers: usize, input: &mut Input<'_>) -> Value {
             "User": input.pick(&["", "root", "1:2", "a:b:c"]),
             "WorkingDir": input.pick(&["", "/w", "relative", "/a/../b"]),
             "StopSignal": input.pick(&["", "SIGTERM", "9", "SIGNONE", "99999"]),
-            "Labels": input.pick(&[json!(null), json!({"a": "b"}), json!({"a": 1})].each_ref()),
+            "Labels": input.pick(
+                &[
+                    json!(null),
+                    json!({"a": "b"}),
+                    json!({"a": 1}),
+                    json!({"io.labyard.kernel.version": ">=6.1", "io.labyard.kernel.modules": "overlay"}),
+                    json!({"io.labyard.kernel.version": "newest"}),
+                ]
+                .each_ref(),
+            ),
         });
     }
     config

@@ -12,7 +12,8 @@ use crate::digest::Digest;
 use crate::disk::{self, Contents, DiskError, Follower};
 use crate::earlier::entries::{Entries, Notes};
 use crate::earlier::index::{self, Index, Indexed};
-use crate::earlier::{Claim, Donor, Donors};
+use crate::earlier::places::Places;
+use crate::earlier::{Claim, Donor, Donors, has_shown};
 use crate::erofs;
 use crate::ext4::{self, Ext4Error, Options, Size, WRITER_VERSION};
 use crate::layer::archive::ArchiveError;
@@ -158,15 +159,26 @@ impl Merged {
         missing.iter().enumerate().filter(|(_, missing)| **missing).map(|(at, _)| at).collect()
     }
 
-    /// What the source has to show of layers that were not read. What a registry gave was checked when it came, and a file that was
-    /// read before is known again.
+    /// What the source has to show of layers that were not read.
     pub(super) fn claims(&self, image: &Image) -> Vec<Claim> {
-        let shown = |layer: &Layer, read: &Read| {
-            layer.digest.is_some_and(|digest| image.blobs.contains(&digest))
-                || read.seen.is_some() && read.seen == layer.section.identity()
+        let asked = |layer: &Layer, read: &Read| read.taken && !has_shown(image, layer, read.seen.as_ref());
+        let layers = image.layers.iter().zip(&self.layers);
+        layers.filter(|(layer, read)| asked(layer, read)).filter_map(|(layer, _)| Claim::of(layer)).collect()
+    }
+
+    /// An index of the layers; with no places it says only what the image was made of.
+    pub(super) fn index(&self, mut places: Places) -> Option<Index> {
+        let index = |(number, layer): (u32, &Read)| {
+            Some(Indexed {
+                diff_id: layer.diff_id,
+                digest: layer.digest,
+                bytes: layer.bytes,
+                seen: layer.seen.clone(),
+                entries: Arc::clone(layer.entries.as_ref()?),
+                places: places.take(number, layer.base),
+            })
         };
-        let taken = image.layers.iter().zip(&self.layers).filter(|(layer, read)| read.taken && !shown(layer, read));
-        taken.filter_map(|(layer, _)| Claim::of(layer)).collect()
+        Some(Index { layers: (0..).zip(&self.layers).map(index).collect::<Option<_>>()? })
     }
 
     /// Writes the disk; one of the store comes with an index of its layers.
@@ -196,20 +208,9 @@ impl Merged {
                 };
                 let follower = Follower::new(&file, request.size_bytes).map_err(failed)?;
                 let followed = ext4::write_followed(&mut self.tree, &self.spools, &options, &file, watch, &follower);
-                let (written, mut places) = followed?;
+                let (written, places) = followed?;
                 let disk = contents(follower.finish("taking the digest", watch))?;
-                let index = |(number, layer): (u32, &Read)| {
-                    Some(Indexed {
-                        diff_id: layer.diff_id,
-                        digest: layer.digest,
-                        bytes: layer.bytes,
-                        seen: layer.seen.clone(),
-                        entries: Arc::clone(layer.entries.as_ref()?),
-                        places: places.take(number, layer.base),
-                    })
-                };
-                let layers = (0..).zip(&self.layers).map(index).collect::<Option<Vec<_>>>();
-                (written, "ext4", WRITER_VERSION, disk, layers.map(|layers| Index { layers }))
+                (written, "ext4", WRITER_VERSION, disk, self.index(places))
             }
             Format::Erofs => {
                 let options = erofs::Options { uuid, label: LABEL.to_owned() };

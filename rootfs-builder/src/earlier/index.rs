@@ -109,18 +109,8 @@ impl Index {
 
     /// Reads the one of the image that `record` is about.
     pub(crate) fn read(path: &Path, record: &ImageRecord) -> Option<Self> {
-        let mut bytes = Vec::new();
-        File::open(path).ok()?.take(MAX_BYTES as u64).read_to_end(&mut bytes).ok()?;
-        let (bytes, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM)?)?;
-        if *Sha256::digest(bytes) != *sum {
-            return None;
-        }
-        let (len, bytes) = bytes.split_first_chunk::<LEN>()?;
-        let (head, mut lists) = bytes.split_at_checked(u32::from_le_bytes(*len) as usize)?;
-        let head: Head = serde_json::from_slice(head).ok()?;
-        if head.format != FORMAT || head.parser != PARSER_VERSION || head.disk.is_none() || head.disk != record.disk {
-            return None;
-        }
+        let bytes = whole(path)?;
+        let (head, mut lists) = head(&bytes, record)?;
         let mut layers = Vec::new();
         for layer in head.layers {
             let (entries, rest) = lists.split_at_checked(layer.entries)?;
@@ -137,6 +127,41 @@ impl Index {
         }
         Some(Self { layers })
     }
+}
+
+/// What an index says of a layer.
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) diff_id: Digest,
+    pub(crate) digest: Digest,
+}
+
+/// Which layers the image that `record` is about was made of.
+pub(crate) fn known(path: &Path, record: &ImageRecord) -> Option<Vec<Known>> {
+    let bytes = whole(path)?;
+    let (head, _) = head(&bytes, record)?;
+    let known =
+        |layer: LayerHead| Some(Known { diff_id: layer.diff_id.parse().ok()?, digest: layer.digest.parse().ok()? });
+    head.layers.into_iter().map(known).collect()
+}
+
+/// The bytes of an index that is whole, without their sum.
+fn whole(path: &Path) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path).ok()?.take(MAX_BYTES as u64).read_to_end(&mut bytes).ok()?;
+    let (found, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM)?)?;
+    let is_whole = *Sha256::digest(found) == *sum;
+    bytes.truncate(bytes.len() - SUM);
+    is_whole.then_some(bytes)
+}
+
+/// Its head and its lists, if it is about this image.
+fn head<'a>(bytes: &'a [u8], record: &ImageRecord) -> Option<(Head, &'a [u8])> {
+    let (len, bytes) = bytes.split_first_chunk::<LEN>()?;
+    let (head, lists) = bytes.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    let head: Head = serde_json::from_slice(head).ok()?;
+    let fits = head.format == FORMAT && head.parser == PARSER_VERSION;
+    (fits && head.disk.is_some() && head.disk == record.disk).then_some((head, lists))
 }
 
 /// Offsets and places on the disk mostly go on where the one before ended.

@@ -74,7 +74,11 @@ impl Who {
         Self { registry: endpoint.registry().to_owned(), auth: auth.clone() }
     }
 
-    fn is_anonymous(&self) -> bool {
+    pub(super) fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    pub(super) fn is_anonymous(&self) -> bool {
         self.auth == RegistryAuth::Anonymous
     }
 

@@ -57,11 +57,18 @@ impl Blobs {
         File::open(&self.folder)?.sync_all()
     }
 
-    /// The place to write a blob to; `None` while somebody else has it.
+    /// The place to write a blob to; `None` while somebody else has it. What was given on a login goes on only with what the same
+    /// `giver` gives on one.
     ///
     /// What is there when it is dropped stays if `keep` says so by then.
-    pub(super) fn begin(&self, digest: &Digest, keep: &Rc<Cell<bool>>) -> io::Result<Option<Part>> {
-        let path = self.folder.join(format!("{PREFIX}{}", digest.hex()));
+    pub(super) fn begin(
+        &self,
+        digest: &Digest,
+        giver: Option<&str>,
+        keep: &Rc<Cell<bool>>,
+    ) -> io::Result<Option<Part>> {
+        let giver = giver.map(|giver| format!("-{}", &Digest::of(giver.as_bytes()).hex()[..16])).unwrap_or_default();
+        let path = self.folder.join(format!("{PREFIX}{}{giver}", digest.hex()));
         loop {
             let file = File::options().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -190,11 +197,11 @@ mod tests {
         let (_home, blobs) = blobs();
         let digest = Digest::of(b"hello world");
         let keep = Rc::new(Cell::new(false));
-        let mut part = blobs.begin(&digest, &keep).expect("begin").expect("free");
+        let mut part = blobs.begin(&digest, None, &keep).expect("begin").expect("free");
         part.append(b"hello ").expect("writing");
         keep.set(true);
         drop(part);
-        let mut part = blobs.begin(&digest, &keep).expect("begin").expect("free");
+        let mut part = blobs.begin(&digest, None, &keep).expect("begin").expect("free");
         assert_eq!(part.len(), 6);
         part.append(b"world").expect("writing");
         assert_eq!(part.finish().expect("finish"), Ok(()));
@@ -205,19 +212,31 @@ mod tests {
     fn wrong_bytes_are_told_and_leave_nothing() {
         let (_home, blobs) = blobs();
         let digest = Digest::of(b"right");
-        let mut part = blobs.begin(&digest, &Rc::default()).expect("begin").expect("free");
+        let mut part = blobs.begin(&digest, None, &Rc::default()).expect("begin").expect("free");
         part.append(b"wrong").expect("writing");
         assert_eq!(part.finish().expect("finish"), Err(Digest::of(b"wrong")));
         assert_eq!(fs::read_dir(&blobs.folder).expect("listing").count(), 0);
     }
 
     #[test]
+    fn what_was_given_on_a_login_is_taken_up_only_from_there() {
+        let (_home, blobs) = blobs();
+        let digest = Digest::of(b"hello world");
+        let keep = Rc::new(Cell::new(true));
+        let mut part = blobs.begin(&digest, Some("a.example"), &keep).expect("begin").expect("free");
+        part.append(b"hello ").expect("writing");
+        drop(part);
+        let len = |giver| blobs.begin(&digest, giver, &keep).expect("begin").expect("free").len();
+        assert_eq!((len(None), len(Some("b.example")), len(Some("a.example"))), (0, 0, 6));
+    }
+
+    #[test]
     fn one_at_a_time_fetches_a_blob() {
         let (_home, blobs) = blobs();
         let digest = Digest::of(b"x");
-        let part = blobs.begin(&digest, &Rc::default()).expect("begin").expect("free");
-        assert!(blobs.begin(&digest, &Rc::default()).expect("begin").is_none());
+        let part = blobs.begin(&digest, None, &Rc::default()).expect("begin").expect("free");
+        assert!(blobs.begin(&digest, None, &Rc::default()).expect("begin").is_none());
         drop(part);
-        assert!(blobs.begin(&digest, &Rc::default()).expect("begin").is_some());
+        assert!(blobs.begin(&digest, None, &Rc::default()).expect("begin").is_some());
     }
 }

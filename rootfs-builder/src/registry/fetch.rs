@@ -16,6 +16,7 @@ use oci_client::{Reference, RegistryOperation};
 use super::access::{Access, Grant, LASTS, Who};
 use super::blobs::{Blobs, Part};
 use super::connection::{ATTEMPTS, CONNECTIONS, Connection, PAUSE, TICK, interruption, runtime};
+use super::origins::{Origins, Right};
 use super::settings::{Endpoint, Settings};
 use super::{RegistryError, Trouble, credentials};
 use crate::digest::Digest;
@@ -24,6 +25,9 @@ use crate::source::manifest::{Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFES
 use crate::source::{ARCHITECTURE, MAX_DOCUMENT, MAX_LAYERS};
 use crate::watch::Watch;
 
+/// Bytes of a blob that are asked for again from who has given it before.
+const SAMPLE: u64 = 64 << 10;
+
 /// An image whose blobs are all there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
@@ -31,14 +35,25 @@ pub struct Fetched {
     pub(crate) manifest: Descriptor,
 }
 
+/// What a store has of registries.
+#[derive(Debug, Clone, Copy)]
+pub struct Stored<'a> {
+    /// Bytes.
+    pub blobs: &'a Blobs,
+    /// Who has given them.
+    pub origins: &'a Origins,
+    /// Who has shown that they may have an image.
+    pub access: &'a Access,
+}
+
 /// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` decides.
 pub fn image(
     reference: &Reference,
     settings: &Settings,
-    blobs: &Blobs,
-    access: &Access,
+    stored: Stored<'_>,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
+    let Stored { blobs, access, .. } = stored;
     let endpoints = settings.endpoints(reference)?;
     let who = |endpoint: &Endpoint| {
         let reference = &endpoint.reference;
@@ -53,7 +68,7 @@ pub fn image(
     }
     let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
-            fetched = from_endpoints(reference, endpoints, &who, blobs, access, watch) => fetched,
+            fetched = from_endpoints(reference, endpoints, &who, stored, watch) => fetched,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
     });
@@ -90,14 +105,15 @@ async fn from_endpoints(
     reference: &Reference,
     endpoints: Vec<Endpoint>,
     who: &[Who],
-    blobs: &Blobs,
-    access: &Access,
+    stored: Stored<'_>,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
+    let access = stored.access;
     let last = endpoints.len() - 1;
     let unwritten = |source| RegistryError::Write { path: access.path(reference), source };
     for (at, (endpoint, who)) in endpoints.into_iter().zip(who).enumerate() {
-        let puller = Puller::new(Connection::new(endpoint).await?, blobs, watch);
+        let lately = access.granted(reference, std::slice::from_ref(who)).map(|(manifest, _)| manifest.digest);
+        let puller = Puller::new(Connection::new(endpoint).await?, stored, who, lately, watch);
         let result = puller.image().await;
         match &result {
             Ok(fetched) => access.note(reference, who, &fetched.manifest).map_err(unwritten)?,
@@ -123,6 +139,10 @@ async fn from_endpoints(
 struct Puller<'a> {
     connection: Connection,
     blobs: &'a Blobs,
+    origins: &'a Origins,
+    who: &'a Who,
+    /// The manifest of which this login has shown everything before.
+    lately: Option<String>,
     watch: &'a Watch,
     done: Cell<u64>,
     of: Cell<u64>,
@@ -132,9 +152,10 @@ struct Puller<'a> {
 }
 
 impl<'a> Puller<'a> {
-    fn new(connection: Connection, blobs: &'a Blobs, watch: &'a Watch) -> Self {
+    fn new(connection: Connection, stored: Stored<'a>, who: &'a Who, lately: Option<String>, watch: &'a Watch) -> Self {
         let (done, of) = (Cell::new(0), Cell::new(0));
-        Self { connection, blobs, watch, done, of, keep: Rc::default(), step: RefCell::default() }
+        let Stored { blobs, origins, .. } = stored;
+        Self { connection, blobs, origins, who, lately, watch, done, of, keep: Rc::default(), step: RefCell::default() }
     }
 
     fn name(&self) -> String {
@@ -171,7 +192,8 @@ impl<'a> Puller<'a> {
             }
             wanted.push((name, layer));
         }
-        self.blobs(wanted).await?;
+        let shown = self.lately.as_ref() == Some(&descriptor.digest);
+        self.blobs(wanted, shown).await?;
         Ok(Fetched { manifest: descriptor })
     }
 
@@ -241,13 +263,14 @@ impl<'a> Puller<'a> {
         Ok(text.to_vec())
     }
 
-    /// Everything that is not there yet; one blob once, however often it is named.
-    async fn blobs(&self, wanted: Vec<(String, &Descriptor)>) -> Result<(), RegistryError> {
+    /// Everything that is not there yet, or not for everybody; one blob once, however often it is named. With `shown`, what is there may be had.
+    async fn blobs(&self, wanted: Vec<(String, &Descriptor)>, shown: bool) -> Result<(), RegistryError> {
         let mut seen = BTreeSet::new();
         let mut missing = Vec::new();
         for (name, descriptor) in wanted {
             let digest: Digest = descriptor.digest.parse().map_err(|problem: String| self.wrong(&name, problem))?;
-            if seen.insert(descriptor.digest.clone()) && !self.blobs.has(&digest) {
+            let open = || shown || self.origins.right(&digest, self.who) == Right::Everybody;
+            if seen.insert(descriptor.digest.clone()) && !(self.blobs.has(&digest) && open()) {
                 missing.push((name, digest, descriptor.size));
             }
         }
@@ -264,14 +287,17 @@ impl<'a> Puller<'a> {
     }
 
     async fn blob(&self, name: &str, digest: &Digest, size: u64) -> Result<(), RegistryError> {
+        let giver = Some(self.who.registry()).filter(|_| !self.who.is_anonymous());
         let mut part = loop {
-            if self.blobs.has(digest) {
+            let there = self.blobs.has(digest);
+            if there && self.may_have(digest, size).await {
+                self.origins.note(digest, self.who).map_err(self.unwritten(digest))?;
                 self.tell(size)?;
                 return Ok(());
             }
-            match self.blobs.begin(digest, &self.keep).map_err(self.unwritten(digest))? {
+            match self.blobs.begin(digest, giver, &self.keep).map_err(self.unwritten(digest))? {
                 // Who had it before may have finished between our two looks.
-                Some(part) if self.blobs.has(digest) => drop(part),
+                Some(part) if !there && self.blobs.has(digest) => drop(part),
                 Some(part) => break part,
                 None => {
                     self.watch.at("waiting for somebody else who fetches the same", 0, 0)?;
@@ -279,7 +305,8 @@ impl<'a> Puller<'a> {
                 }
             }
         };
-        if part.len() > size {
+        // A private one that was complete is given anew: otherwise nobody would be asked.
+        if part.len() > size || part.len() == size && giver.is_some() {
             part.restart().map_err(self.unwritten(digest))?;
         }
         self.tell(part.len())?;
@@ -302,11 +329,55 @@ impl<'a> Puller<'a> {
             tokio::time::sleep(pause).await;
         }
         let finished = part.finish().map_err(self.unwritten(digest))?;
+        if finished.is_ok() {
+            self.origins.note(digest, self.who).map_err(self.unwritten(digest))?;
+        }
         finished.map_err(|found| RegistryError::Blob {
             image: self.name(),
             blob: name.to_owned(),
             problem: format!("its bytes are {found}; the registry's copy is damaged"),
         })
+    }
+
+    /// Whether a blob that is there is for us, too: it is for everybody, or a registry that has given it before gives us what it has at a
+    /// place that nobody can foresee.
+    async fn may_have(&self, digest: &Digest, size: u64) -> bool {
+        match self.origins.right(digest, self.who) {
+            Right::Everybody => true,
+            Right::Sample => self.sample(digest, size).await.unwrap_or(false),
+            Right::Whole => false,
+        }
+    }
+
+    async fn sample(&self, digest: &Digest, size: u64) -> Option<bool> {
+        let mut random = [0; 8];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty()).ok()?;
+        let at = u64::from_le_bytes(random) % (size.saturating_sub(SAMPLE) + 1);
+        let section = Section::whole(File::open(self.blobs.path(digest)).ok()?).ok().filter(|all| all.len() == size)?;
+        let own = section.part(at, SAMPLE).bytes(SAMPLE).ok()??;
+        let Connection { client, reference, login, .. } = &self.connection;
+        client.store_auth_if_needed(reference.resolve_registry(), &login.auth).await;
+        let name = digest.to_string();
+        let given = client.pull_blob_stream_partial(reference, name.as_str(), at, Some(own.len() as u64)).await.ok()?;
+        let (mut stream, mut skip) = match given {
+            BlobResponse::Partial(stream) => (stream.stream, 0),
+            BlobResponse::Full(stream) => (stream.stream, at),
+        };
+        let mut left = own.as_slice();
+        while let Some(bytes) = stream.next().await
+            && !left.is_empty()
+        {
+            let bytes = bytes.ok()?;
+            let behind = bytes.get(usize::try_from(skip).unwrap_or(usize::MAX)..).unwrap_or_default();
+            skip = skip.saturating_sub(bytes.len() as u64);
+            let len = behind.len().min(left.len());
+            let (now, later) = left.split_at(len);
+            if behind[..len] != *now {
+                return Some(false);
+            }
+            left = later;
+        }
+        Some(left.is_empty())
     }
 
     /// As much as one connection gives. The outer error is ours, the inner one the server's or the network's.

@@ -3,7 +3,7 @@
 //! - [`settings`]: which servers may have an image, from `registries.conf`.
 //! - [`credentials`]: who the caller is to them, from the login files of docker, podman and skopeo.
 //! - [`access`]: what they have said of the caller, for when they cannot be asked.
-//! - [`blobs`]: where bytes lie, under their digest.
+//! - [`blobs`]: where bytes lie, under their digest; [`origins`]: who has given them, and so who may have them.
 //! - [`fetch`]: manifests and layers, several at once, taken up again after a broken connection.
 //! - [`push`]: the other way.
 //!
@@ -15,6 +15,7 @@ pub mod blobs;
 mod connection;
 pub mod credentials;
 pub mod fetch;
+pub mod origins;
 pub mod push;
 pub mod settings;
 

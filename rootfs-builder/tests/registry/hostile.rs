@@ -15,10 +15,15 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// A path below `/v2/it/` and what is answered.
-type Answers = BTreeMap<String, Vec<u8>>;
+pub(crate) type Answers = BTreeMap<String, Vec<u8>>;
 
-fn serve(answers: Answers) -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+pub(crate) fn serve(answers: Answers) -> u16 {
+    serve_at(0, answers)
+}
+
+/// At this port.
+pub(crate) fn serve_at(port: u16, answers: Answers) -> u16 {
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         for stream in listener.incoming() {

@@ -9,6 +9,7 @@ mod layout;
 mod proxy;
 mod push;
 mod server;
+mod shared;
 
 use std::fs;
 use std::io::{BufRead, BufReader};
