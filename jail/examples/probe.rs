@@ -3,8 +3,10 @@
 //! The tests of the jail use it. To be of use in an empty root it is static, like every program of the workspace.
 
 use std::fs;
+use std::os::fd::AsFd;
 
 use labyard_sys::exec;
+use labyard_sys::uring::Ring;
 use rustix::process::{Resource, getrlimit};
 
 fn main() {
@@ -39,6 +41,7 @@ fn main() {
     say("groups", format!("{:?}", rustix::process::getgroups().map(|groups| groups.len())));
     let names = rustix::system::uname();
     say("host", names.nodename().to_string_lossy().into_owned());
+    say("ring", Ring::new(&[std::io::stderr().as_fd()], 4).is_ok().to_string());
     // The test looks from outside, until it closes this.
     let _ = std::io::stdin().read_line(&mut String::new());
 }

@@ -210,7 +210,7 @@ pub fn own_cores() -> io::Result<bool> {
     }
 }
 
-/// Limits that no vmm needs: no core file, no locked memory, no message queues, no real-time priority.
+/// What no vmm needs: a core file, message queues, real-time priority. Locked memory stays as it is: rings are counted as that.
 ///
 /// # Errors
 /// Which one, and what setrlimit(2) says.
@@ -218,7 +218,6 @@ pub fn limit_all() -> io::Result<()> {
     let none = Rlimit { current: Some(0), maximum: Some(0) };
     let limits = [
         ("core", Resource::Core),
-        ("memlock", Resource::Memlock),
         ("msgqueue", Resource::Msgqueue),
         ("rtprio", Resource::Rtprio),
         ("nice", Resource::Nice),

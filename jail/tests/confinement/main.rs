@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use labyard_sys::attempts;
 use labyard_sys::split::FIRST_USER;
+use labyard_sys::uring::Ring;
 use room::{Jailed, Started, spec};
 
 /// Somebody who is not root.
@@ -22,7 +23,7 @@ fn users() -> Vec<Option<u32>> {
 /// The facts that the probe reported, by name.
 fn facts(user: Option<u32>) -> BTreeMap<String, String> {
     let mut jailed = Jailed::start("probe", user);
-    let facts = jailed.facts_until("host");
+    let facts = jailed.facts_until("ring");
     assert!(jailed.end().success());
     facts
 }
@@ -69,7 +70,7 @@ fn every_privilege_is_gone_for_good() {
 fn it_is_alone_in_namespaces_of_its_own_and_leads_its_session() {
     for user in users() {
         let mut jailed = Jailed::start("probe", user);
-        let facts = jailed.facts_until("host");
+        let facts = jailed.facts_until("ring");
         assert_eq!((facts["pid"].as_str(), facts["session"].as_str()), ("1", "1"));
         for namespace in ["cgroup", "ipc", "mnt", "net", "pid", "user", "uts"] {
             let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{namespace}")).expect("a namespace");
@@ -85,7 +86,7 @@ fn what_root_starts_is_another_user_each_time_and_what_a_user_starts_is_that_use
     let root = rustix::process::geteuid().is_root();
     let start = |user| {
         let mut jailed = Jailed::start("probe", user);
-        let facts = jailed.facts_until("host");
+        let facts = jailed.facts_until("ring");
         (jailed, facts)
     };
     let of = |jailed: &Jailed| (status(jailed.pid, "Uid"), status(jailed.pid, "Gid"), status(jailed.pid, "Groups"));
@@ -114,11 +115,20 @@ fn what_root_starts_is_another_user_each_time_and_what_a_user_starts_is_that_use
 #[test]
 fn whoever_started_it_kills_and_reaps_it() {
     let mut jailed = Jailed::start("probe", None);
-    jailed.facts_until("host");
+    jailed.facts_until("ring");
     jailed.process.kill().expect("killing");
     assert!(jailed.process.wait(Duration::from_secs(60)).expect("waiting"));
     let status = jailed.process.reap().expect("our child");
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+}
+
+#[test]
+fn rings_work_in_there_as_they_do_outside() {
+    let file = fs::File::open("/dev/null").expect("/dev/null");
+    let outside = Ring::new(&[std::os::fd::AsFd::as_fd(&file)], 4).is_ok();
+    for user in users() {
+        assert_eq!(facts(user)["ring"], outside.to_string(), "as user {user:?}");
+    }
 }
 
 /// The rows of the table in docs/threat-model.md: group, attempt, and what the kernel may say.
