@@ -100,21 +100,25 @@ impl GrowError {
     }
 }
 
-/// Makes a drive larger while its backend is at work; called from any thread, one call at a time.
-pub trait Grow: Send + Sync {
-    /// From now on the drive has `bytes`.
+/// Reaches a backend while it is at work, from any thread.
+pub trait Remote: Send + Sync {
+    /// From now on the drive has `bytes`. One call at a time.
     ///
     /// # Errors
     /// The size is smaller than the drive, or not to be had.
     fn grow(&self, bytes: u64) -> Result<(), GrowError>;
+    /// There may be room on the host's disk again: what waits for it is tried now.
+    fn retry(&self) {}
+    /// The machine ends, and nobody waits for room on the host's disk any more: what waits for it, or finds none, fails.
+    fn give_up(&self) {}
 }
 
 /// Stores the bytes of one drive.
 pub trait BlockBackend: Send {
     /// Bytes; a whole number of sectors.
     fn capacity_bytes(&self) -> u64;
-    /// What makes the drive larger; `None` where its size is fixed.
-    fn growth(&self) -> Option<Box<dyn Grow>> {
+    /// What reaches the backend while it is at work; `None` where its size is fixed and it waits for nothing.
+    fn remote(&self) -> Option<Box<dyn Remote>> {
         None
     }
     /// Writes are refused.

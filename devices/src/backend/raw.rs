@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use labyard_sys::lease;
 
-use super::block::{BlockBackend, Completion, Grow, GrowError, Operation, Tag};
+use super::block::{BlockBackend, Completion, GrowError, Operation, Remote, Tag};
 use super::engine::{Engine, FileIndex, Io, SyncEngine};
 use crate::Memory;
 
@@ -97,7 +97,7 @@ struct RawGrowth {
     file: Arc<File>,
 }
 
-impl Grow for RawGrowth {
+impl Remote for RawGrowth {
     fn grow(&self, bytes: u64) -> Result<(), GrowError> {
         let capacity = self.capacity.load(Ordering::SeqCst);
         GrowError::check(bytes, capacity)?;
@@ -115,7 +115,7 @@ impl<E: Engine> BlockBackend for RawFile<E> {
         self.capacity.load(Ordering::SeqCst)
     }
 
-    fn growth(&self) -> Option<Box<dyn Grow>> {
+    fn remote(&self) -> Option<Box<dyn Remote>> {
         let (capacity, file) = (Arc::clone(&self.capacity), Arc::clone(self.grows_with.as_ref()?));
         Some(Box::new(RawGrowth { capacity, file }))
     }

@@ -16,8 +16,8 @@ use labyard_spec::overlay::{PAGE_BYTES, SECTOR_BYTES, encode_page, page_offset};
 
 use super::super::block::{Completion, Tag};
 use super::super::engine::{Engine, Io, IoTag};
+use super::Overlay;
 use super::staging::Staging;
-use super::{Overlay, is_full};
 
 /// Pages that are being written at once; a round with more takes turns.
 const PAGES_AT_ONCE: usize = 16;
@@ -140,7 +140,7 @@ impl<E: Engine> Overlay<E> {
         match result {
             Ok(()) if tag != SYNC => self.has_room(),
             Ok(()) => {}
-            Err(error) if tag != SYNC && is_full(&error) => {
+            Err(error) if tag != SYNC && self.can_wait(&error) => {
                 self.flush.to_retry.push(tag);
                 self.is_out_of_room();
             }

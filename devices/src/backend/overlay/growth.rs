@@ -1,4 +1,4 @@
-//! A drive that becomes larger while it works.
+//! A drive that becomes larger while it works, or is told that it need not wait for room any more.
 //!
 //! ```text
 //!   who asks:   files lengthened and synced ──> mail ──> waits                                            ──> told
@@ -17,7 +17,7 @@ use std::time::Duration;
 use labyard_spec::overlay::{MAX_CAPACITY_BYTES, pages};
 use labyard_sys::timer::Alarm;
 
-use super::super::block::{Grow, GrowError};
+use super::super::block::{GrowError, Remote};
 use super::super::engine::Engine;
 use super::Overlay;
 use super::layer::{self, Layer, LayerFiles};
@@ -29,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Mail {
     /// A letter may be there: the only thing that a drive at work looks at. Set by who asks, cleared by the drive.
     asked: AtomicBool,
+    /// Nobody waits for room on the host's disk. Set once, by who cuts the machine's power.
+    given_up: AtomicBool,
     /// As the guest sees it; written by the drive alone.
     capacity_bytes: AtomicU64,
     /// Guards the question and its answer. No other lock is taken under it.
@@ -47,7 +49,8 @@ impl Mail {
     pub(super) fn new(capacity_bytes: u64) -> Arc<Self> {
         let letter = Mutex::new(Letter { at_work: None, wanted: None, answer: None });
         let capacity_bytes = AtomicU64::new(capacity_bytes);
-        Arc::new(Self { asked: AtomicBool::new(false), capacity_bytes, letter, answered: Condvar::new() })
+        let no = || AtomicBool::new(false);
+        Arc::new(Self { asked: no(), given_up: no(), capacity_bytes, letter, answered: Condvar::new() })
     }
 
     fn letter(&self) -> MutexGuard<'_, Letter> {
@@ -61,6 +64,10 @@ impl Mail {
 
     pub(super) fn is_asked(&self) -> bool {
         self.asked.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn has_given_up(&self) -> bool {
+        self.given_up.load(Ordering::SeqCst)
     }
 
     /// A guest uses the drive from now on, or its top layer is another one.
@@ -126,10 +133,23 @@ impl<E: Engine> Overlay<E> {
     }
 }
 
-/// A handle for those who want it larger. It keeps nothing open: the files' leases end with the drive.
-pub(super) struct OverlayGrowth(pub(super) Weak<Mail>);
+/// A handle for any thread. It keeps nothing open: the files' leases end with the drive.
+pub(super) struct OverlayRemote(pub(super) Weak<Mail>);
 
-impl Grow for OverlayGrowth {
+impl OverlayRemote {
+    /// Rings the alarm of a drive at work; one at rest waits for nothing.
+    fn ring(mail: &Mail) {
+        let letter = mail.letter();
+        let Some((_, alarm)) = &letter.at_work else { return };
+        // So that the drive looks at its alarm, and takes it back, also where nothing waits.
+        mail.asked.store(true, Ordering::SeqCst);
+        if let Err(error) = alarm.set(Duration::ZERO) {
+            log::error!("waking a drive: {error}");
+        }
+    }
+}
+
+impl Remote for OverlayRemote {
     fn grow(&self, bytes: u64) -> Result<(), GrowError> {
         let mail = self.0.upgrade().ok_or(GrowError::Ended)?;
         let capacity = mail.capacity_bytes();
@@ -152,5 +172,18 @@ impl Grow for OverlayGrowth {
         let (mut letter, _) = waited.unwrap_or_else(PoisonError::into_inner);
         letter.wanted = None;
         letter.answer.take().unwrap_or(Err(GrowError::Late { seconds: PATIENCE.as_secs() }))
+    }
+
+    fn retry(&self) {
+        if let Some(mail) = self.0.upgrade() {
+            Self::ring(&mail);
+        }
+    }
+
+    fn give_up(&self) {
+        if let Some(mail) = self.0.upgrade() {
+            mail.given_up.store(true, Ordering::SeqCst);
+            Self::ring(&mail);
+        }
     }
 }

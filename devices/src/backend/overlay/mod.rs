@@ -11,7 +11,8 @@
 //! files make a chain, and nobody else: maps are checked when opened, requests by the device.
 //!
 //! A host disk without room is no error to the guest: what found no room waits and is tried again each second, everything that
-//! would need room waits behind it, reads go on. Who wants to know is told by [`Overlay::tell`].
+//! would need room waits behind it, reads go on. Who wants to know is told by [`Overlay::tell`]. Only a machine whose power is cut
+//! does not wait ([`Remote::give_up`]).
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,11 +24,11 @@ use std::time::Duration;
 use labyard_spec::overlay::{BLOCK_BYTES, blocks, pages};
 use labyard_sys::timer::Alarm;
 
-use super::block::{BlockBackend, Completion, Grow, Operation, Tag};
+use super::block::{BlockBackend, Completion, Operation, Remote, Tag};
 use super::engine::{Engine, FileIndex, SyncEngine};
 use crate::Memory;
 use flush::Flush;
-use growth::{Mail, OverlayGrowth};
+use growth::{Mail, OverlayRemote};
 use layer::Layer;
 use slots::Slots;
 use staging::Staging;
@@ -233,6 +234,11 @@ impl<E: Engine> Overlay<E> {
         self.data_file(layer).saturating_add(1)
     }
 
+    /// Whether what failed so is tried again once there is room.
+    fn can_wait(&self, error: &io::Error) -> bool {
+        is_full(error) && !self.mail.has_given_up()
+    }
+
     /// Something found no room: it waits for the alarm.
     fn is_out_of_room(&mut self) {
         if std::mem::replace(&mut self.room.is_out, true) {
@@ -290,8 +296,8 @@ impl<E: Engine> BlockBackend for Overlay<E> {
         self.capacity_bytes
     }
 
-    fn growth(&self) -> Option<Box<dyn Grow>> {
-        Some(Box::new(OverlayGrowth(Arc::downgrade(&self.mail))))
+    fn remote(&self) -> Option<Box<dyn Remote>> {
+        Some(Box::new(OverlayRemote(Arc::downgrade(&self.mail))))
     }
 
     fn read_only(&self) -> bool {

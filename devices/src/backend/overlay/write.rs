@@ -269,7 +269,7 @@ impl<E: Engine> Overlay<E> {
         let was_under_way = slot.under_way;
         self.slots.stopped(number);
         match failed {
-            Some(error) if kind != Kind::Read && is_full(&error) => {
+            Some(error) if kind != Kind::Read && self.can_wait(&error) => {
                 self.slots.waiting.push_front(number);
                 return self.is_out_of_room();
             }

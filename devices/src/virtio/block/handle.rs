@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::counters::Counters;
 use super::sectors;
-use crate::backend::block::{Grow, GrowError};
+use crate::backend::block::{GrowError, Remote};
 use crate::irq::Interrupt;
 use crate::virtio::config::ConfigSpace;
 
@@ -15,7 +15,7 @@ pub struct Handle(pub(super) Arc<Shared>);
 pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) config: ConfigSpace,
-    pub(super) growth: Option<Box<dyn Grow>>,
+    pub(super) remote: Option<Box<dyn Remote>>,
     /// Held while the size changes, so that one change follows the other; before `driver`.
     pub(super) resizing: Mutex<()>,
     /// How to signal the driver, while there is one.
@@ -34,13 +34,27 @@ impl Handle {
     /// The size is smaller than the drive's, or not to be had.
     pub fn resize(&self, bytes: u64) -> Result<(), GrowError> {
         let _resizing = self.0.resizing.lock().unwrap_or_else(PoisonError::into_inner);
-        self.0.growth.as_ref().ok_or(GrowError::Fixed)?.grow(bytes)?;
+        self.0.remote.as_ref().ok_or(GrowError::Fixed)?.grow(bytes)?;
         // `capacity` is the first field, §5.2.4.
         self.0.config.update(0, &sectors(bytes));
         if let Some(irq) = &*self.0.driver.lock().unwrap_or_else(PoisonError::into_inner) {
             irq.signal_config();
         }
         Ok(())
+    }
+
+    /// The host's disk may have room again: what waits for it is tried now.
+    pub fn retry(&self) {
+        if let Some(remote) = &self.0.remote {
+            remote.retry();
+        }
+    }
+
+    /// The machine's power is cut, and nothing waits for room on the host's disk any more.
+    pub fn give_up(&self) {
+        if let Some(remote) = &self.0.remote {
+            remote.give_up();
+        }
     }
 
     /// Who is told of changes; nobody while the drive is at rest.

@@ -73,7 +73,7 @@ impl Block {
         let shared = handle::Shared {
             counters: Arc::default(),
             config: ConfigSpace::new(config(backend.capacity_bytes())),
-            growth: backend.growth(),
+            remote: backend.remote(),
             resizing: Mutex::default(),
             driver: Mutex::default(),
         };

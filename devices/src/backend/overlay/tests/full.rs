@@ -79,6 +79,47 @@ fn a_full_host_disk_delays_writes_and_fails_none() {
     assert_eq!(guest.read(16384, 12288), [&[0; 8192][..], &[1; 4096]].concat());
 }
 
+#[test]
+fn what_waits_for_room_is_tried_when_somebody_says_so_and_fails_once_nobody_waits() {
+    let full = Arc::new(AtomicBool::new(true));
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let place = Place::new(None, 1 << 20);
+    let make = |files| Ok(Filling { inner: SyncEngine::new(files), full: full.clone(), refused: Vec::new() });
+    let mut guest = Guest::new(Overlay::open(place.chain(), make).expect("a drive"));
+    let hears = heard.clone();
+    guest.drive.tell(Box::new(move |what| hears.lock().expect("heard").push(what)));
+    let remote = guest.drive.remote().expect("a remote");
+    // Nothing waits yet: the drive is woken once, for nothing.
+    remote.retry();
+    crate::worker::wait_readable(guest.drive.source().expect("a source"));
+    assert!(guest.drive.collect().is_none());
+
+    guest.start_write(1, 0, &[1; 4096]);
+    assert!(guest.drive.collect().is_none());
+    full.store(false, Ordering::SeqCst);
+    remote.retry();
+    let written = collect(&mut guest);
+    assert_eq!(written.tag, 1);
+    written.result.expect("there was room");
+    assert_eq!(*heard.lock().expect("heard"), [HostDisk::Full, HostDisk::HasRoom]);
+
+    full.store(true, Ordering::SeqCst);
+    guest.start_write(2, 4096, &[2; 4096]);
+    guest.start_write(3, 8192 + 512, &[3; 512]);
+    guest.drive.submit(4, Operation::Flush);
+    assert!(guest.drive.collect().is_none());
+    remote.give_up();
+    let mut ended: Vec<_> = (0..3).map(|_| collect(&mut guest)).collect();
+    ended.sort_by_key(|completion| completion.tag);
+    for (completion, tag) in ended.iter().zip([2, 3, 4]) {
+        assert_eq!(completion.tag, tag);
+        let error = completion.result.as_ref().expect_err("nobody waits for room");
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    }
+    drop(guest);
+    assert_eq!(place.guest().read(0, 8192), [0; 8192], "nothing was flushed");
+}
+
 /// Fails every sync.
 struct Broken(SyncEngine, Vec<IoTag>);
 

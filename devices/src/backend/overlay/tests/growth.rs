@@ -13,7 +13,7 @@ const LARGE: u64 = 3 * PAGE_BLOCKS * BLOCK_BYTES + 2048;
 
 /// Asks on another thread, as it is in life, while `at_work` goes on.
 fn grown<E: Engine>(guest: &mut Guest<E>, bytes: u64, mut at_work: impl FnMut(&mut Guest<E>)) -> Result<(), GrowError> {
-    let handle = guest.drive.growth().expect("an overlay grows");
+    let handle = guest.drive.remote().expect("an overlay grows");
     let asked = std::thread::spawn(move || handle.grow(bytes));
     while !asked.is_finished() {
         at_work(guest);
@@ -179,7 +179,7 @@ fn what_cannot_grow_now_says_why_and_nothing_stays_open_for_it() {
         let error = grown(&mut guest, bytes, pump).expect_err(why).to_string();
         assert!(error.contains(why) && error.contains(&bytes.to_string()), "{error}");
     }
-    let handle = guest.drive.growth().expect("an overlay grows");
+    let handle = guest.drive.remote().expect("an overlay grows");
     guest.drive.detach();
     assert!(matches!(handle.grow(LARGE), Err(GrowError::AtRest)));
     assert_eq!(place.files(0).data.metadata().expect("metadata").len(), SMALL);
