@@ -252,8 +252,11 @@ fn what_is_wrong_is_told_before_anything_is_made() {
 fn a_name_is_taken_once_and_a_machine_is_found_by_the_shortest_name_that_is_clear() {
     let host = Host::new();
     host.up("one", &["web", "db"]);
-    let (_, stderr) = host.expect(2, &["up", &host.manifest("one", &["web"])]);
-    assert!(stderr.contains("is running with another manifest: machines[db] is gone"), "{stderr}");
+    let other = host.manifest("one", &["web", "db"]);
+    let text = std::fs::read_to_string(&other).expect("a manifest");
+    std::fs::write(&other, text.replace("32MiB", "64MiB")).expect("writing");
+    let (_, stderr) = host.expect(2, &["up", &other]);
+    assert!(stderr.contains("is running with another manifest: machines[web].resources.ramSize was 32MiB"), "{stderr}");
     host.expect(0, &["up", &host.manifest("one", &["web"]), "--name", "two"]);
     host.expect(0, &["exec", "db", "--", "true"]);
     let (_, stderr) = host.expect(2, &["exec", "web", "--", "true"]);

@@ -6,6 +6,7 @@
 mod access;
 mod block;
 mod cycles;
+mod examples;
 mod host;
 mod kernels;
 mod killed;
