@@ -5,6 +5,7 @@
 
 mod access;
 mod block;
+mod erofs;
 mod host;
 mod kernels;
 mod killed;
@@ -12,6 +13,7 @@ mod lab;
 mod machines;
 mod net;
 mod quiet;
+mod reference;
 mod refused;
 mod saved;
 mod sizes;
