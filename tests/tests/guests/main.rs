@@ -6,6 +6,7 @@
 mod access;
 mod block;
 mod cycles;
+mod erofs;
 mod examples;
 mod host;
 mod kernels;
@@ -15,6 +16,7 @@ mod machines;
 mod members;
 mod net;
 mod quiet;
+mod reference;
 mod refused;
 mod saved;
 mod sizes;
