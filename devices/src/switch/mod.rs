@@ -1,6 +1,6 @@
 //! An L2 network between the NICs of one process.
 //!
-//! Forwarding reads a table that never changes ([`table`]); who comes or goes while machines run makes another one. Each port owns the receive queue of its NIC behind the only lock of the data path. A thread holds at most one port's
+//! Forwarding reads a table that never changes (`table.rs`); who comes or goes while machines run makes another one. Each port owns the receive queue of its NIC behind the only lock of the data path. A thread holds at most one port's
 //! lock, and never its own port's while it delivers: a sender has no lock, then takes the receiver's.
 //!
 //! A frame goes straight from the sender's memory to the receiver's, unless frames are waiting there already. Its headers are
