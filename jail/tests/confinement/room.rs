@@ -44,6 +44,9 @@ pub(crate) struct Started {
     /// What the program waits for at its end.
     pub(crate) input: std::io::PipeWriter,
     pub(crate) talk: UnixStream,
+    /// Where the jail's copy lies: its exec may come after the spawn has returned, for its descriptor table may lie over the pipe by
+    /// which `Command` hears of that.
+    _copy: tempfile::TempDir,
 }
 
 impl Started {
@@ -57,7 +60,10 @@ impl Started {
         // Another user may not get at the build's folder.
         let copy = tempfile::tempdir().expect("a folder");
         let jail = copy.path().join("labyard-jail");
-        std::fs::copy(env!("CARGO_BIN_EXE_labyard-jail"), &jail).expect("a copy");
+        // By a program: what this process has open for writing, the children of other tests would have for a moment, too, and a program
+        // that anybody may write to does not start (ETXTBSY).
+        let copied = Command::new("cp").arg(env!("CARGO_BIN_EXE_labyard-jail")).arg(&jail).status().expect("cp");
+        assert!(copied.success(), "cp: {copied}");
         open_to_all(copy.path());
         let mut command = Command::new(&jail);
         command.stdin(Stdio::null()).stderr(Stdio::piped()).env("LEAK", "me");
@@ -76,14 +82,16 @@ impl Started {
         // Its copies of the pipes' ends go with the command.
         drop(command);
         let stderr = launcher.stderr.take().expect("piped");
-        Self { launcher, stderr, report, input, talk }
+        Self { launcher, stderr, report, input, talk, _copy: copy }
     }
 
     /// Tells it what to do; the process that becomes the program.
     pub(crate) fn tell(&mut self, spec: &JailSpec) -> Identity {
         let mut text = serde_json::to_vec(spec).expect("a spec is plain data");
         text.push(b'\n');
-        self.talk.write_all(&text).expect("the jail hears its spec");
+        if let Err(error) = self.talk.write_all(&text) {
+            panic!("the jail does not hear its spec, {error}: {}", self.stderr());
+        }
         let mut line = String::new();
         BufReader::new(&self.talk).read_line(&mut line).expect("an answer");
         let pid = line.trim_end().parse().ok();
