@@ -6,7 +6,6 @@
 mod access;
 mod block;
 mod cycles;
-mod erofs;
 mod examples;
 mod host;
 mod kernels;
@@ -16,7 +15,6 @@ mod machines;
 mod members;
 mod net;
 mod quiet;
-mod reference;
 mod refused;
 mod saved;
 mod sizes;
