@@ -22,7 +22,14 @@ pub fn give(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>) {
         .map_or(3, |highest| highest.saturating_add(1));
     // Written in the child, where nothing may be allocated.
     let mut copies = vec![-1; descriptors.len()];
+    // Numbers that are free are taken here, so that the pipe by which `Command` hears of a failed exec gets none of them: the table
+    // would lie over it, and a program that did not start would pass for one that did.
+    let taken: Vec<OwnedFd> = descriptors
+        .iter()
+        .filter_map(|(descriptor, number)| rustix::io::fcntl_dupfd_cloexec(descriptor, *number).ok())
+        .collect();
     let place = move || {
+        let _ = &taken; // as long as the command is there
         for ((descriptor, _), copy) in descriptors.iter().zip(&mut copies) {
             // SAFETY: fcntl takes two numbers and touches no memory; `descriptors` keeps the source open.
             *copy = unsafe { libc::fcntl(descriptor.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above) };
@@ -31,8 +38,8 @@ pub fn give(command: &mut Command, descriptors: Vec<(OwnedFd, RawFd)>) {
             }
         }
         for ((_, number), copy) in descriptors.iter().zip(&copies) {
-            // SAFETY: dup2 takes two numbers and touches no memory. The child's descriptor at `number` is replaced; in the parent
-            // nothing changes, and between fork and exec the child uses none of its own.
+            // SAFETY: dup2 takes two numbers and touches no memory. The child's descriptor at `number` is replaced, which is one of
+            // `taken` or of nobody here: the one that the child uses until its exec lies elsewhere. In the parent nothing changes.
             if unsafe { libc::dup2(*copy, *number) } < 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -66,6 +73,18 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::process::Stdio;
+
+    #[test]
+    fn a_program_that_cannot_start_is_told_whatever_numbers_are_given() {
+        let null = || OwnedFd::from(std::fs::File::open("/dev/null").expect("/dev/null"));
+        let mut command = Command::new("/nonexistent/program");
+        // The descriptors lie below; the numbers are the next that are free, and so would be those of the pipe.
+        let given: Vec<_> = (0..60).map(|_| null()).collect();
+        let next = given.iter().map(AsRawFd::as_raw_fd).max().expect("some") + 1;
+        give(&mut command, given.into_iter().zip(next..).collect());
+        let error = command.spawn().expect_err("there is no such program");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
 
     #[test]
     fn a_child_finds_each_descriptor_at_its_number_even_when_they_swap() {

@@ -44,8 +44,7 @@ pub(crate) struct Started {
     /// What the program waits for at its end.
     pub(crate) input: std::io::PipeWriter,
     pub(crate) talk: UnixStream,
-    /// Where the jail's copy lies: its exec may come after the spawn has returned, for its descriptor table may lie over the pipe by
-    /// which `Command` hears of that.
+    /// Where the jail's copy lies.
     _copy: tempfile::TempDir,
 }
 
