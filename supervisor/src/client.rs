@@ -420,6 +420,36 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.broken(error))
     }
 
+    /// Passes somebody's request on as it is, and the answer back, whatever it says.
+    ///
+    /// # Errors
+    /// Where the supervisor does not answer.
+    pub async fn pass<B>(&self, mut request: Request<B>) -> Result<Response<Incoming>, ClientError>
+    where
+        B: hyper::body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        request.headers_mut().insert(HOST, hyper::header::HeaderValue::from_static("labyard"));
+        let mut sender = self.dial().await?;
+        sender.send_request(request).await.map_err(|error| self.broken(error))
+    }
+
+    async fn dial<B>(&self) -> Result<hyper::client::conn::http1::SendRequest<B>, ClientError>
+    where
+        B: hyper::body::Body + Send + 'static,
+        B::Data: Send,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let stream = self.folder.connect(names::SUPERVISOR_SOCKET)?;
+        stream.set_nonblocking(true).map_err(|error| self.broken(error))?;
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| self.broken(error))?;
+        let (sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
+        tokio::spawn(connection.with_upgrades());
+        Ok(sender)
+    }
+
     async fn send(&self, method: Method, path: &str, upgrade: bool) -> Result<Response<Incoming>, ClientError> {
         self.send_body(method, path, upgrade, Bytes::new()).await
     }
@@ -431,12 +461,7 @@ impl Client {
         upgrade: bool,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
-        let stream = self.folder.connect(names::SUPERVISOR_SOCKET)?;
-        stream.set_nonblocking(true).map_err(|error| self.broken(error))?;
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| self.broken(error))?;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(error))?;
-        tokio::spawn(connection.with_upgrades());
+        let mut sender = self.dial().await?;
         let mut request = Request::builder().method(method).uri(path).header(HOST, "labyard");
         if upgrade {
             request = request.header(CONNECTION, "upgrade").header(UPGRADE, STREAM_PROTOCOL);

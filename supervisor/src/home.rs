@@ -27,6 +27,10 @@ pub mod names {
     pub const TASK_LOGS: &str = "tasks";
     /// [`crate::journal`].
     pub const EVENTS: &str = "events.jsonl";
+    /// In the state directory: the API of all labs ([`Home::bind`]).
+    pub const SERVE_SOCKET: &str = "serve.sock";
+    /// Held by who listens there.
+    pub const SERVE_LOCK: &str = "serve.lock";
     /// Held by who changes the playground.
     pub const LOCK: &str = "lock";
     /// The supervisor's API.
@@ -119,6 +123,34 @@ impl Home {
 
     fn playgrounds(&self) -> PathBuf {
         self.path.join("playgrounds")
+    }
+
+    /// The state directory as a folder of no lab.
+    fn as_folder(&self) -> Folder {
+        Folder { name: String::new(), path: self.path.clone() }
+    }
+
+    /// Makes a listening socket in it, in place of one that may be left over.
+    ///
+    /// # Errors
+    /// What bind(2) says.
+    pub fn bind(&self, name: &str) -> Result<UnixListener, HomeError> {
+        self.as_folder().bind(name)
+    }
+
+    /// Takes a lock in it for as long as what comes back lives; `None` where somebody has it.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn try_lock(&self, name: &str) -> Result<Option<File>, HomeError> {
+        let path = self.path.join(name);
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(file_error(&path, "opening"))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(file_error(&path, "locking")(error.into())),
+        }
     }
 
     /// The folder of a playground, which may not exist.

@@ -17,6 +17,8 @@
 //! - [`cgroup`]: what the vmm may take of the host.
 //! - [`run`]: the supervisor process.
 //! - [`saved`]: labs that were saved and go on later.
+//! - [`openapi`]: the API of supervisors, described.
+//! - [`listener`]: a socket that answers its owner alone.
 //! - [`client`]: finds, starts and asks a supervisor.
 //! - [`call`]: the caller's side of the agent in a guest.
 //! - [`forward`]: connections of this host, carried into a guest.
@@ -42,6 +44,8 @@ pub mod home;
 pub mod host;
 pub mod jailed;
 pub mod journal;
+pub mod listener;
+pub mod openapi;
 pub mod plan;
 pub mod ports;
 pub mod quota;

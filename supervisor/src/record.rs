@@ -300,6 +300,10 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// Each of them.
+    pub const ALL: [Self; 6] =
+        [Self::Preparing, Self::Starting, Self::Running, Self::Unattended, Self::Ended, Self::Interrupted];
+
     /// In one word.
     pub fn word(self) -> &'static str {
         match self {

@@ -270,6 +270,16 @@ Examples:
   labyard image verify
   labyard image prune --dry-run")]
     Image(Image),
+    /// Offer all labs at one socket, with metrics, until Ctrl-C
+    #[command(after_help = "\
+HTTP/1.1 on serve.sock in the state directory, for its owner alone: /v1/labs is what `labyard ps --json` prints, /v1/labs/LAB/… is the API of each
+lab, /v1/openapi.json describes both, /metrics is for Prometheus in OpenMetrics. No lab needs it: they run on when it ends.
+
+Examples:
+  labyard serve
+  labyard serve --metrics 127.0.0.1:9470
+  curl --unix-socket ~/.local/share/labyard/serve.sock http://labyard/v1/labs")]
+    Serve(Serve),
     /// Print the completion script of a shell
     #[command(after_help = "Example:\n  labyard completion bash > /etc/bash_completion.d/labyard")]
     Completion {

@@ -22,6 +22,7 @@ mod ps;
 mod quota;
 mod rename;
 mod saved;
+mod serve;
 mod start;
 mod status;
 mod stop;
@@ -182,6 +183,7 @@ fn run(command: Command) -> Outcome {
             DriveVerb::Export(export) => drive::export(&home, &export),
             DriveVerb::Resize(resize) => drive::resize(&home, &resize),
         },
+        Verb::Serve(serve) => serve::serve(&home, &serve),
         Verb::Limit(limit) => limit::limit(&home, &limit),
         Verb::Net(net) => net::net(&home, net),
         Verb::Kernel(kernel) => match kernel.verb {

@@ -9,7 +9,7 @@ use labyard_supervisor::saved;
 use labyard_supervisor::words::chain;
 use serde::Serialize;
 
-use super::{Outcome, output};
+use super::{Failure, Outcome, output};
 
 /// One lab, as `ps --json` shows it.
 #[derive(Serialize)]
@@ -29,7 +29,7 @@ pub(super) struct Lab {
 pub(super) struct Shown {
     pub(super) name: String,
     pub(super) state: String,
-    ready: bool,
+    pub(super) ready: bool,
     pub(super) cpu_count: u32,
     pub(super) memory_mib: u64,
     page_size: u64,
@@ -43,7 +43,8 @@ pub(super) struct Address {
     address: std::net::Ipv4Addr,
 }
 
-pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
+/// All labs as they are; a vmm without a supervisor gets a new one.
+pub(super) fn labs(home: &Home) -> Result<Vec<Lab>, Failure> {
     home.sweep();
     let mut labs = Vec::new();
     for folder in home.folders()? {
@@ -60,6 +61,11 @@ pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
         }
         labs.push(shown(state));
     }
+    Ok(labs)
+}
+
+pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
+    let labs = labs(home)?;
     if json {
         output::document(&serde_json::json!({ "labs": labs }))?;
         return Ok(0);

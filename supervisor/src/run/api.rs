@@ -1,26 +1,7 @@
 //! The supervisor's API: HTTP/1.1 on `supervisor.sock`. Streams into guests are upgrades of a request (RFC 9110, 7.8).
+//! `GET /v1/openapi.json` describes all of it ([`crate::openapi`]); [`super::links`] and [`publish`] have some of the routes.
 //!
-//! ```text
-//!   GET  /v1/status                          state.json as it is now
-//!   GET  /v1/vmm                             what the vmm says of all machines: `spec::control::Status`
-//!   POST /v1/tasks/NAME/retry                204 once a task that failed may run again; 409 where it has not failed
-//!   POST /v1/expiry                          204 once the body is when it ends by itself: `record::Expiry`
-//!   POST /v1/machines/NAME/connect/PORT      101, then a raw stream to a vsock port of the guest
-//!   POST /v1/machines/NAME/console           101, then what the guest prints and what the person types
-//!   POST /v1/machines/NAME/console/size?cols=N&rows=N  204 once the vmm has told the guest
-//!   POST /v1/machines/NAME/stop?grace_ms=N   200 and how it ended, in words, once it has
-//!   DELETE /v1/machines/NAME?grace_ms=N      200 and how it ended, once it has left the lab; its folder is left to the caller
-//!   POST /v1/members                         204 once the machines and networks of the body that were not there are: `client::Members`
-//!   POST /v1/machines/NAME/start             204 once a machine that had ended starts anew
-//!   POST /v1/change                          204 once the vmm has made the change in the body: {"machine", "change"}
-//!   POST /v1/machines/NAME/pause, resume     204 once it stands still or goes on
-//!   POST /v1/pause, resume                   the same for all
-//!   GET, POST, DELETE /v1/ports              published ports: all as JSON; 204 once the one of the body listens, or does not any more
-//!   POST /v1/save                            200 and what was written, as JSON, once all is durable and the vmm has ended
-//!   POST /v1/down?grace_ms=N                 204 once the vmm has ended
-//! ```
-//!
-//! and those of [`super::links`]. Only the same user gets an answer (peer credentials). Errors are plain text: 404 for what is not there, 409 for what has
+//! Only the same user gets an answer (peer credentials). Errors are plain text: 404 for what is not there, 409 for what has
 //! ended or cannot be changed so, 502 for what the vmm or the guest refuses.
 
 use std::io;
@@ -37,7 +18,7 @@ use axum::routing::{delete, get, post};
 use hyper_util::rt::TokioIo;
 use labyard_spec::control;
 use serde::Deserialize;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -51,11 +32,10 @@ use super::stop;
 use crate::client::{Members, STREAM_PROTOCOL, Wish};
 use crate::control::{Control, ControlError};
 use crate::home::names;
+use crate::listener::SameUser;
+use crate::openapi;
 use crate::record;
-use crate::words::{chain, log, printable};
-
-/// After a failed accept, so that a lack of descriptors does not become a busy loop.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+use crate::words::{chain, printable};
 
 /// Bytes of what a lab is to have; 64 machines with 24 drives need about a tenth.
 const MAX_MEMBERS_BYTES: usize = 16 << 20;
@@ -65,9 +45,9 @@ type Answer = Result<Response, (StatusCode, String)>;
 /// Serves the API until the sender speaks or is dropped.
 pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<()>>, oneshot::Sender<()>)> {
     let listener = shared.folder.bind(names::SUPERVISOR_SOCKET).map_err(io::Error::other)?;
-    listener.set_nonblocking(true)?;
-    let listener = SameUser(UnixListener::from_std(listener)?);
+    let listener = SameUser::new(listener)?;
     let routes = Router::new()
+        .route("/v1/openapi.json", get(describe))
         .route("/v1/status", get(status))
         .route("/v1/machines/{machine}/connect/{port}", post(connect))
         .route("/v1/machines/{machine}/console", post(console))
@@ -99,33 +79,8 @@ pub(super) fn serve(shared: &Arc<Shared>) -> io::Result<(JoinHandle<io::Result<(
     Ok((tokio::spawn(server), farewell))
 }
 
-/// A listener that hangs up on other users.
-struct SameUser(UnixListener);
-
-impl axum::serve::Listener for SameUser {
-    type Io = UnixStream;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (UnixStream, ()) {
-        loop {
-            match self.0.accept().await {
-                Ok((stream, _)) => {
-                    let own = rustix::process::geteuid().as_raw();
-                    if stream.peer_cred().is_ok_and(|peer| peer.uid() == own) {
-                        return (stream, ());
-                    }
-                }
-                Err(error) => {
-                    log(&format!("accepting a connection: {error}"));
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<()> {
-        Ok(())
-    }
+async fn describe() -> Response {
+    axum::Json(openapi::lab()).into_response()
 }
 
 async fn status(State(shared): State<Arc<Shared>>) -> Response {

@@ -15,6 +15,7 @@ mod manifests;
 mod members;
 mod quotas;
 mod saved;
+mod serve;
 mod starting;
 mod stopping;
 mod streams;

@@ -250,3 +250,22 @@ pub(crate) struct TasksArgs {
     #[arg(long)]
     pub(crate) json: bool,
 }
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Metrics over TCP, too, on a loopback address; everybody on this host can read them
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = loopback)]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
+    /// Print where it listens as one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn loopback(text: &str) -> Result<std::net::SocketAddr, String> {
+    let address: std::net::SocketAddr =
+        text.parse().map_err(|_| "no address and port, such as 127.0.0.1:9470".to_owned())?;
+    if address.ip().is_loopback() {
+        return Ok(address);
+    }
+    Err("not a loopback address: names of labs are not for the network; let a proxy with a password do that".to_owned())
+}
