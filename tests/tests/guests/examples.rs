@@ -7,15 +7,45 @@ use anyhow::{Context, Result, ensure};
 use crate::host::{self, Traces};
 use crate::lab::Lab;
 
-/// The manifest of an example as it is, but for the image, which is that of the tests.
+/// The manifest of an example as it is, but for where the layout of its image lies.
 fn example(folder: &Path, name: &str) -> Result<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).join("lab.yaml");
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let (theirs, ours) = ("oci-layout:../images/debian/layout:debian", host::given("LABYARD_TEST_LAYOUT")?);
+    let layout = host::given("LABYARD_TEST_LAYOUT")?;
+    let images = layout.ancestors().nth(2).context("the folder of images")?;
+    let theirs = "oci-layout:../images/";
     ensure!(text.contains(theirs), "{}: another image than the tests have", path.display());
     let path = folder.join(format!("{name}.yaml"));
-    std::fs::write(&path, text.replace(theirs, &format!("oci-layout:{}:debian", ours.display())))?;
+    std::fs::write(&path, text.replace(theirs, &format!("oci-layout:{}/", images.display())))?;
     Ok(path)
+}
+
+/// Brings an example up, checks it, and sees that nothing of it stays.
+fn with_example(name: &'static str, checks: impl FnOnce(&mut Lab)) -> Result<()> {
+    let before = Traces::now()?;
+    let folder = tempfile::tempdir()?;
+    let manifest = example(folder.path(), name)?;
+    {
+        let mut lab = Lab::new(name);
+        lab.up(&manifest)?;
+        checks(&mut lab);
+        lab.verdict()?;
+    }
+    drop(folder);
+    before.wait_until_back()
+}
+
+/// What a shell in the machine prints, which must end well.
+fn shell(lab: &Lab, machine: &str, script: &str) -> Result<String> {
+    Ok(lab.exec(machine, &["sh", "-ec", script])?.expect(0)?.text())
+}
+
+/// Fails unless the text has each of these.
+fn says(text: &str, words: &[&str]) -> Result<()> {
+    for word in words {
+        ensure!(text.contains(word), "no `{word}` in:\n{text}");
+    }
+    Ok(())
 }
 
 fn pings(lab: &Lab, from: &str, to: &str) -> Result<bool> {
@@ -24,12 +54,7 @@ fn pings(lab: &Lab, from: &str, to: &str) -> Result<bool> {
 
 #[test]
 fn chaos_is_what_links_are_told_and_heals() -> Result<()> {
-    let before = Traces::now()?;
-    let folder = tempfile::tempdir()?;
-    let manifest = example(folder.path(), "chaos")?;
-    {
-        let mut lab = Lab::new("chaos");
-        lab.up(&manifest)?;
+    with_example("chaos", |lab| {
         lab.check("a link that is delayed takes its time", |lab| {
             host::run(&["net", "delay", "chaos/b", "50ms", "--jitter", "10ms"])?.expect(0)?;
             let said = lab.exec("a", &["ping", "-c", "3", "-W", "10", "b"])?.expect(0)?.text();
@@ -49,8 +74,92 @@ fn chaos_is_what_links_are_told_and_heals() -> Result<()> {
             ensure!(pings(lab, "a", "c")? && pings(lab, "c", "b")?, "not healed");
             Ok(())
         });
-        lab.verdict()?;
-    }
-    drop(folder);
-    before.wait_until_back()
+    })
+}
+
+#[test]
+fn storage_has_a_mirror_volumes_and_a_pool_that_are_there_after_a_restart() -> Result<()> {
+    let as_promised = |lab: &Lab| -> Result<()> {
+        let said = shell(
+            lab,
+            "vault",
+            "cat /proc/mdstat; lvs --noheadings vault; findmnt -rn -o TARGET,FSTYPE -R /srv -t ext4,xfs,btrfs; findmnt -rno TARGET,FSTYPE",
+        )?;
+        says(&said, &["[UU]", "home", "/srv/home ext4", "/srv/pool btrfs", "/srv/data xfs"])
+    };
+    with_example("storage", |lab| {
+        lab.check("a mirror, volumes on it, a pool, and a formatted drive", as_promised);
+        lab.check("a drive of the mirror may fail", |lab| {
+            shell(lab, "vault", "cp -a /usr/share/perl5 /srv/home/; cp -a /usr/share/perl5 /srv/pool/projects/; sync")?;
+            let said = shell(lab, "vault", "mdadm --quiet /dev/md0 --fail $(readlink -f /dev/disk/by-id/virtio-d01); cat /proc/mdstat")?;
+            says(&said, &["(F)"])?;
+            let said = shell(lab, "vault", "cd /dev/disk/by-id; d=$(readlink -f virtio-d01); mdadm -q /dev/md0 --remove $d; mdadm -q /dev/md0 --re-add $d || mdadm -q /dev/md0 --add $d; mdadm -q --wait /dev/md0 || true; cat /proc/mdstat")?;
+            says(&said, &["[UU]"])
+        });
+        lab.check("the pool finds no fault with itself", |lab| {
+            says(&shell(lab, "vault", "btrfs scrub start -B /srv/pool")?, &["no errors found"])
+        });
+        lab.check("all of it is there after a restart", |lab| {
+            host::run(&["restart", "storage/vault"])?.expect(0)?;
+            as_promised(lab)?;
+            shell(lab, "vault", "diff -r /srv/home/perl5 /srv/pool/projects/perl5").map(drop)
+        });
+    })
+}
+
+#[test]
+fn docker_runs_a_container_that_the_other_machine_reaches() -> Result<()> {
+    with_example("docker", |lab| {
+        lab.check("the engine keeps its layers on the root drive", |lab| {
+            says(&shell(lab, "host", "docker info")?, &["Storage Driver: overlay2", "Cgroup Version: 2"])
+        });
+        lab.check("a container says hello", |lab| {
+            let said = lab.exec("host", &["docker", "run", "--rm", "busybox", "echo", "hello"])?.expect(0)?;
+            ensure!(said.text() == "hello\n", "{said:?}");
+            Ok(())
+        });
+        lab.check("its published port is reached from another machine", |lab| {
+            let name = shell(lab, "host", "docker run -d --name web -p 80:80 busybox httpd -f -h /etc >/dev/null; docker exec web cat /etc/hostname")?;
+            let fetch = "for try in 1 2 3 4 5 6 7 8 9 10; do busybox wget -qO- http://host/hostname && exit; sleep 1; done; exit 1";
+            let seen = shell(lab, "peer", fetch)?;
+            ensure!(!name.is_empty() && seen == name, "{seen:?}, and it is called {name:?}");
+            Ok(())
+        });
+    })
+}
+
+#[test]
+fn dhcp_server_gives_an_address_and_a_name() -> Result<()> {
+    with_example("dhcp", |lab| {
+        lab.check("the guest has an address of the pool, and the server knows whose", |lab| {
+            let said = shell(lab, "guest", "ip -br -4 address show eth0")?;
+            ensure!(said.contains(" 10.20.0.1"), "{said}");
+            let leases = shell(lab, "server", "cat /var/lib/misc/dnsmasq.leases")?;
+            let mac = shell(lab, "guest", "cat /sys/class/net/eth0/address")?;
+            says(&leases, &[mac.trim(), "10.20.0.1"])
+        });
+        lab.check("a name that only the server knows", |lab| {
+            ensure!(pings(lab, "guest", "printer.lab")?, "{}", shell(lab, "guest", "cat /etc/resolv.conf")?);
+            Ok(())
+        });
+    })
+}
+
+#[test]
+fn cluster_of_three_loses_one_and_nothing_else() -> Result<()> {
+    let members = |lab: &Lab| shell(lab, "node-1", "ETCDCTL_API=3 etcdctl member list");
+    with_example("cluster", |lab| {
+        lab.check("two nodes have joined", |lab| {
+            let said = members(lab)?;
+            ensure!(said.matches(", started, ").count() == 3, "{said}");
+            Ok(())
+        });
+        lab.check("what is written at one is read at another, after the control plane has gone", |lab| {
+            shell(lab, "node-1", "ETCDCTL_API=3 etcdctl put color blue")?;
+            host::run(&["stop", "cluster/cplane"])?.expect(0)?;
+            let read = "until ETCDCTL_API=3 etcdctl get --print-value-only color; do sleep 1; done";
+            ensure!(shell(lab, "node-2", read)? == "blue\n", "{}", members(lab)?);
+            Ok(())
+        });
+    })
 }
