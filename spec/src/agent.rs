@@ -83,7 +83,7 @@ pub enum Request {
     Hosts(Hosts),
     /// Connects to an address as the guest reaches it.
     Dial(Dial),
-    /// Takes TCP connections in the guest. Each line of [`Kind::Stdout`] is an [`Arrival`]; it ends when the caller hangs up.
+    /// Takes connections in the guest. Each line of [`Kind::Stdout`] is an [`Arrival`]; it ends when the caller hangs up.
     Listen(Listen),
     /// Carries a connection that a [`Request::Listen`] which still runs has told of.
     Accept {
@@ -142,6 +142,8 @@ impl Protocol {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Listen {
+    /// Over what; of datagrams each sender is a connection.
+    pub protocol: Protocol,
     /// Address of the guest.
     pub host: String,
     /// Port; any that is free where 0.

@@ -133,6 +133,38 @@ where
     }
 }
 
+/// Carries the datagrams of one sender in a guest to and from an address here, until it has been quiet for long; `request` takes the sender.
+///
+/// # Errors
+/// What the socket or the stream says.
+pub async fn flow_out<S>(guest: S, host: &str, port: u16, request: &Request) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let to = tokio::net::lookup_host((host, port)).await?.next();
+    let to = to.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("{host} has no address")))?;
+    let any: std::net::IpAddr =
+        if to.is_ipv4() { std::net::Ipv4Addr::UNSPECIFIED.into() } else { std::net::Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(to).await?;
+    let (sender, receiver) = mpsc::channel(MAX_WAITING);
+    let inwards = async {
+        let mut buffer = vec![0; MAX_DATAGRAM];
+        loop {
+            match socket.recv(&mut buffer).await {
+                Ok(len) => drop(sender.try_send(buffer.get(..len).unwrap_or_default().to_vec())),
+                // A datagram that found nobody (icmp(7)); the next one may find somebody.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {}
+                Err(error) => return Err(error),
+            }
+        }
+    };
+    tokio::select! {
+        ended = flow(guest, &socket, to, request, receiver) => ended,
+        failed = inwards => failed,
+    }
+}
+
 async fn flow<S>(
     guest: S,
     socket: &UdpSocket,

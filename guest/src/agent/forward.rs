@@ -31,12 +31,23 @@ const MAX_PENDING: usize = 64;
 /// Connections that the kernel holds.
 const BACKLOG: i32 = 64;
 
-/// Connections that were taken and wait for a call, by number; with the listener that took them.
+/// Datagrams of one sender that wait for a call; further ones are lost, as datagrams are.
+const MAX_DATAGRAMS: usize = 64;
+
+/// Connections that were taken and wait for a call, by number.
 #[derive(Default)]
 pub(super) struct Arrivals {
     next: AtomicU64,
     /// Never held while something is waited for.
-    waiting: Mutex<HashMap<u64, (u64, OwnedFd)>>,
+    waiting: Mutex<HashMap<u64, Waiting>>,
+}
+
+struct Waiting {
+    /// The listener that took it.
+    listener: u64,
+    socket: OwnedFd,
+    /// Who sends datagrams, and those that came so far.
+    sender: Option<(SocketAddr, Vec<Vec<u8>>)>,
 }
 
 impl Arrivals {
@@ -44,7 +55,7 @@ impl Arrivals {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
-    fn change<T>(&self, change: impl FnOnce(&mut HashMap<u64, (u64, OwnedFd)>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut HashMap<u64, Waiting>) -> T) -> T {
         change(&mut self.waiting.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -69,12 +80,8 @@ pub(super) fn dial(agent: &Agent, mut talk: Talk<'_>, dial: &Dial) -> Result<(),
 /// A socket that is connected; nothing where the caller hung up meanwhile.
 fn connect(talk: &Talk<'_>, protocol: Protocol, address: SocketAddr) -> Result<io::Result<Option<OwnedFd>>, CallError> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let kind = match protocol {
-        Protocol::Tcp => SocketType::STREAM,
-        Protocol::Udp => SocketType::DGRAM,
-    };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = match rustix::net::socket_with(family, kind, flags, None) {
+    let socket = match rustix::net::socket_with(family, kind(protocol), flags, None) {
         Ok(socket) => socket,
         Err(error) => return Ok(Err(error.into())),
     };
@@ -110,42 +117,106 @@ pub(super) fn listen(agent: &Agent, mut talk: Talk<'_>, listen: &Listen) -> Resu
     let host = if listen.host.is_empty() { "127.0.0.1" } else { &listen.host };
     let bound = resolve::addresses(&agent.root, host, listen.port).and_then(|addresses| {
         let address = addresses.first().copied().ok_or_else(|| "no address".to_owned())?;
-        bind(address).map_err(|error| format!("listening on {address}: {error}"))
+        let name = listen.protocol.name();
+        bind(listen.protocol, address).map_err(|error| format!("listening on {address}/{name}: {error}"))
     });
-    let (socket, port) = match bound {
+    let (socket, at) = match bound {
         Ok(bound) => bound,
         Err(why) => return talk.end(Kind::Error, why.as_bytes()),
     };
     let own = agent.state.arrivals.number();
-    let taken = take_all(agent, &mut talk, &socket, port, own);
-    agent.state.arrivals.change(|waiting| waiting.retain(|_, (listener, _)| *listener != own));
+    let taken = take_all(agent, &mut talk, &Listener { socket, at, protocol: listen.protocol, own });
+    agent.state.arrivals.change(|waiting| waiting.retain(|_, waiting| waiting.listener != own));
     taken
 }
 
-fn bind(address: SocketAddr) -> io::Result<(OwnedFd, u16)> {
+/// A socket of this kind at the address that it got.
+fn bind(protocol: Protocol, address: SocketAddr) -> io::Result<(OwnedFd, SocketAddr)> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    let socket = rustix::net::socket_with(family, kind(protocol), flags, None)?;
     sockopt::set_socket_reuseaddr(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
-    rustix::net::listen(&socket, BACKLOG)?;
+    if protocol == Protocol::Tcp {
+        rustix::net::listen(&socket, BACKLOG)?;
+    }
     let bound = SocketAddr::try_from(rustix::net::getsockname(&socket)?)?;
-    Ok((socket, bound.port()))
+    Ok((socket, bound))
 }
 
-fn take_all(agent: &Agent, talk: &mut Talk<'_>, socket: &OwnedFd, port: u16, own: u64) -> Result<(), CallError> {
-    say(talk, &Arrival::Listening(port));
+fn kind(protocol: Protocol) -> SocketType {
+    match protocol {
+        Protocol::Tcp => SocketType::STREAM,
+        Protocol::Udp => SocketType::DGRAM,
+    }
+}
+
+struct Listener {
+    socket: OwnedFd,
+    at: SocketAddr,
+    protocol: Protocol,
+    own: u64,
+}
+
+impl Listener {
+    /// Takes what has come; the number of a connection where it is a new one.
+    fn take(&self, arrivals: &Arrivals) -> io::Result<Option<u64>> {
+        let (socket, sender) = match self.protocol {
+            Protocol::Tcp => {
+                (rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?, None)
+            }
+            Protocol::Udp => match self.first_of_sender(arrivals)? {
+                Some((socket, sender)) => (socket, Some(sender)),
+                None => return Ok(None),
+            },
+        };
+        let id = arrivals.number();
+        arrivals.change(|waiting| waiting.insert(id, Waiting { listener: self.own, socket, sender }));
+        Ok(Some(id))
+    }
+
+    /// A socket of its own for who has sent the next datagram, to which the kernel gives all further ones of that sender; nothing where
+    /// there is such a socket, and this datagram came before it.
+    fn first_of_sender(&self, arrivals: &Arrivals) -> io::Result<Option<(OwnedFd, (SocketAddr, Vec<Vec<u8>>))>> {
+        let mut buffer = vec![0; MAX_FRAME_BYTES as usize];
+        let (len, _, from) = rustix::net::recvfrom(&self.socket, &mut *buffer, RecvFlags::empty())?;
+        let Some(from) = from.and_then(|from| SocketAddr::try_from(from).ok()) else { return Ok(None) };
+        buffer.truncate(len);
+        let known = arrivals.change(|waiting| {
+            let mut senders = waiting.values_mut().filter(|waiting| waiting.listener == self.own);
+            let Some((_, datagrams)) =
+                senders.find_map(|waiting| waiting.sender.as_mut().filter(|(sender, _)| *sender == from))
+            else {
+                return false;
+            };
+            if datagrams.len() < MAX_DATAGRAMS {
+                datagrams.push(std::mem::take(&mut buffer));
+            }
+            true
+        });
+        if known {
+            return Ok(None);
+        }
+        let (socket, _) = bind(Protocol::Udp, self.at)?;
+        rustix::net::connect(&socket, &from)?;
+        Ok(Some((socket, (from, vec![buffer]))))
+    }
+}
+
+fn take_all(agent: &Agent, talk: &mut Talk<'_>, listener: &Listener) -> Result<(), CallError> {
+    say(talk, &Arrival::Listening(listener.at.port()));
     loop {
         if talk.outgoing.flush(talk.stream).map_err(|source| CallError::Stream { source })? == Moved::End {
             return Ok(());
         }
-        let waits = agent.state.arrivals.change(|all| all.values().filter(|(listener, _)| *listener == own).count());
+        let own = listener.own;
+        let waits = agent.state.arrivals.change(|all| all.values().filter(|waiting| waiting.listener == own).count());
         let room = waits < MAX_PENDING && talk.outgoing.has_room();
         let mut stream = PollFlags::RDHUP;
         stream.set(PollFlags::OUT, !talk.outgoing.is_empty());
         let mut set = vec![PollFd::from_borrowed_fd(talk.stream, stream)];
         if room {
-            set.push(PollFd::new(socket, PollFlags::IN));
+            set.push(PollFd::new(&listener.socket, PollFlags::IN));
         }
         // Whoever takes a connection away rings no bell here; a full listener looks again soon.
         let events = poll(&mut set, (!room).then_some(Duration::from_millis(100)))?;
@@ -154,17 +225,21 @@ fn take_all(agent: &Agent, talk: &mut Talk<'_>, socket: &OwnedFd, port: u16, own
             return Ok(());
         }
         if events.get(1).is_some_and(|events| !events.is_empty()) {
-            match rustix::net::accept_with(socket, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-                Ok(connection) => {
-                    let id = agent.state.arrivals.number();
-                    agent.state.arrivals.change(|waiting| waiting.insert(id, (own, connection)));
-                    say(talk, &Arrival::Connection(id));
-                }
-                Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+            match listener.take(&agent.state.arrivals) {
+                Ok(Some(id)) => say(talk, &Arrival::Connection(id)),
+                Ok(None) => {}
+                // An answer that found nobody (icmp(7)) is reported to who listens for datagrams, too.
+                Err(error) if is_passing(&error) => {}
                 Err(error) => return talk.end(Kind::Error, format!("taking a connection: {error}").as_bytes()),
             }
         }
     }
+}
+
+/// The listener is none the worse for it.
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted | ConnectionAborted | ConnectionRefused)
 }
 
 fn say(talk: &mut Talk<'_>, arrival: &Arrival) {
@@ -174,7 +249,13 @@ fn say(talk: &mut Talk<'_>, arrival: &Arrival) {
 /// Carries a connection that a listener has taken.
 pub(super) fn accept(agent: &Agent, mut talk: Talk<'_>, id: u64) -> Result<(), CallError> {
     match agent.state.arrivals.change(|waiting| waiting.remove(&id)) {
-        Some((_, socket)) => carry(talk, &socket, Protocol::Tcp),
+        Some(Waiting { socket, sender: None, .. }) => carry(talk, &socket, Protocol::Tcp),
+        Some(Waiting { socket, sender: Some((_, datagrams)), .. }) => {
+            for datagram in datagrams {
+                talk.outgoing.push(Kind::Stdout, &datagram);
+            }
+            carry(talk, &socket, Protocol::Udp)
+        }
         None => talk.end(Kind::Error, format!("no connection {id} waits").as_bytes()),
     }
 }

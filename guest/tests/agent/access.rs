@@ -148,7 +148,8 @@ fn arrival(caller: &Caller) -> Arrival {
 #[test]
 fn connections_to_a_port_of_the_guest_are_told_of_and_carried() {
     let agent = Arc::new(agent(None));
-    let listening = Caller::ask(&agent, &Request::Listen(Listen { host: String::new(), port: 0 }));
+    let listening =
+        Caller::ask(&agent, &Request::Listen(Listen { protocol: Protocol::Tcp, host: String::new(), port: 0 }));
     let Arrival::Listening(port) = arrival(&listening) else { panic!("it listens first") };
     let mut first = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connecting");
     first.set_read_timeout(Some(PATIENCE)).expect("a deadline");
@@ -175,6 +176,55 @@ fn connections_to_a_port_of_the_guest_are_told_of_and_carried() {
     assert!(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err());
     drop(carried.stream);
     carried.agent.join().expect("the agent's thread");
+}
+
+#[test]
+fn each_sender_of_datagrams_to_a_port_of_the_guest_is_a_connection() {
+    let agent = Arc::new(agent(None));
+    let listening =
+        Caller::ask(&agent, &Request::Listen(Listen { protocol: Protocol::Udp, host: String::new(), port: 0 }));
+    let Arrival::Listening(port) = arrival(&listening) else { panic!("it listens first") };
+    let sender = || {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
+        socket.connect((Ipv4Addr::LOCALHOST, port)).expect("connecting");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+        socket
+    };
+    // A burst before anybody has asked for it is one connection, and none of it is lost.
+    let first = sender();
+    for word in ["one", "two", "three"] {
+        first.send(word.as_bytes()).expect("sending");
+    }
+    let Arrival::Connection(id) = arrival(&listening) else { panic!("somebody has come") };
+    let carried = Caller::ask(&agent, &Request::Accept { id });
+    for word in ["one", "two", "three"] {
+        assert_eq!(carried.frame(), Some((Kind::Stdout, word.into())));
+    }
+    let other = sender();
+    other.send(b"four").expect("sending");
+    let Arrival::Connection(id) = arrival(&listening) else { panic!("another has come") };
+    let others = Caller::ask(&agent, &Request::Accept { id });
+    assert_eq!(others.frame(), Some((Kind::Stdout, b"four".to_vec())));
+    for (caller, socket, word) in [(&carried, &first, "answer"), (&others, &other, "another")] {
+        caller.send(Kind::Stdin, word.as_bytes());
+        let mut heard = [0; 16];
+        let len = socket.recv(&mut heard).expect("an answer");
+        assert_eq!(&heard[..len], word.as_bytes());
+        // What comes later comes the same way, empty ones too.
+        socket.send(b"").expect("sending");
+        assert_eq!(caller.frame(), Some((Kind::Stdout, Vec::new())));
+    }
+    // Hung up on, a sender that goes on is a new connection.
+    drop(carried.stream);
+    carried.agent.join().expect("the agent's thread");
+    first.send(b"again").expect("sending");
+    let Arrival::Connection(id) = arrival(&listening) else { panic!("it has come again") };
+    let again = Caller::ask(&agent, &Request::Accept { id });
+    assert_eq!(again.frame(), Some((Kind::Stdout, b"again".to_vec())));
+    for caller in [again, others, listening] {
+        drop(caller.stream);
+        caller.agent.join().expect("the agent's thread");
+    }
 }
 
 #[test]

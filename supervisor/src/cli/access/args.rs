@@ -68,7 +68,7 @@ pub(crate) struct PortForward {
     #[arg(short = 'L', long, value_name = "[BIND:]PORT:HOST:PORT[/udp]")]
     pub(crate) local: Vec<Forward>,
     /// Listen in the machine
-    #[arg(short = 'R', long, value_name = "[BIND:]PORT:HOST:PORT")]
+    #[arg(short = 'R', long, value_name = "[BIND:]PORT:HOST:PORT[/udp]")]
     pub(crate) remote: Vec<Forward>,
 }
 

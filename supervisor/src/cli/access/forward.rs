@@ -169,16 +169,14 @@ async fn from_here(to: Arc<To>, wanted: Forward) -> Result<(), Failure> {
 }
 
 async fn from_machine(to: Arc<To>, wanted: Forward) -> Result<(), Failure> {
-    if wanted.protocol == Protocol::Udp {
-        return Err(Failure::input("-R carries tcp alone"));
-    }
     let mut guest = to.agent().await?;
-    let request = Request::Listen(Listen { host: wanted.bind.clone(), port: wanted.port });
+    let request = Request::Listen(Listen { protocol: wanted.protocol, host: wanted.bind.clone(), port: wanted.port });
     call::send(&mut guest, Kind::Request, &serde_json::to_vec(&request)?).await?;
     match arrival(&mut guest).await? {
         Some(Arrival::Listening(port)) => {
             let bind = if wanted.bind.is_empty() { "127.0.0.1" } else { &wanted.bind };
-            output::line(&format!("{}: {bind}:{port}/tcp -> {}:{}", to.machine, wanted.host, wanted.host_port));
+            let protocol = wanted.protocol.name();
+            output::line(&format!("{}: {bind}:{port}/{protocol} -> {}:{}", to.machine, wanted.host, wanted.host_port));
         }
         _ => return Err(anyhow::anyhow!("machine `{}`: its agent did not say that it listens", to.machine).into()),
     }
@@ -187,11 +185,15 @@ async fn from_machine(to: Arc<To>, wanted: Forward) -> Result<(), Failure> {
             match arrival(&mut guest).await {
                 Ok(Some(Arrival::Connection(id))) => {
                     let (to, host, port) = (Arc::clone(&to), wanted.host.clone(), wanted.host_port);
+                    let protocol = wanted.protocol;
                     tokio::spawn(async move {
                         let carried = async {
                             // A connection whose way on is not there is taken and let go at once, which resets it.
                             let guest = to.agent().await?;
                             let request = Request::Accept { id };
+                            if protocol == Protocol::Udp {
+                                return forward::flow_out(guest, &host, port, &request).await;
+                            }
                             match TcpStream::connect((host.as_str(), port)).await {
                                 Ok(local) => forward::carry(guest, local, &request).await,
                                 Err(error) => {
