@@ -1,21 +1,29 @@
 //! Examples keep what they promise in their first lines.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::host::{self, Traces};
 use crate::lab::Lab;
+use crate::uplink::{SERVER, World, fetch};
+
+/// A file of the examples.
+fn file(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name)
+}
 
 /// The manifest of an example as it is, but for where the layout of its image lies.
 fn example(folder: &Path, name: &str) -> Result<PathBuf> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples").join(name).join("lab.yaml");
+    let path = file(name);
     let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let layout = host::given("LABYARD_TEST_LAYOUT")?;
     let images = layout.ancestors().nth(2).context("the folder of images")?;
     let theirs = "oci-layout:../images/";
     ensure!(text.contains(theirs), "{}: another image than the tests have", path.display());
-    let path = folder.join(format!("{name}.yaml"));
+    let path = folder.join(name.replace('/', "-"));
     std::fs::write(&path, text.replace(theirs, &format!("oci-layout:{}/", images.display())))?;
     Ok(path)
 }
@@ -24,7 +32,7 @@ fn example(folder: &Path, name: &str) -> Result<PathBuf> {
 fn with_example(name: &'static str, checks: impl FnOnce(&mut Lab)) -> Result<()> {
     let before = Traces::now()?;
     let folder = tempfile::tempdir()?;
-    let manifest = example(folder.path(), name)?;
+    let manifest = example(folder.path(), &format!("{name}/lab.yaml"))?;
     {
         let mut lab = Lab::new(name);
         lab.up(&manifest)?;
@@ -72,6 +80,29 @@ fn chaos_is_what_links_are_told_and_heals() -> Result<()> {
         lab.check("healed links are as they were made", |lab| {
             host::run(&["net", "heal", "chaos:local"])?.expect(0)?;
             ensure!(pings(lab, "a", "c")? && pings(lab, "c", "b")?, "not healed");
+            Ok(())
+        });
+    })
+}
+
+#[test]
+fn router_joins_segments_that_have_no_other_way() -> Result<()> {
+    let _world = World::new()?;
+    with_example("router", |lab| {
+        lab.check("the client reaches the server through the router", |lab| {
+            ensure!(pings(lab, "client", "10.30.0.11")?, "it does not");
+            says(&shell(lab, "client", "ip route get 10.30.0.11")?, &["via 10.20.0.254"])
+        });
+        lab.check("and the outside, masqueraded", |lab| says(&fetch(lab, "client", SERVER)?.text(), &["hello"]));
+        lab.check("the bastion has no way into the dmz", |lab| {
+            ensure!(!pings(lab, "bastion", "10.30.0.11")?, "it has one");
+            Ok(())
+        });
+        lab.check("without the router's link there is none", |lab| {
+            host::run(&["net", "cut", "router/router:dmz"])?.expect(0)?;
+            ensure!(!pings(lab, "client", "10.30.0.11")?, "there is one");
+            host::run(&["net", "heal", "router/router:dmz"])?.expect(0)?;
+            ensure!(pings(lab, "client", "10.30.0.11")?, "not healed");
             Ok(())
         });
     })
@@ -126,6 +157,48 @@ fn docker_runs_a_container_that_the_other_machine_reaches() -> Result<()> {
             Ok(())
         });
     })
+}
+
+#[test]
+fn wireguard_joins_two_labs_for_as_long_as_it_is_asked_to() -> Result<()> {
+    let before = Traces::now()?;
+    let folder = tempfile::tempdir()?;
+    {
+        let (mut left, right) = (Lab::new("wg-left"), Lab::new("wg-right"));
+        let manifest = example(folder.path(), "wireguard/left.yaml")?;
+        let manifest = manifest.to_str().context("a path in UTF-8")?;
+        host::run(&["up", manifest, "--publish", "51820:gateway:51820/udp"])?.expect(0)?;
+        right.up(&example(folder.path(), "wireguard/right.yaml")?)?;
+        let programs = host::given("LABYARD_LIBEXEC")?;
+        let path = std::env::join_paths(
+            std::iter::once(programs).chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())),
+        )?;
+        let mut join = Command::new(file("wireguard/join"))
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut said = String::new();
+        BufReader::new(join.stdout.take().context("its output")?).read_line(&mut said)?;
+        left.check("a host of one lab reaches a host of the other", |left| {
+            ensure!(said.contains("51821/udp"), "join said {said:?}");
+            shell(left, "host", "for try in 1 2 3 4 5 6 7 8 9 10; do ping -c 1 -W 5 10.2.0.10 && exit; done; exit 1")
+                .map(drop)
+        });
+        left.check("and back, through the tunnel", |left| {
+            ensure!(pings(&right, "host", "10.1.0.10")?, "it does not");
+            says(&shell(left, "gateway", "wg show wg0")?, &["latest handshake", "endpoint: 127.0.0.1:"])
+        });
+        host::signal(join.id(), "INT")?;
+        host::reap(&mut join)?;
+        left.check("nothing leads there once the forward has gone", |left| {
+            ensure!(!pings(left, "host", "10.2.0.10")?, "something does");
+            Ok(())
+        });
+        left.verdict()?;
+    }
+    drop(folder);
+    before.wait_until_back()
 }
 
 #[test]

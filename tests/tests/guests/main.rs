@@ -12,6 +12,7 @@ mod kernels;
 mod killed;
 mod lab;
 mod machines;
+mod many;
 mod members;
 mod net;
 mod quiet;

@@ -21,7 +21,7 @@ const MACHINES: &str = "    - name: a
       network: {interfaces: [{network: local, address: 172.16.0.11}]}
       resources: {cpuCount: 1, ramSize: 256MiB}
 ";
-const SERVER: &str = "203.0.113.1";
+pub(crate) const SERVER: &str = "203.0.113.1";
 const HOST: &str = "203.0.113.2";
 /// Says hello to whoever comes, with their address.
 const GREETER: &str = "
@@ -35,7 +35,7 @@ while True:
 ";
 
 /// A server in a namespace of its own, which is the host's default route.
-struct World {
+pub(crate) struct World {
     servers: Vec<Child>,
 }
 
@@ -46,7 +46,7 @@ fn sh(line: &str) -> Result<()> {
 }
 
 impl World {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         sh("ip netns add world && ip link add out0 type veth peer name in0 netns world && \
             ip -n world addr add 203.0.113.1/24 dev in0 && ip -n world link set in0 up && ip -n world link set lo up && \
             ip addr add 203.0.113.2/24 dev out0 && ip link set out0 up && ip route add default via 203.0.113.1")?;
@@ -122,7 +122,7 @@ fn machines_have_a_way_out_that_nothing_comes_in_by_and_links_do_what_they_are_a
     lab.verdict()
 }
 
-fn fetch(lab: &Lab, machine: &str, address: &str) -> Result<Said> {
+pub(crate) fn fetch(lab: &Lab, machine: &str, address: &str) -> Result<Said> {
     lab.exec(machine, &["nc", "-w", "10", address, "8000"])
 }
 

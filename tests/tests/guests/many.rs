@@ -1,0 +1,98 @@
+//! Many machines in one lab, and two labs that look alike.
+
+use std::fmt::Write as _;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::host::Traces;
+use crate::lab::{self, Lab};
+
+const MANY: u32 = 16;
+
+fn machine(name: &str, address: &str) -> String {
+    format!(
+        "    - name: {name}\n      drives: [{{source: 'IMAGE', mount: /, size: 4GiB}}]
+      network: {{interfaces: [{{network: local, address: {address}}}]}}\n      resources: {{ramSize: 160MiB}}\n"
+    )
+}
+
+#[test]
+fn sixteen_machines_find_each_other_by_name() -> Result<()> {
+    let before = Traces::now()?;
+    let folder = tempfile::tempdir()?;
+    let mut machines = String::new();
+    for number in 0..MANY {
+        let _ = write!(machines, "{}", machine(&format!("m{number}"), &format!("172.16.0.{}", 10 + number)));
+    }
+    let manifest = lab::manifest(folder.path(), "many", &machines)?;
+    {
+        let mut lab = Lab::new("many");
+        lab.up(&manifest)?;
+        lab.check("each reaches the next one by its name", |lab| {
+            for number in 0..MANY {
+                let next = format!("m{}", (number + 1) % MANY);
+                let said = lab.exec(&format!("m{number}"), &["ping", "-c", "1", "-W", "10", &next])?.expect(0)?.text();
+                ensure!(said.contains(&format!("PING {next} (172.16.0.{})", 10 + (number + 1) % MANY)), "{said}");
+            }
+            Ok(())
+        });
+        lab.check("`ps` shows all of them ready", |lab| {
+            let shown = lab.ps()?.context("the lab")?;
+            let ready = shown["machines"].as_array().into_iter().flatten().filter(|machine| machine["ready"] == true);
+            ensure!(ready.count() == MANY as usize, "{shown}");
+            Ok(())
+        });
+        lab.verdict()?;
+    }
+    drop(folder);
+    before.wait_until_back()
+}
+
+#[test]
+fn two_labs_with_the_same_addresses_see_nothing_of_each_other() -> Result<()> {
+    let before = Traces::now()?;
+    let folder = tempfile::tempdir()?;
+    let machines = machine("a", "172.16.0.10") + &machine("b", "172.16.0.11");
+    let manifests = ["left", "right"].map(|name| lab::manifest(folder.path(), name, &machines));
+    {
+        let (mut left, right) = (Lab::new("left"), Lab::new("right"));
+        for (lab, manifest) in [&left, &right].into_iter().zip(manifests) {
+            lab.up(&manifest?)?;
+            let leave = format!("mkdir /srv/www && echo {} > /srv/www/who", lab.name());
+            lab.exec("b", &["sh", "-ec", &leave])?.expect(0)?;
+            let serve = [
+                "systemd-run",
+                "--quiet",
+                "--unit",
+                "www",
+                "--working-directory",
+                "/srv/www",
+                "python3",
+                "-m",
+                "http.server",
+                "80",
+            ];
+            lab.exec("b", &serve)?.expect(0)?;
+        }
+        let fetch = "import sys, time, urllib.request as u\nfor _ in range(60):\n    try: print(u.urlopen('http://b/who', timeout=10).read().decode()); break\n    \
+                     except OSError as e: print(e, file=sys.stderr); time.sleep(1)\nelse: sys.exit(1)";
+        left.check("the same name and address lead to the lab's own machine", |left| {
+            for lab in [left, &right] {
+                let said = lab.exec("a", &["python3", "-c", fetch])?.expect(0)?.text();
+                ensure!(said.trim() == lab.name(), "in {}: {said}", lab.name());
+            }
+            Ok(())
+        });
+        left.check("with its own machine gone there is nobody, though the other lab has one", |left| {
+            crate::host::run(&["stop", "left/b", "--grace", "5s"])?.expect(0)?;
+            let said = left.exec("a", &["ping", "-c", "2", "-W", "3", "b"])?;
+            ensure!(said.code == 1 && said.text().contains("100% packet loss"), "{said:?}");
+            let said = right.exec("a", &["ping", "-c", "2", "-W", "10", "b"])?.expect(0)?.text();
+            ensure!(said.contains(" 0% packet loss"), "{said}");
+            Ok(())
+        });
+        left.verdict()?;
+    }
+    drop(folder);
+    before.wait_until_back()
+}
