@@ -19,6 +19,10 @@ pub enum DiskError {
     File { path: PathBuf, doing: &'static str, source: io::Error },
     #[error("disk {path}: {tool} is needed to format it: {why}")]
     Format { path: PathBuf, tool: String, why: String },
+    #[error(
+        "to make a drive with {filesystem} this host lacks {tool}: install {package} (Debian's name of the package)"
+    )]
+    NoTool { filesystem: &'static str, tool: String, package: &'static str },
     #[error("interrupted")]
     Interrupted,
 }
@@ -110,17 +114,25 @@ fn format(path: &Path, size_bytes: u64, filesystem: Option<Filesystem>) -> Resul
     };
     // Administrators' tools are not on everybody's PATH.
     let folders = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
-    let output = command
-        .arg(path)
-        .env("PATH", folders)
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| failed(error.to_string()))?;
+    let output =
+        command.arg(path).env("PATH", folders).stdin(Stdio::null()).output().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => no_tool(filesystem, tool.clone()),
+            _ => failed(error.to_string()),
+        })?;
     if output.status.success() {
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr);
     Err(failed(words.trim().lines().next_back().unwrap_or("it failed without a word").to_owned()))
+}
+
+fn no_tool(filesystem: Filesystem, tool: String) -> DiskError {
+    let package = match filesystem {
+        Filesystem::Ext4 | Filesystem::Ext3 | Filesystem::Ext2 => "e2fsprogs",
+        Filesystem::Xfs => "xfsprogs",
+        Filesystem::Btrfs => "btrfs-progs",
+    };
+    DiskError::NoTool { filesystem: filesystem.name(), tool, package }
 }
 
 /// Writes the archive with `/machine.json` that is loaded behind the initramfs.
@@ -187,5 +199,14 @@ mod tests {
         let mut text = String::new();
         io::Read::read_to_string(&mut entry, &mut text).expect("reading");
         assert_eq!(serde_json::from_str::<MachineConfig>(&text).expect("a config"), config);
+    }
+
+    #[test]
+    fn a_missing_tool_is_named_with_its_package() {
+        let said = no_tool(Filesystem::Xfs, "mkfs.xfs".to_owned()).to_string();
+        assert_eq!(
+            said,
+            "to make a drive with xfs this host lacks mkfs.xfs: install xfsprogs (Debian's name of the package)"
+        );
     }
 }

@@ -35,6 +35,15 @@ const MAX_OUTPUT_BYTES: u64 = 4 << 20;
 const MAX_ENV_BYTES: usize = 16 << 10;
 /// How long it may take to fetch that.
 const ENV_WITHIN: Duration = Duration::from_secs(30);
+/// How long a machine's own init may take until tasks run all the same.
+const BOOTED_WITHIN: Duration = Duration::from_secs(300);
+/// Ends once a machine's systemd has started what it starts, so that tasks find its services; at once where something else is PID 1. Until
+/// PID 1 is the image's init it is ours, whose file is gone from the initramfs.
+const BOOTED: &str = "left=20; while :; do case $(readlink /proc/1/exe) in
+    */systemd) case $(systemctl is-system-running 2> /dev/null) in running | degraded | maintenance | stopping) exit 0 ;; esac ;;
+    *'(deleted)') [ -x /sbin/init ] && [ $left -gt 0 ] || exit 0; left=$((left - 1)) ;;
+    *) exit 0 ;;
+esac; sleep 1; done";
 /// A script in bash, else in what there is; `$1` is the file whose lines `KEY=VALUE` later tasks get, `$2` the script.
 const RUN: &str = "set -C; umask 077; : > \"$1\" || exit 1; set +C; export LABYARD_ENV=\"$1\"; \
                    if command -v bash > /dev/null 2>&1; then exec bash -c \"$2\"; fi; exec sh -c \"$2\"";
@@ -117,10 +126,17 @@ async fn carry_out(shared: Arc<Shared>, tasks: Arc<Tasks>, task: Task) {
         env.extend(known.iter().filter(|state| state.name == before).flat_map(|state| state.env.clone()));
     }
     let limit = Duration::from_secs(task.timeout_seconds.into());
+    let opened = Output::open(&shared, &task.name);
+    let mut output = match opened {
+        Ok(output) => output,
+        Err(why) => return end(&shared, &task.name, Err(why), Vec::new()),
+    };
+    if let Err(why) = booted(&shared, &task, &mut output).await {
+        return end(&shared, &task.name, Err(why), Vec::new());
+    }
     let run = async {
         named?;
         let argv = ["/bin/sh", "-c", RUN, "labyard-task", &left, &task.run].map(str::to_owned).to_vec();
-        let mut output = Output::open(&shared, &task.name)?;
         match program(&shared, &task, argv, env, |bytes| output.write(bytes)).await? {
             Exit::Code(0) => Ok(()),
             Exit::Code(code) => Err(format!("its script ended with {code}")),
@@ -144,6 +160,21 @@ async fn carry_out(shared: Arc<Shared>, tasks: Arc<Tasks>, task: Task) {
         }
     }
     end(&shared, &task.name, outcome, passed_on);
+}
+
+/// Waits until the machine's own init has started its services; the task's time has not begun yet.
+async fn booted(shared: &Shared, task: &Task, output: &mut Output) -> Result<(), String> {
+    let argv = ["/bin/sh", "-c", BOOTED, "labyard-booted"].map(str::to_owned).to_vec();
+    let asked = Task { user: "root".to_owned(), ..task.clone() };
+    match timeout(BOOTED_WITHIN, program(shared, &asked, argv, Vec::new(), |_| {})).await {
+        // A shell that cannot do this is no reason not to try the task.
+        Ok(exit) => exit.map(drop),
+        Err(_) => {
+            let seconds = BOOTED_WITHIN.as_secs();
+            output.write(format!("[systemd is still starting after {seconds} s: run all the same]\n").as_bytes());
+            Ok(())
+        }
+    }
 }
 
 /// What the task wrote to `$LABYARD_ENV`.
