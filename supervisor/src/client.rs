@@ -20,6 +20,7 @@ use crate::plan::Plan;
 use crate::ports::Port;
 use crate::record::{Expiry, Machine, Standing, State, Who};
 use crate::saved::{self, Written};
+use crate::tasks::Tasks;
 
 /// What a raw stream is called in an upgrade.
 pub const STREAM_PROTOCOL: &str = "labyard-stream";
@@ -73,6 +74,8 @@ pub struct Members {
     pub plan: Plan,
     /// All of its machines; those that are not there have reached nothing so far.
     pub machines: Vec<Machine>,
+    /// All of its init tasks: those that are known are as they were, unless their machine comes anew.
+    pub tasks: Tasks,
 }
 
 /// Why there is no answer.

@@ -82,6 +82,25 @@ impl Tasks {
         Ok(Self { tasks: tasks.collect(), parameters })
     }
 
+    /// What is to run of a playground whose machines have changed: what these had, but of machines that are not there any more, and of
+    /// `chosen` the tasks of those that come. Parameters are as they were.
+    pub fn with(self, chosen: Self, stays: impl Fn(&str) -> bool, comes: impl Fn(&str) -> bool) -> Self {
+        let new: Vec<Task> = chosen.tasks.into_iter().filter(|task| comes(&task.machine)).collect();
+        let mut tasks: Vec<Task> = self
+            .tasks
+            .into_iter()
+            .filter(|task| stays(&task.machine) && new.iter().all(|new| new.name != task.name))
+            .collect();
+        tasks.extend(new);
+        tasks.sort_by(|a, b| a.name.cmp(&b.name));
+        // Who is not there is nobody to wait for.
+        let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
+        for task in &mut tasks {
+            task.needs.retain(|need| names.contains(need));
+        }
+        Self { parameters: chosen.parameters, tasks }
+    }
+
     /// Those of a playground; none where it has no `tasks.json`.
     ///
     /// # Errors

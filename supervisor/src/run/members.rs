@@ -21,7 +21,8 @@ use crate::control::{Control, ControlError};
 use crate::home::{HomeError, names};
 use crate::jailed::{self, StartError};
 use crate::plan::Plan;
-use crate::record::{ConditionName, Machine, State};
+use crate::record::{ConditionName, Machine, State, TaskState, TaskStatus};
+use crate::tasks::Tasks;
 use crate::words::chain;
 
 /// How long an agent may take to change its `/etc/hosts`.
@@ -66,21 +67,21 @@ pub(super) async fn remove(shared: &Arc<Shared>, machine: &str, grace: Duration)
 
 /// Makes the lab what is asked for: networks first, then machines that are not there. Who is not asked for has left before.
 pub(super) async fn come(shared: &Arc<Shared>, asked: Members) -> Result<(), MemberError> {
-    let Members { manifest, mut plan, machines } = asked;
+    let Members { manifest, mut plan, machines, tasks } = asked;
     let before = shared.state();
     let place = |name: &str| before.machines.iter().position(|known| known.name == name).unwrap_or(usize::MAX);
     // Who comes later is last, in the plan and the vmm alike: what is saved is saved in this order.
     plan.spec.machines.sort_by_key(|machine| place(&machine.name));
     let come: Vec<Machine> = machines.into_iter().filter(|machine| place(&machine.name) == usize::MAX).collect();
     let shared_too = Arc::clone(shared);
-    let joining = tokio::task::spawn_blocking(move || join(&shared_too, &plan, come));
+    let joining = tokio::task::spawn_blocking(move || join(&shared_too, &plan, come, &tasks));
     joining.await.unwrap_or(Err(ControlError::Closed.into()))?;
     shared.change(|inner| inner.state.manifest = manifest);
     tell_all_hosts(shared).await;
     Ok(())
 }
 
-fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>) -> Result<(), MemberError> {
+fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>, tasks: &Tasks) -> Result<(), MemberError> {
     let _planning = shared.planning.lock().unwrap_or_else(PoisonError::into_inner);
     let control = Control::connect(&shared.folder)?;
     let old = shared.folder.read(names::PLAN)?.ok_or(MemberError::Unplanned)?;
@@ -96,6 +97,8 @@ fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>) -> Result<(), MemberEr
     shared.folder.write(names::PLAN, &serde_json::to_vec(plan)?)?;
     // What nobody asked for grows with the lab: whoever comes would be out of memory in the limits of those who were there.
     cgroup::change(&shared.folder, &plan.host_limits(), plan.limits.allow_unlimited)?;
+    tasks.write(&shared.folder)?;
+    shared.change(|inner| inner.has_tasks(tasks, &come));
     for machine in come {
         let name = machine.name.clone();
         let spec = plan.spec.machines.iter().find(|other| other.name == name).ok_or(MemberError::Unplanned)?;
@@ -116,6 +119,26 @@ impl Inner {
         self.state.conditions.retain(|condition| condition.name != ConditionName::Ready);
         self.state.machines.retain(|other| other.name != machine.name);
         self.state.machines.push(machine);
+    }
+}
+
+impl Inner {
+    /// The init tasks are these from now on; those of machines that come have not run.
+    fn has_tasks(&mut self, tasks: &Tasks, come: &[Machine]) {
+        let known = std::mem::take(&mut self.state.tasks);
+        let new = |machine: &str| come.iter().any(|one| one.name == machine);
+        let as_it_was = |state: TaskState| {
+            let same = known.iter().find(|known| known.name == state.name && known.machine == state.machine);
+            same.filter(|same| !new(&same.machine)).cloned().unwrap_or(state)
+        };
+        self.state.tasks = tasks.states().into_iter().map(as_it_was).collect();
+        let done = self.state.tasks.iter().all(|task| task.status == TaskStatus::Completed);
+        if !done {
+            self.state.conditions.retain(|condition| condition.name != ConditionName::TasksDone);
+        } else if !self.state.tasks.is_empty() {
+            self.tasks_may_be_done();
+        }
+        self.may_be_ready();
     }
 }
 

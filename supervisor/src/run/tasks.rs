@@ -52,11 +52,6 @@ const COLLECT: &str = "cat \"$1\"; rm -f \"$1\"";
 
 /// Minds the tasks until the playground has ended.
 pub(super) async fn mind(shared: Arc<Shared>) {
-    let tasks = match Tasks::read(&shared.folder) {
-        Ok(tasks) if tasks.tasks.is_empty() => return,
-        Ok(tasks) => Arc::new(tasks),
-        Err(error) => return shared.note(None, &format!("init tasks: {}", chain(&error))),
-    };
     for task in shared.state().tasks.iter().filter(|task| task.status == TaskStatus::Running) {
         end(&shared, &task.name, Err("its supervisor ended while it ran".to_owned()), Vec::new());
     }
@@ -67,6 +62,13 @@ pub(super) async fn mind(shared: Arc<Shared>) {
             return;
         }
         if phase == Phase::Up {
+            // They change with the machines of the lab, so what was read before may be old.
+            let waits = shared.state().tasks.iter().any(is_to_run);
+            let read = if waits { Tasks::read(&shared.folder) } else { Ok(Tasks::default()) };
+            let tasks = match read {
+                Ok(tasks) => Arc::new(tasks),
+                Err(error) => return shared.note(None, &format!("init tasks: {}", chain(&error))),
+            };
             for task in startable(&tasks, &shared.state()) {
                 begin(&shared, task);
                 tokio::spawn(carry_out(Arc::clone(&shared), Arc::clone(&tasks), task.clone()));
@@ -76,6 +78,10 @@ pub(super) async fn mind(shared: Arc<Shared>) {
             return;
         }
     }
+}
+
+fn is_to_run(task: &TaskState) -> bool {
+    matches!(task.status, TaskStatus::Created | TaskStatus::Blocked)
 }
 
 /// Tasks that nothing holds up.

@@ -128,3 +128,41 @@ fn who_cannot_come_is_not_there_and_the_rest_is_as_it_was() {
     host.expect(0, &["down"]);
     host.assert_clean();
 }
+
+/// The manifest of `names` with an init task in each: that of db needs that of web and leaves what it heard.
+fn with_tasks(host: &Host, names: &[&str], said: &str) -> String {
+    let machines: Vec<_> = names.iter().map(|name| (*name, &["local"][..])).collect();
+    let path = manifest(host, LOCAL, &machines);
+    let text = std::fs::read_to_string(&path).expect("reading");
+    let mut text: Value = serde_json::from_str(&text).expect("JSON");
+    let place = host.home().join("done");
+    let task =
+        |name: &str, run: &str, needs: &[&str]| json!({ "init": true, "machine": name, "run": run, "needs": needs });
+    let mut tasks =
+        json!({ "init_web": task("web", &format!("echo web >> {}; echo A=b >> $LABYARD_ENV", place.display()), &[]) });
+    if names.contains(&"db") {
+        tasks["init_db"] = task("db", &format!("echo db $A {said} >> {}", place.display()), &["init_web"]);
+    }
+    text["playground"]["initTasks"] = tasks;
+    std::fs::write(&path, text.to_string()).expect("writing");
+    path
+}
+
+#[test]
+fn a_machine_that_comes_runs_its_init_tasks_and_nobody_else_does() {
+    let host = Host::new();
+    let done = || std::fs::read_to_string(host.home().join("done")).unwrap_or_default();
+    host.expect(0, &["up", &with_tasks(&host, &["web"], "")]);
+    assert_eq!(done(), "web\n");
+    host.expect(0, &["up", &with_tasks(&host, &["web", "db"], "first")]);
+    assert_eq!(done(), "web\ndb b first\n");
+    // One that leaves takes its task along; one that comes again is new, with what the manifest asks for by then.
+    host.expect(0, &["up", &with_tasks(&host, &["web"], "")]);
+    let (stdout, _) = host.expect(0, &["tasks", "lab", "--json"]);
+    assert!(stdout.contains("init_web") && !stdout.contains("init_db"), "{stdout}");
+    assert_eq!(host.ps()["conditions"].as_array().expect("conditions").last().expect("one")["name"], "Ready");
+    host.expect(0, &["up", &with_tasks(&host, &["web", "db"], "second")]);
+    assert_eq!(done(), "web\ndb b first\ndb b second\n");
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}

@@ -16,7 +16,7 @@ use labyard_spec::manifest::{Lab, Manifest};
 use labyard_supervisor::home::{Lock, names};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::plan::Plan;
-use labyard_supervisor::record::{ConditionName, End, Standing, State, now_ms};
+use labyard_supervisor::record::{ConditionName, End, Standing, State, TaskStatus, now_ms};
 use labyard_supervisor::words::chain;
 use labyard_supervisor::{client, quota, saved};
 use serde_json::Value;
@@ -102,7 +102,10 @@ impl Again<'_> {
                     return Ok(());
                 }
                 drop(lock);
-                return self.look_on(events, (!wanted.is_empty()).then_some(wanted.as_slice())).await;
+                // Whoever came with init tasks makes the lab ready when these are done, like a new one.
+                let tasks = client.status().await?.tasks;
+                let works = tasks.iter().any(|task| task.status != TaskStatus::Completed);
+                return self.look_on(events, (!wanted.is_empty() && !works).then_some(wanted.as_slice())).await;
             }
             _ if self.up.restart => {
                 self.check_drives(&state, &changed)?;

@@ -12,6 +12,7 @@ use labyard_supervisor::home::names;
 use labyard_supervisor::plan::Plan;
 use labyard_supervisor::quota;
 use labyard_supervisor::record::State;
+use labyard_supervisor::tasks::Tasks;
 use serde_json::Value;
 
 use super::super::{Failure, code};
@@ -80,11 +81,27 @@ impl Again<'_> {
             true => None,
             false => Some(quota::admit(preparation.home, quota::Ask::of(lab), Some(&folder.name))?),
         };
-        let members = Members { manifest: preparation.manifest.file.clone(), plan, machines: preparation.machines() };
+        let members = Members {
+            manifest: preparation.manifest.file.clone(),
+            plan,
+            machines: preparation.machines(),
+            tasks: self.tasks(come)?,
+        };
         let coming = tokio::time::timeout(SUPERVISOR_WITHIN + Duration::from_secs(15), client.come(&members));
         coming.await.map_err(|_| late(&folder.name))??;
         come.iter().for_each(|name| progress.say(&format!("{name} is new and starts")));
         Ok(())
+    }
+
+    /// The init tasks that the lab has from now on: those of machines that come are new, with the parameters that it was made with.
+    fn tasks(&self, come: &[String]) -> Result<Tasks, Failure> {
+        let lab = &self.preparation.manifest.lab;
+        let before = Tasks::read(&self.preparation.folder)?;
+        let known = before.parameters.iter().filter(|(key, _)| lab.conditions.iter().any(|known| known.key == **key));
+        let given: Vec<_> = known.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let chosen = Tasks::choose(lab, &given).map_err(Failure::input)?;
+        let comes = |machine: &str| come.iter().any(|name| name == machine);
+        Ok(before.with(chosen, |machine| lab.machines.iter().any(|one| one.name == machine) && !comes(machine), comes))
     }
 
     /// Removes folders of machines that the lab does not have.
