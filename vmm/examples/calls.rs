@@ -62,12 +62,14 @@ fn role(thread: &str) -> Option<Role> {
     let is_vcpu = |name: &str| name.rsplit_once(" cpu").is_some_and(|(_, number)| number.parse::<u32>().is_ok());
     match thread {
         "labyard-vmm" => Some(Role::Main),
+        // Before Linux 6.14 a program that was executed by its descriptor is called by that.
+        name if name.bytes().all(|byte| byte.is_ascii_digit()) => Some(Role::Main),
         "spawner" => Some(Role::Spawner),
         "control" | "capture" => Some(Role::Control),
         name if name.ends_with(" keys") => Some(Role::Control),
         name if name.ends_with(" io") || name.ends_with(" way out") || name.contains(" way") => Some(Role::Io),
         name if is_vcpu(name) => Some(Role::Vcpu),
-        "3" | "10" | "labyard-jail" | "labyard" | "strace" | "sh" => None,
+        "labyard-jail" | "labyard" | "strace" | "sh" => None,
         _ => Some(Role::Machine),
     }
 }
