@@ -1,5 +1,5 @@
 //! What filters of system calls forbid is the end of the process, whichever thread tries it: `examples/attempts.rs` tries each attempt of
-//! `labyard_sys::attempts` on a thread of each role, in a monitor that runs a machine. Needs `/dev/kvm`, but no Linux guest.
+//! `labyard_sys::attempts` on a thread of each role, in a monitor that runs a machine, where there is `/dev/kvm`.
 
 // What is optimized has no hook.
 #![cfg(debug_assertions)]
