@@ -40,6 +40,7 @@ use crate::kvm::Hypervisor;
 use crate::levers::Levers;
 use crate::machine::{self, Parts, Witness};
 use crate::reclaim::Holes;
+use crate::seccomp::Role;
 use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
 use wiring::Wiring;
@@ -198,7 +199,7 @@ impl Playground {
         let name = parts.name.clone();
         let witness: Arc<dyn Witness> = Arc::new(Watcher { playground: Arc::clone(self), name: name.clone() });
         let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
-        match runtime::spawn(&name, move || machine::run(parts, &hypervisor, signals, &own, &witness)) {
+        match runtime::spawn(Role::Machine, &name, move || machine::run(parts, &hypervisor, signals, &own, &witness)) {
             Ok(thread) => {
                 handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
                 Ok(())
