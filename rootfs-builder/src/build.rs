@@ -14,11 +14,11 @@ use crate::digest::Digest;
 use crate::earlier::index;
 use crate::earlier::places::Places;
 use crate::earlier::{self, Claim, Donors};
-use crate::erofs::ErofsError;
+use crate::erofs::{self, ErofsError};
 use crate::ext4::{self, Ext4Error, WRITER_VERSION};
 use crate::layer::LayerError;
 use crate::source::{self, Image, SourceError};
-use crate::store::{ImageRecord, Store, StoreError};
+use crate::store::{ImageRecord, Store, StoreError, disk_name};
 use crate::watch::Watch;
 use crate::workdir::{self, Workdir, WorkdirError};
 use merged::Merged;
@@ -40,8 +40,31 @@ pub enum Format {
     /// One that a machine writes to.
     #[default]
     Ext4,
-    /// One that is only ever read, as small as its content. It goes to a file, the store keeps none.
+    /// One that is only ever read, as small as its content.
     Erofs,
+}
+
+impl Format {
+    /// As `mount -t` and records name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Erofs => "erofs",
+        }
+    }
+
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ext4, Self::Erofs].into_iter().find(|format| format.name() == name)
+    }
+
+    /// Version of its writer.
+    fn writer(self) -> u32 {
+        match self {
+            Self::Ext4 => WRITER_VERSION,
+            Self::Erofs => erofs::WRITER_VERSION,
+        }
+    }
 }
 
 /// What is asked for.
@@ -133,7 +156,7 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     let known = image.layers.iter().map(|layer| layer.diff_id).collect::<Option<Vec<_>>>();
     let mut work = None;
     if let Some(diff_ids) = known {
-        let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint, &image.kernel);
+        let key = key(request, &diff_ids, &image);
         if let Some(built) = found(&key.hex())? {
             return Ok(built);
         }
@@ -191,7 +214,7 @@ fn from_layers(
     let stop = AtomicBool::new(false);
     let (written, proved) = std::thread::scope(|scope| {
         let proof = scope.spawn(|| earlier::prove(&claims, &stop));
-        let written = merged.write(request, &folder.join("disk.ext4"), watch);
+        let written = merged.write(request, &folder.join(disk_name(request.format.name())), watch);
         // Who is interrupted does not wait for the proof.
         stop.store(written.is_err(), Ordering::Relaxed);
         (written, proof.join())
@@ -235,19 +258,15 @@ impl Drop for Unfinished {
     }
 }
 
-/// What decides the bytes of a disk and of its record: layers and whether they hide names, size, entrypoint, needs, and the
-/// version of the writer.
-fn key(
-    diff_ids: &[Digest],
-    whiteouts: bool,
-    size_bytes: u64,
-    entrypoint: &Option<Entrypoint>,
-    kernel: &KernelNeeds,
-) -> Digest {
-    key_of_writer(WRITER_VERSION, diff_ids, whiteouts, size_bytes, entrypoint, kernel)
+/// What decides the bytes of a disk and of its record: file system and version of its writer, layers and whether they hide names, size,
+/// entrypoint and needs. A disk that is only read is as long as it becomes, whatever bounds it.
+fn key(request: &Request, diff_ids: &[Digest], image: &Image) -> Digest {
+    let (format, size) = (request.format, request.size_bytes);
+    key_of(format, format.writer(), diff_ids, image.whiteouts, size, &image.entrypoint, &image.kernel)
 }
 
-fn key_of_writer(
+fn key_of(
+    format: Format,
     writer: u32,
     diff_ids: &[Digest],
     whiteouts: bool,
@@ -255,7 +274,11 @@ fn key_of_writer(
     entrypoint: &Option<Entrypoint>,
     kernel: &KernelNeeds,
 ) -> Digest {
-    let mut text = format!("labyard image\nwriter {writer}\nsize {size_bytes}\nwhiteouts {whiteouts}\n");
+    let disk = match format {
+        Format::Ext4 => format!("size {size_bytes}"),
+        Format::Erofs => "erofs".to_owned(),
+    };
+    let mut text = format!("labyard image\nwriter {writer}\n{disk}\nwhiteouts {whiteouts}\n");
     for diff_id in diff_ids {
         text.push_str(&format!("layer {diff_id}\n"));
     }
@@ -272,9 +295,10 @@ pub(crate) fn is_key_of(record: &ImageRecord) -> bool {
     let Ok(diff_ids) = record.layers.iter().map(|text| text.parse()).collect::<Result<Vec<Digest>, _>>() else {
         return false;
     };
+    let Some(format) = Format::named(&record.filesystem) else { return false };
     [true, false].into_iter().any(|whiteouts| {
         let (size, entrypoint) = (record.size_bytes, &record.entrypoint);
-        key_of_writer(record.writer, &diff_ids, whiteouts, size, entrypoint, &record.kernel).hex() == record.key
+        key_of(format, record.writer, &diff_ids, whiteouts, size, entrypoint, &record.kernel).hex() == record.key
     })
 }
 

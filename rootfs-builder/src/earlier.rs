@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::build::Format;
 use crate::digest::Digest;
 use crate::layer::decode::Decoder;
 use crate::layer::{Layer, LayerError};
@@ -88,6 +89,8 @@ impl Donors {
         };
         let keys = store.image_keys().unwrap_or_default();
         let records = keys.iter().filter_map(|key| store.image(key).ok().flatten());
+        // Where contents lie is noted of no other.
+        let records = records.filter(|record| record.filesystem == Format::Ext4.name());
         let mut records: Vec<_> = records.map(|record| (shares(&record), record)).filter(|one| one.0 > 0).collect();
         records.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.key.cmp(&b.1.key)));
         let places = |record: ImageRecord| {

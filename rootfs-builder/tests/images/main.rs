@@ -132,12 +132,20 @@ fn a_read_only_disk_is_what_umoci_unpacks() {
     let home = tempfile::tempdir().unwrap();
     let layout = rich(&home.path().join("layout"));
     let source = format!("oci-layout:{}:v1", layout.path.display());
-    let refused = run(home.path(), &["build", &source, "--format", "erofs"]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("give a file: --output FILE"));
     let disk = home.path().join("disk.erofs").display().to_string();
     let made = run(home.path(), &["build", &source, "--format", "erofs", "--output", &disk]);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // In the store it is the same, as long as its content and beside the one that is written to.
+    let kept = |size: &str| -> Value {
+        let output = run(home.path(), &["build", &source, "--format", "erofs", "--size", size, "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let (ext4, first, second) = (built(home.path(), &source), kept("64MiB"), kept("1GiB"));
+    assert_ne!(ext4["key"], first["key"]);
+    assert_eq!((&first["key"], &first["cached"], &second["cached"]), (&second["key"], &json!(false), &json!(true)));
+    assert!(fs::read(crate::disk(&first)).unwrap() == fs::read(&disk).unwrap());
+    assert_eq!(first["bytes"], fs::metadata(&disk).unwrap().len());
     let (bundle, out) = (home.path().join("bundle"), home.path().join("out"));
     let image = format!("{}:v1", layout.path.display());
     assert!(tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]).status.success());
