@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use oci_client::client::BlobResponse;
 use oci_client::{Reference, RegistryOperation};
 
-use super::access::{Access, Grant, LASTS, Who};
+use super::access::{Access, Grant, Granted, LASTS, Who};
 use super::blobs::{Blobs, Part};
 use super::connection::{ATTEMPTS, CONNECTIONS, Connection, PAUSE, TICK, interruption, runtime};
 use super::origins::{Origins, Right};
@@ -46,7 +46,7 @@ pub struct Stored<'a> {
     pub access: &'a Access,
 }
 
-/// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` decides.
+/// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` of the same places decides.
 pub fn image(
     reference: &Reference,
     settings: &Settings,
@@ -57,18 +57,18 @@ pub fn image(
     let endpoints = settings.endpoints(reference)?;
     let who = |endpoint: &Endpoint| {
         let reference = &endpoint.reference;
-        Ok(Who::new(reference, &credentials::find(reference.registry(), reference.repository())?.auth))
+        Ok(Who::new(endpoint, &credentials::find(reference.registry(), reference.repository())?.auth))
     };
     let who: Vec<Who> = endpoints.iter().map(who).collect::<Result<_, RegistryError>>()?;
+    let lately = |(endpoint, who)| access.granted_lately(endpoint, who).filter(|manifest| is_complete(blobs, manifest));
     if reference.digest().is_some()
-        && let Some(manifest) = access.granted_lately(reference, &who)
-        && is_complete(blobs, &manifest)
+        && let Some(manifest) = endpoints.iter().zip(&who).find_map(lately)
     {
         return Ok(Fetched { manifest });
     }
     let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
-            fetched = from_endpoints(reference, endpoints, &who, stored, watch) => fetched,
+            fetched = from_endpoints(&endpoints, &who, stored, watch) => fetched,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
     });
@@ -76,11 +76,11 @@ pub fn image(
         Err(error @ RegistryError::Unreached { .. }) => error,
         other => return other,
     };
-    let Some((manifest, grant)) = access.granted(reference, &who) else { return Err(error) };
-    if !is_complete(blobs, &manifest) {
-        return Err(error);
-    }
-    let why = match grant {
+    let granted = endpoints.iter().zip(&who).filter_map(|(endpoint, who)| access.granted(endpoint, who));
+    let granted = granted.filter(|granted| is_complete(blobs, &granted.manifest));
+    // A tag may have moved: the last word counts, whoever of them spoke it.
+    let Some(Granted { manifest, why, .. }) = granted.max_by_key(|granted| granted.at) else { return Err(error) };
+    let why = match why {
         Grant::Public => "which anybody could have".to_owned(),
         Grant::Shown(ago) => {
             format!("your login was shown {} s ago, and counts for {} s", ago.as_secs(), LASTS.as_secs())
@@ -102,23 +102,22 @@ fn is_complete(blobs: &Blobs, manifest: &Descriptor) -> bool {
 }
 
 async fn from_endpoints(
-    reference: &Reference,
-    endpoints: Vec<Endpoint>,
+    endpoints: &[Endpoint],
     who: &[Who],
     stored: Stored<'_>,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
     let access = stored.access;
     let last = endpoints.len() - 1;
-    let unwritten = |source| RegistryError::Write { path: access.path(reference), source };
-    for (at, (endpoint, who)) in endpoints.into_iter().zip(who).enumerate() {
-        let lately = access.granted(reference, std::slice::from_ref(who)).map(|(manifest, _)| manifest.digest);
-        let puller = Puller::new(Connection::new(endpoint).await?, stored, who, lately, watch);
+    for (at, (endpoint, who)) in endpoints.iter().zip(who).enumerate() {
+        let unwritten = |source| RegistryError::Write { path: access.path(endpoint), source };
+        let lately = access.granted(endpoint, who).map(|granted| granted.manifest.digest);
+        let puller = Puller::new(Connection::new(endpoint.clone()).await?, stored, who, lately, watch);
         let result = puller.image().await;
         match &result {
-            Ok(fetched) => access.note(reference, who, &fetched.manifest).map_err(unwritten)?,
+            Ok(fetched) => access.note(endpoint, who, &fetched.manifest).map_err(unwritten)?,
             Err(RegistryError::Denied { .. } | RegistryError::Missing { .. }) => {
-                access.forget(reference, who).map_err(unwritten)?;
+                access.forget(endpoint, who).map_err(unwritten)?;
             }
             Err(_) => {}
         }

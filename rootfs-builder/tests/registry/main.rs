@@ -373,6 +373,37 @@ fn a_public_image_is_there_for_everybody_while_its_registry_is_not() {
 }
 
 #[test]
+fn who_leads_a_name_elsewhere_decides_nothing_for_others() {
+    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+    let mut registries = [Registry::start(Access::Everybody), Registry::start(Access::Everybody)];
+    for (registry, text) in registries.iter().zip(["hello", "something else"]) {
+        image(&work.path().join(text), text);
+        registry.push(&work.path().join(text), "it:1");
+    }
+    let lead_to = |registry: Option<&Registry>| {
+        let settings = registry.map(|registry| {
+            format!("[[registry]]\nprefix = \"images.example\"\nlocation = \"127.0.0.1:{}\"\n", registry.port)
+        });
+        fs::write(home.path("registries.conf"), settings.unwrap_or_default()).unwrap();
+    };
+    // Ada asks first, then eve, who has the same store and another idea of where the name leads.
+    let keys = registries.each_ref().map(|registry| {
+        lead_to(Some(registry));
+        home.built("images.example/it:1")["key"].clone()
+    });
+    assert_ne!(keys[0], keys[1]);
+    registries.iter_mut().for_each(Registry::stop);
+    for (registry, key) in registries.iter().zip(&keys) {
+        lead_to(Some(registry));
+        assert_eq!(home.built("images.example/it:1")["key"], *key);
+    }
+    // Who leads it nowhere gets neither.
+    lead_to(None);
+    let (error, code) = home.refused("images.example/it:1");
+    assert!(error.contains("images.example/it:1") && code == 1, "{error}");
+}
+
+#[test]
 fn a_private_image_is_there_only_for_the_login_that_was_shown() {
     for access in [Access::Password, Access::Token] {
         let mut scene = scene(access);
