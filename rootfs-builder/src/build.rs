@@ -13,10 +13,12 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::Digest;
 use crate::earlier::index;
 use crate::earlier::places::Places;
+use crate::earlier::shown;
 use crate::earlier::{self, Claim, Donors};
 use crate::erofs::{self, ErofsError};
 use crate::ext4::{self, Ext4Error, WRITER_VERSION};
 use crate::layer::LayerError;
+use crate::section::Identity;
 use crate::source::{self, Image, SourceError};
 use crate::store::{ImageRecord, Store, StoreError, disk_name};
 use crate::watch::Watch;
@@ -150,8 +152,13 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     let image = request.open(&images, watch)?;
     // Knowing what an image is made of is no right to it.
     let found = |key: &str| -> Result<Option<Built>, BuildError> {
-        let record = store.image(key)?.filter(|record| earlier::is_shown(store, record, &image));
-        Ok(record.map(|record| Built { path: store.disk(&record), record, cached: true }))
+        let Some(record) = store.image(key)? else { return Ok(None) };
+        let before = shown::files(&image);
+        let Some(claims) = earlier::claims_on(store, &record, &image) else { return Ok(None) };
+        if !claims.is_empty() {
+            watch.at("checking layers", 0, 0).map_err(Ext4Error::from)?;
+        }
+        Ok(Some(given(store, record, &image, &claims, &before, watch)?))
     };
     let known = image.layers.iter().map(|layer| layer.diff_id).collect::<Option<Vec<_>>>();
     let mut work = None;
@@ -178,6 +185,22 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     }
 }
 
+/// An image of the store, for a source that has its layers: what it claims is held against its bytes, which were `before`.
+fn given(
+    store: &Store,
+    record: ImageRecord,
+    image: &Image,
+    claims: &[Claim],
+    before: &[Option<Identity>],
+    watch: &Watch,
+) -> Result<Built, BuildError> {
+    earlier::prove(claims, watch.cancelled())?;
+    watch.check().map_err(Ext4Error::from)?;
+    let path = store.image_dir(&record);
+    shown::remember(&path, image, before).map_err(|source| BuildError::Write { path, source })?;
+    Ok(Built { path: store.disk(&record), record, cached: true })
+}
+
 /// Builds an image of the store; what `donors` have is not read again.
 fn from_layers(
     request: &Request,
@@ -188,6 +211,7 @@ fn from_layers(
     watch: &Watch,
 ) -> Result<Built, BuildError> {
     let images = store.images_dir();
+    let before = shown::files(image);
     let mut merged = Merged::complete(image, request, &images, donors, watch)?;
     // A plain tar tells its diff id only when it has been read.
     let entered = match work.take() {
@@ -197,8 +221,7 @@ fn from_layers(
     let folder = work.insert(entered).path().to_owned();
     let claims: Vec<Claim> = merged.claims(image);
     if let Some(record) = store.image(&merged.key.hex())? {
-        earlier::prove(&claims, watch.cancelled())?;
-        watch.check().map_err(Ext4Error::from)?;
+        let built = given(store, record.clone(), image, &claims, &before, watch)?;
         let path = store.image_dir(&record).join(earlier::FILE);
         if let Some(index) = merged.index(Places::default()).filter(|_| index::known(&path, &record).is_none()) {
             // It was imported, or built before there was one. Now its layers are known, and need not be read for the next one who asks.
@@ -209,7 +232,7 @@ fn from_layers(
                 .or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })
                 .map_err(|source| BuildError::Write { path, source })?;
         }
-        return Ok(Built { path: store.disk(&record), record, cached: true });
+        return Ok(built);
     }
     let stop = AtomicBool::new(false);
     let (written, proved) = std::thread::scope(|scope| {
