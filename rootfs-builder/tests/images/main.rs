@@ -9,6 +9,7 @@ mod oracle;
 mod compare;
 mod dockerfile;
 mod layout;
+mod made;
 mod rebuild;
 mod refused;
 mod stacks;
