@@ -327,10 +327,8 @@ impl<'a> Puller<'a> {
             }
             tokio::time::sleep(pause).await;
         }
-        let finished = part.finish().map_err(self.unwritten(digest))?;
-        if finished.is_ok() {
-            self.origins.note(digest, self.who).map_err(self.unwritten(digest))?;
-        }
+        let note = || self.origins.note(digest, self.who);
+        let finished = part.finish(note).map_err(self.unwritten(digest))?;
         finished.map_err(|found| RegistryError::Blob {
             image: self.name(),
             blob: name.to_owned(),
