@@ -19,6 +19,7 @@ use oci_client::secrets::RegistryAuth;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use super::fetch::{Attached, Fetched};
 use super::settings::Endpoint;
 use crate::digest::Digest;
 use crate::source::manifest::Descriptor;
@@ -41,9 +42,8 @@ pub struct Access {
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Note {
     place: String,
-    media_type: String,
-    digest: String,
-    size: u64,
+    manifest: Option<Descriptor>,
+    attached: Vec<Attached>,
     /// When it was last given to somebody without a login; seconds since 1970.
     public: Option<u64>,
     proofs: Vec<Proof>,
@@ -66,7 +66,7 @@ pub(super) struct Who {
 /// An image that may be had without asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Granted {
-    pub(super) manifest: Descriptor,
+    pub(super) fetched: Fetched,
     pub(super) why: Grant,
     /// When it was last given; seconds since 1970.
     pub(super) at: u64,
@@ -136,11 +136,11 @@ impl Access {
     }
 
     /// `who` has been given the image there.
-    pub(super) fn note(&self, at: &Endpoint, who: &Who, manifest: &Descriptor) -> io::Result<()> {
+    pub(super) fn note(&self, at: &Endpoint, who: &Who, fetched: &Fetched) -> io::Result<()> {
         let mut note = self.read(at).unwrap_or_default();
-        (note.place, note.media_type) = (place(at), manifest.media_type.clone());
+        note.place = place(at);
         // Who has shown a login for other bytes has shown it for the name; the bytes are these now.
-        (note.digest, note.size) = (manifest.digest.clone(), manifest.size);
+        (note.manifest, note.attached) = (Some(fetched.manifest.clone()), fetched.attached.clone());
         if who.is_anonymous() {
             note.public = Some(now());
         }
@@ -163,23 +163,22 @@ impl Access {
         self.write(at, &note)
     }
 
-    /// The manifest that `who` may have without the registry being asked.
+    /// What `who` may have without the registry being asked.
     pub(super) fn granted(&self, at: &Endpoint, who: &Who) -> Option<Granted> {
         let note = self.read(at)?;
-        let digest = note.digest.parse().ok()?;
-        let manifest = Descriptor::new(note.media_type.clone(), &digest, note.size);
+        let fetched = Fetched { manifest: note.manifest?, attached: note.attached };
         if let Some(at) = note.public {
-            return Some(Granted { manifest, why: Grant::Public, at });
+            return Some(Granted { fetched, why: Grant::Public, at });
         }
         let fresh = note.proofs.iter().filter(|proof| is_fresh(proof.at));
         let at = fresh.filter(|proof| who.sum(&proof.salt) == proof.sum).map(|proof| proof.at).max()?;
         let why = Grant::Shown(Duration::from_secs(now().saturating_sub(at)));
-        Some(Granted { manifest, why, at })
+        Some(Granted { fetched, why, at })
     }
 
     /// The same for a digest, so that nobody has to be asked: what is public was found to be so no longer ago than a login counts.
-    pub(super) fn granted_lately(&self, at: &Endpoint, who: &Who) -> Option<Descriptor> {
-        self.granted(at, who).filter(|granted| is_fresh(granted.at)).map(|granted| granted.manifest)
+    pub(super) fn granted_lately(&self, at: &Endpoint, who: &Who) -> Option<Fetched> {
+        self.granted(at, who).filter(|granted| is_fresh(granted.at)).map(|granted| granted.fetched)
     }
 }
 
@@ -206,11 +205,12 @@ mod tests {
         Endpoint { reference: reference.parse().expect("a reference"), insecure: false }
     }
 
-    fn scene() -> (tempfile::TempDir, Access, Endpoint, Descriptor) {
+    fn scene() -> (tempfile::TempDir, Access, Endpoint, Fetched) {
         let home = tempfile::tempdir().expect("a folder");
         let access = Access::open(home.path()).expect("opening");
-        let manifest = Descriptor::new("kind".to_owned(), &Digest::of(b"it"), 2);
-        (home, access, at("images.example/it:1"), manifest)
+        let descriptor = |of: &[u8]| Descriptor::new("kind".to_owned(), &Digest::of(of), 2);
+        let attached = vec![(descriptor(b"needs"), Digest::of(b"it").to_string())];
+        (home, access, at("images.example/it:1"), Fetched { manifest: descriptor(b"it"), attached })
     }
 
     fn who(registry: &str, password: &str) -> Who {
@@ -223,11 +223,11 @@ mod tests {
 
     #[test]
     fn a_private_image_is_for_the_login_that_was_shown_and_for_a_while() {
-        let (home, access, image, manifest) = scene();
+        let (home, access, image, fetched) = scene();
         let ada = who("images.example", "correct horse");
-        access.note(&image, &ada, &manifest).expect("noting");
+        access.note(&image, &ada, &fetched).expect("noting");
         let granted = access.granted(&image, &ada).expect("granted");
-        assert_eq!(granted.manifest, manifest);
+        assert_eq!(granted.fetched, fetched);
         assert!(matches!(granted.why, Grant::Shown(_)));
         for other in [who("images.example", "wrong"), who("other.example", "correct horse"), nobody("images.example")] {
             assert_eq!(access.granted(&image, &other), None);
@@ -243,7 +243,7 @@ mod tests {
             access.write(&image, &note).expect("writing");
             assert_eq!(access.granted(&image, &ada), None);
         }
-        access.note(&image, &ada, &manifest).expect("noting");
+        access.note(&image, &ada, &fetched).expect("noting");
         access.forget(&image, &ada).expect("forgetting");
         assert_eq!(access.granted(&image, &ada), None);
         assert_eq!(fs::read_dir(home.path().join("access")).expect("listing").count(), 1);
@@ -251,12 +251,12 @@ mod tests {
 
     #[test]
     fn a_public_image_is_for_everybody_until_it_is_refused() {
-        let (_home, access, image, manifest) = scene();
-        access.note(&image, &nobody("images.example"), &manifest).expect("noting");
+        let (_home, access, image, fetched) = scene();
+        access.note(&image, &nobody("images.example"), &fetched).expect("noting");
         let ada = who("images.example", "any");
         let granted = access.granted(&image, &ada).expect("granted");
-        assert_eq!((granted.manifest, granted.why), (manifest.clone(), Grant::Public));
-        assert_eq!(access.granted_lately(&image, &ada), Some(manifest));
+        assert_eq!((granted.fetched, granted.why), (fetched.clone(), Grant::Public));
+        assert_eq!(access.granted_lately(&image, &ada), Some(fetched));
         let mut note = access.read(&image).expect("a note");
         note.public = Some(0);
         access.write(&image, &note).expect("writing");
@@ -268,8 +268,8 @@ mod tests {
 
     #[test]
     fn what_one_place_gave_says_nothing_of_another() {
-        let (_home, access, image, manifest) = scene();
-        access.note(&image, &nobody("images.example"), &manifest).expect("noting");
+        let (_home, access, image, fetched) = scene();
+        access.note(&image, &nobody("images.example"), &fetched).expect("noting");
         let insecure = Endpoint { insecure: true, ..image.clone() };
         for other in [at("mirror.example/it:1"), at("images.example/team/it:1"), insecure] {
             assert_eq!(access.granted(&other, &nobody(other.reference.registry())), None, "{other:?}");
@@ -279,12 +279,12 @@ mod tests {
 
     #[test]
     fn a_note_that_is_broken_is_none() {
-        let (_home, access, image, manifest) = scene();
+        let (_home, access, image, fetched) = scene();
         for text in ["", "{}", "[1", r#"{"place":"images.example/it:1"}"#] {
             fs::write(access.path(&image), text).expect("writing");
             assert_eq!(access.granted(&image, &nobody("images.example")), None, "{text}");
         }
-        access.note(&image, &nobody("images.example"), &manifest).expect("noting");
+        access.note(&image, &nobody("images.example"), &fetched).expect("noting");
         assert!(access.granted(&image, &who("images.example", "any")).is_some());
     }
 }

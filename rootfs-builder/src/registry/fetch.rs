@@ -4,6 +4,8 @@
 //! pieces as connections hold, `CONNECTIONS` blobs at a time. Nobody's secrets go anywhere but to the registry that they are
 //! for: `oci-client` sends them to it and to the token server that it names, and never along a redirection to another host.
 
+mod attached;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -21,7 +23,9 @@ use super::settings::{Endpoint, Settings};
 use super::{RegistryError, Trouble, credentials};
 use crate::digest::Digest;
 use crate::section::Section;
-use crate::source::manifest::{Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFESTS, MAX_NESTED, Manifest, choose};
+use crate::source::manifest::{
+    Artifact, Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFESTS, MAX_NESTED, Manifest, choose,
+};
 use crate::source::{ARCHITECTURE, MAX_DOCUMENT, MAX_LAYERS};
 use crate::watch::Watch;
 
@@ -33,7 +37,12 @@ const SAMPLE: u64 = 64 << 10;
 pub struct Fetched {
     /// Its manifest, one for our machines.
     pub(crate) manifest: Descriptor,
+    /// What says what it needs of a machine, and the manifest or index that each is about.
+    pub(crate) attached: Vec<Attached>,
 }
+
+/// An artifact, and the digest of what it is about.
+pub(crate) type Attached = (Descriptor, String);
 
 /// What a store has of registries.
 #[derive(Debug, Clone, Copy)]
@@ -60,11 +69,11 @@ pub fn image(
         Ok(Who::new(endpoint, &credentials::find(reference.registry(), reference.repository())?.auth))
     };
     let who: Vec<Who> = endpoints.iter().map(who).collect::<Result<_, RegistryError>>()?;
-    let lately = |(endpoint, who)| access.granted_lately(endpoint, who).filter(|manifest| is_complete(blobs, manifest));
+    let lately = |(endpoint, who)| access.granted_lately(endpoint, who).filter(|fetched| is_complete(blobs, fetched));
     if reference.digest().is_some()
-        && let Some(manifest) = endpoints.iter().zip(&who).find_map(lately)
+        && let Some(fetched) = endpoints.iter().zip(&who).find_map(lately)
     {
-        return Ok(Fetched { manifest });
+        return Ok(fetched);
     }
     let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
@@ -77,28 +86,32 @@ pub fn image(
         other => return other,
     };
     let granted = endpoints.iter().zip(&who).filter_map(|(endpoint, who)| access.granted(endpoint, who));
-    let granted = granted.filter(|granted| is_complete(blobs, &granted.manifest));
+    let granted = granted.filter(|granted| is_complete(blobs, &granted.fetched));
     // A tag may have moved: the last word counts, whoever of them spoke it.
-    let Some(Granted { manifest, why, .. }) = granted.max_by_key(|granted| granted.at) else { return Err(error) };
+    let Some(Granted { fetched, why, .. }) = granted.max_by_key(|granted| granted.at) else { return Err(error) };
     let why = match why {
         Grant::Public => "which anybody could have".to_owned(),
         Grant::Shown(ago) => {
             format!("your login was shown {} s ago, and counts for {} s", ago.as_secs(), LASTS.as_secs())
         }
     };
-    watch.at(&format!("note: {error}; taking {} from the store, {why}", manifest.digest), 0, 0)?;
-    Ok(Fetched { manifest })
+    watch.at(&format!("note: {error}; taking {} from the store, {why}", fetched.manifest.digest), 0, 0)?;
+    Ok(fetched)
 }
 
-/// Whether everything that a manifest names is there.
-fn is_complete(blobs: &Blobs, manifest: &Descriptor) -> bool {
+/// Whether everything that an image's manifests name is there.
+fn is_complete(blobs: &Blobs, fetched: &Fetched) -> bool {
     let has = |descriptor: &Descriptor| descriptor.digest.parse().is_ok_and(|digest| blobs.has(&digest));
-    let read = || {
+    let text = |manifest: &Descriptor| {
         let digest: Digest = manifest.digest.parse().ok()?;
-        let text = Section::whole(File::open(blobs.path(&digest)).ok()?).ok()?.bytes(MAX_DOCUMENT).ok()??;
-        serde_json::from_slice::<Manifest>(&text).ok()
+        Section::whole(File::open(blobs.path(&digest)).ok()?).ok()?.bytes(MAX_DOCUMENT).ok()?
     };
-    read().is_some_and(|read| has(&read.config) && read.layers.iter().all(has))
+    let image = text(&fetched.manifest).and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+    let artifact = |(manifest, _): &Attached| {
+        let read = text(manifest).and_then(|text| serde_json::from_slice::<Artifact>(&text).ok());
+        read.is_some_and(|read| read.documents().all(has))
+    };
+    image.is_some_and(|read| has(&read.config) && read.layers.iter().all(has)) && fetched.attached.iter().all(artifact)
 }
 
 async fn from_endpoints(
@@ -111,11 +124,11 @@ async fn from_endpoints(
     let last = endpoints.len() - 1;
     for (at, (endpoint, who)) in endpoints.iter().zip(who).enumerate() {
         let unwritten = |source| RegistryError::Write { path: access.path(endpoint), source };
-        let lately = access.granted(endpoint, who).map(|granted| granted.manifest.digest);
+        let lately = access.granted(endpoint, who).map(|granted| granted.fetched.manifest.digest);
         let puller = Puller::new(Connection::new(endpoint.clone()).await?, stored, who, lately, watch);
         let result = puller.image().await;
         match &result {
-            Ok(fetched) => access.note(endpoint, who, &fetched.manifest).map_err(unwritten)?,
+            Ok(fetched) => access.note(endpoint, who, fetched).map_err(unwritten)?,
             Err(RegistryError::Denied { .. } | RegistryError::Missing { .. }) => {
                 access.forget(endpoint, who).map_err(unwritten)?;
             }
@@ -176,7 +189,7 @@ impl<'a> Puller<'a> {
             0,
             0,
         )?;
-        let (descriptor, manifest) = self.manifest().await?;
+        let (descriptor, manifest, outer) = self.manifest().await?;
         if manifest.layers.len() > MAX_LAYERS {
             let problem = format!("{} layers, more than {MAX_LAYERS}", manifest.layers.len());
             return Err(self.wrong(&format!("manifest {}", descriptor.digest), problem));
@@ -191,13 +204,24 @@ impl<'a> Puller<'a> {
             }
             wanted.push((name, layer));
         }
+        let mut attached = Vec::new();
+        // To the image for our machines, or to all of them.
+        for subject in [Some(descriptor.digest.clone()), outer].into_iter().flatten() {
+            attached.extend(self.attached(&subject).await?.into_iter().map(|one| (one, subject.clone())));
+        }
+        let mut said = Vec::new();
+        for (one, _) in &attached {
+            said.extend(self.artifact(one).await?);
+        }
+        wanted.extend(said.iter().map(|layer| (format!("compatibility specification {}", layer.digest), layer)));
         let shown = self.lately.as_ref() == Some(&descriptor.digest);
         self.blobs(wanted, shown).await?;
-        Ok(Fetched { manifest: descriptor })
+        Ok(Fetched { manifest: descriptor, attached })
     }
 
-    /// The manifest for our machines, through as many indexes as there are.
-    async fn manifest(&self) -> Result<(Descriptor, Manifest), RegistryError> {
+    /// The manifest for our machines, through as many indexes as there are; and the digest of the outermost, where there is one.
+    async fn manifest(&self) -> Result<(Descriptor, Manifest, Option<String>), RegistryError> {
+        let mut outer = None;
         let mut reference = self.connection.reference.clone();
         for _ in 0..=MAX_NESTED {
             let text = self.document(&reference).await?;
@@ -214,13 +238,14 @@ impl<'a> Puller<'a> {
             let media_type = kind.media_type("");
             if MANIFESTS.contains(&media_type.as_str()) {
                 let manifest = serde_json::from_slice(&text).map_err(parsed)?;
-                return Ok((Descriptor::new(media_type, &digest, text.len() as u64), manifest));
+                return Ok((Descriptor::new(media_type, &digest, text.len() as u64), manifest, outer));
             }
             if !INDEXES.contains(&media_type.as_str()) {
                 return Err(
                     self.wrong(&what, format!("its media type `{media_type}` is neither a manifest nor an index"))
                 );
             }
+            outer.get_or_insert_with(|| digest.to_string());
             let index: Index = serde_json::from_slice(&text).map_err(parsed)?;
             let chosen = choose(&index).ok_or_else(|| {
                 self.wrong(

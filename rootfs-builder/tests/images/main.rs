@@ -377,6 +377,50 @@ fn what_an_image_needs_of_the_kernel_is_kept_beside_it() {
 }
 
 #[test]
+fn what_an_artifact_says_that_an_image_needs_counts_beside_its_annotations() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.annotate(&json!({ "io.labyard.kernel.modules": "overlay" }));
+    let source = format!("oci-layout:{}", layout.path.display());
+    let plain = built(home.path(), &source)["key"].clone();
+    let image = layout.manifest("amd64");
+    let needs = |version: &str| {
+        format!(
+            "version: v1alpha1
+compatibilities:
+- rules:
+  - name: it
+    matchFeatures:
+    - feature: kernel.version
+      matchExpressions:
+        major: {{op: {version}, value: ['6']}}
+    - feature: kernel.loadedmodule
+      matchExpressions:
+        zfs: {{op: Exists}}
+"
+        )
+    };
+    let mut other = image.clone();
+    other["digest"] = json!(layout::digest(b"another image"));
+    // One that is about another image says nothing of this one.
+    layout.index(&[image.clone(), layout.needs(&other, &needs("Ge"))]);
+    assert_eq!(built(home.path(), &source)["key"], plain);
+    layout.index(&[layout.needs(&image, &needs("Ge")), image.clone()]);
+    let needy = built(home.path(), &source)["key"].as_str().unwrap().to_owned();
+    let record = Store::open(home.path()).unwrap().image(&needy).unwrap().unwrap();
+    assert_eq!(record.kernel.version[0].to_string(), ">=6");
+    assert_eq!(record.kernel.modules, ["overlay", "zfs"]);
+
+    layout.index(&[image.clone(), layout.needs(&image, &needs("InRegexp"))]);
+    let output = run(home.path(), &["build", &source, "--size", "64MiB"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("compatibility specification sha256:"), "{error}");
+    assert!(error.contains("rule `it`, kernel.version, major: `InRegexp`"), "{error}");
+}
+
+#[test]
 fn a_name_of_the_catalogue_stands_for_its_source() {
     let home = tempfile::tempdir().unwrap();
     let mut layout = Layout::new(&home.path().join("layout"));
