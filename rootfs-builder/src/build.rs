@@ -13,12 +13,14 @@ use sha2::{Digest as _, Sha256};
 use crate::digest::Digest;
 use crate::earlier::index;
 use crate::earlier::places::Places;
+use crate::earlier::shown;
 use crate::earlier::{self, Claim, Donors};
-use crate::erofs::ErofsError;
+use crate::erofs::{self, ErofsError};
 use crate::ext4::{self, Ext4Error, WRITER_VERSION};
 use crate::layer::LayerError;
+use crate::section::Identity;
 use crate::source::{self, Image, SourceError};
-use crate::store::{ImageRecord, Store, StoreError};
+use crate::store::{ImageRecord, Store, StoreError, disk_name};
 use crate::watch::Watch;
 use crate::workdir::{self, Workdir, WorkdirError};
 use merged::Merged;
@@ -40,8 +42,31 @@ pub enum Format {
     /// One that a machine writes to.
     #[default]
     Ext4,
-    /// One that is only ever read, as small as its content. It goes to a file, the store keeps none.
+    /// One that is only ever read, as small as its content.
     Erofs,
+}
+
+impl Format {
+    /// As `mount -t` and records name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ext4 => "ext4",
+            Self::Erofs => "erofs",
+        }
+    }
+
+    /// The one with this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Ext4, Self::Erofs].into_iter().find(|format| format.name() == name)
+    }
+
+    /// Version of its writer.
+    fn writer(self) -> u32 {
+        match self {
+            Self::Ext4 => WRITER_VERSION,
+            Self::Erofs => erofs::WRITER_VERSION,
+        }
+    }
 }
 
 /// What is asked for.
@@ -127,13 +152,18 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     let image = request.open(&images, watch)?;
     // Knowing what an image is made of is no right to it.
     let found = |key: &str| -> Result<Option<Built>, BuildError> {
-        let record = store.image(key)?.filter(|record| earlier::is_shown(store, record, &image));
-        Ok(record.map(|record| Built { path: store.disk(&record), record, cached: true }))
+        let Some(record) = store.image(key)? else { return Ok(None) };
+        let before = shown::files(&image);
+        let Some(claims) = earlier::claims_on(store, &record, &image) else { return Ok(None) };
+        if !claims.is_empty() {
+            watch.at("checking layers", 0, 0).map_err(Ext4Error::from)?;
+        }
+        Ok(Some(given(store, record, &image, &claims, &before, watch)?))
     };
     let known = image.layers.iter().map(|layer| layer.diff_id).collect::<Option<Vec<_>>>();
     let mut work = None;
     if let Some(diff_ids) = known {
-        let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint, &image.kernel);
+        let key = key(request, &diff_ids, &image);
         if let Some(built) = found(&key.hex())? {
             return Ok(built);
         }
@@ -155,6 +185,22 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
     }
 }
 
+/// An image of the store, for a source that has its layers: what it claims is held against its bytes, which were `before`.
+fn given(
+    store: &Store,
+    record: ImageRecord,
+    image: &Image,
+    claims: &[Claim],
+    before: &[Option<Identity>],
+    watch: &Watch,
+) -> Result<Built, BuildError> {
+    earlier::prove(claims, watch.cancelled())?;
+    watch.check().map_err(Ext4Error::from)?;
+    let path = store.image_dir(&record);
+    shown::remember(&path, image, before).map_err(|source| BuildError::Write { path, source })?;
+    Ok(Built { path: store.disk(&record), record, cached: true })
+}
+
 /// Builds an image of the store; what `donors` have is not read again.
 fn from_layers(
     request: &Request,
@@ -165,6 +211,7 @@ fn from_layers(
     watch: &Watch,
 ) -> Result<Built, BuildError> {
     let images = store.images_dir();
+    let before = shown::files(image);
     let mut merged = Merged::complete(image, request, &images, donors, watch)?;
     // A plain tar tells its diff id only when it has been read.
     let entered = match work.take() {
@@ -174,8 +221,7 @@ fn from_layers(
     let folder = work.insert(entered).path().to_owned();
     let claims: Vec<Claim> = merged.claims(image);
     if let Some(record) = store.image(&merged.key.hex())? {
-        earlier::prove(&claims, watch.cancelled())?;
-        watch.check().map_err(Ext4Error::from)?;
+        let built = given(store, record.clone(), image, &claims, &before, watch)?;
         let path = store.image_dir(&record).join(earlier::FILE);
         if let Some(index) = merged.index(Places::default()).filter(|_| index::known(&path, &record).is_none()) {
             // It was imported, or built before there was one. Now its layers are known, and need not be read for the next one who asks.
@@ -186,12 +232,12 @@ fn from_layers(
                 .or_else(|error| if missing(&error) { Ok(()) } else { Err(error) })
                 .map_err(|source| BuildError::Write { path, source })?;
         }
-        return Ok(Built { path: store.disk(&record), record, cached: true });
+        return Ok(built);
     }
     let stop = AtomicBool::new(false);
     let (written, proved) = std::thread::scope(|scope| {
         let proof = scope.spawn(|| earlier::prove(&claims, &stop));
-        let written = merged.write(request, &folder.join("disk.ext4"), watch);
+        let written = merged.write(request, &folder.join(disk_name(request.format.name())), watch);
         // Who is interrupted does not wait for the proof.
         stop.store(written.is_err(), Ordering::Relaxed);
         (written, proof.join())
@@ -235,19 +281,15 @@ impl Drop for Unfinished {
     }
 }
 
-/// What decides the bytes of a disk and of its record: layers and whether they hide names, size, entrypoint, needs, and the
-/// version of the writer.
-fn key(
-    diff_ids: &[Digest],
-    whiteouts: bool,
-    size_bytes: u64,
-    entrypoint: &Option<Entrypoint>,
-    kernel: &KernelNeeds,
-) -> Digest {
-    key_of_writer(WRITER_VERSION, diff_ids, whiteouts, size_bytes, entrypoint, kernel)
+/// What decides the bytes of a disk and of its record: file system and version of its writer, layers and whether they hide names, size,
+/// entrypoint and needs. A disk that is only read is as long as it becomes, whatever bounds it.
+fn key(request: &Request, diff_ids: &[Digest], image: &Image) -> Digest {
+    let (format, size) = (request.format, request.size_bytes);
+    key_of(format, format.writer(), diff_ids, image.whiteouts, size, &image.entrypoint, &image.kernel)
 }
 
-fn key_of_writer(
+fn key_of(
+    format: Format,
     writer: u32,
     diff_ids: &[Digest],
     whiteouts: bool,
@@ -255,7 +297,11 @@ fn key_of_writer(
     entrypoint: &Option<Entrypoint>,
     kernel: &KernelNeeds,
 ) -> Digest {
-    let mut text = format!("labyard image\nwriter {writer}\nsize {size_bytes}\nwhiteouts {whiteouts}\n");
+    let disk = match format {
+        Format::Ext4 => format!("size {size_bytes}"),
+        Format::Erofs => "erofs".to_owned(),
+    };
+    let mut text = format!("labyard image\nwriter {writer}\n{disk}\nwhiteouts {whiteouts}\n");
     for diff_id in diff_ids {
         text.push_str(&format!("layer {diff_id}\n"));
     }
@@ -272,9 +318,10 @@ pub(crate) fn is_key_of(record: &ImageRecord) -> bool {
     let Ok(diff_ids) = record.layers.iter().map(|text| text.parse()).collect::<Result<Vec<Digest>, _>>() else {
         return false;
     };
+    let Some(format) = Format::named(&record.filesystem) else { return false };
     [true, false].into_iter().any(|whiteouts| {
         let (size, entrypoint) = (record.size_bytes, &record.entrypoint);
-        key_of_writer(record.writer, &diff_ids, whiteouts, size, entrypoint, &record.kernel).hex() == record.key
+        key_of(format, record.writer, &diff_ids, whiteouts, size, entrypoint, &record.kernel).hex() == record.key
     })
 }
 

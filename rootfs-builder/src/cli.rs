@@ -42,7 +42,7 @@ enum Command {
   rootfs-builder build oci://registry.example/team/app:1.2
   rootfs-builder build oci-layout:./debian:latest --size 8GiB
   rootfs-builder build rootfs-tar:root.tar.gz -o root.ext4
-  rootfs-builder build oci-layout:./models:7b --format erofs -o models.erofs")]
+  rootfs-builder build oci-layout:./models:7b --format erofs")]
     Build(Build),
     /// Write an image of the store to a file, for another store
     #[command(after_help = "Example:\n  rootfs-builder export 3f2a9c… debian.labyard")]
@@ -87,7 +87,7 @@ struct Build {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Its file system: ext4, or erofs for data that is only ever read, as small as its content
-    #[arg(long, value_name = "FORMAT", default_value = "ext4", value_parser = ["ext4", "erofs"])]
+    #[arg(long, value_name = "FORMAT", default_value = "ext4", value_parser = [Format::Ext4.name(), Format::Erofs.name()])]
     format: String,
     /// Speak to registries without TLS; those on this machine need no asking
     #[arg(long)]
@@ -223,13 +223,7 @@ fn add_kernel(store: &Store, image: &Path, modules: &Path, json: bool, watch: &W
 
 fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {
     let Build { source, size, output, format, plain_http, common } = arguments;
-    let format = if format == "erofs" { Format::Erofs } else { Format::Ext4 };
-    if format == Format::Erofs && output.is_none() {
-        return Err(Failure {
-            text: "--format erofs: the store keeps ext4 alone; give a file: --output FILE".into(),
-            is_input: true,
-        });
-    }
+    let format = Format::named(&format).expect("only names are let in");
     let home = common.home()?;
     let destination = match output {
         Some(path) => Destination::File(path),

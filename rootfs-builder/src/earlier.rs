@@ -9,11 +9,12 @@
 //! Contents have sums of their own, which are held against what is read: a disk that has rotted is not copied from; the layers are read
 //! instead. Who may write to the store can write other sums, too. Who names a layer must have it: the bytes that a source
 //! claims are hashed while the disk is written ([`prove`]), unless a registry has proved them ([`crate::registry`]) or it is the very file that
-//! was read before ([`crate::section::Identity`]).
+//! was read before ([`crate::section::Identity`], [`shown`]).
 
 pub(crate) mod entries;
 pub(crate) mod index;
 pub(crate) mod places;
+pub(crate) mod shown;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,6 +24,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use sha2::{Digest as _, Sha256};
 
+use crate::build::Format;
 use crate::digest::Digest;
 use crate::layer::decode::Decoder;
 use crate::layer::{Layer, LayerError};
@@ -31,6 +33,7 @@ use crate::source::Image;
 use crate::store::{ImageRecord, Store};
 use index::{Index, Indexed};
 use places::Placed;
+use shown::Shown;
 
 /// The index, beside the disk.
 pub(crate) const FILE: &str = "layers";
@@ -88,6 +91,8 @@ impl Donors {
         };
         let keys = store.image_keys().unwrap_or_default();
         let records = keys.iter().filter_map(|key| store.image(key).ok().flatten());
+        // Where contents lie is noted of no other.
+        let records = records.filter(|record| record.filesystem == Format::Ext4.name());
         let mut records: Vec<_> = records.map(|record| (shares(&record), record)).filter(|one| one.0 > 0).collect();
         records.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.key.cmp(&b.1.key)));
         let places = |record: ImageRecord| {
@@ -170,16 +175,32 @@ impl Claim {
     }
 }
 
-/// Whether a registry's image has all layers of an image of the store: the blobs, not merely diff ids in its configuration. Who names a path of
-/// this host is taken at their word: they run this program, and could read the store without it.
-pub(crate) fn is_shown(store: &Store, record: &ImageRecord, image: &Image) -> bool {
-    image.blobs.is_empty()
-        || index::known(&store.image_dir(record).join(FILE), record).is_some_and(|known| {
-            let is_it = |(layer, known): (&Layer, &index::Known)| {
-                (layer.diff_id, layer.digest) == (Some(known.diff_id), Some(known.digest))
-            };
-            known.len() == image.layers.len() && image.layers.iter().zip(&known).all(is_it)
-        })
+/// What a source has still to show before an image of the store is its own: it has the layers, and does not merely name their diff ids. `None` where
+/// nobody knows that the image was made of these.
+pub(crate) fn claims_on(store: &Store, record: &ImageRecord, image: &Image) -> Option<Vec<Claim>> {
+    let folder = store.image_dir(record);
+    let known = index::known(&folder.join(FILE), record)?;
+    if known.len() != image.layers.len() {
+        return None;
+    }
+    let shown = Shown::read(&folder);
+    let mut claims = Vec::new();
+    for (layer, known) in image.layers.iter().zip(&known) {
+        if layer.diff_id != Some(known.diff_id) {
+            return None;
+        }
+        // A file that was read before is known by itself, however it is packed.
+        if image.blobs.is_empty() && layer.section.identity().is_some_and(|file| shown.has(&known.diff_id, &file)) {
+            continue;
+        }
+        if layer.digest.is_some_and(|digest| digest != known.digest) {
+            return None;
+        }
+        if !has_shown(image, layer, known.seen.as_ref()) {
+            claims.push(Claim::of(layer)?);
+        }
+    }
+    Some(claims)
 }
 
 /// Whether nobody need look at a layer's bytes again: a registry gave them and they were checked when they came, or it is the file that was

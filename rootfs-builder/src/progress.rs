@@ -1,13 +1,16 @@
 //! Progress on standard error: a line that changes on a terminal, elsewhere one line for each step.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::IsTerminal;
 use std::rc::Rc;
 use std::time::Duration;
 
-use indicatif::{HumanBytes, ProgressBar};
+use indicatif::{ProgressBar, ProgressStyle};
 use labyard_rootfs_builder::watch::Report;
 
+/// A step of which nobody knows how long it is, one with bytes that are counted, and one with an end.
+const STYLES: [&str; 3] =
+    ["{spinner} {msg}", "{spinner} {msg}: {bytes}", "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}"];
 /// Between two movements of the line.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -28,9 +31,23 @@ impl Progress {
 
     pub(crate) fn report(&self) -> Report {
         match self.bar.clone() {
-            Some(bar) => Box::new(move |step, done, _of| {
-                bar.set_message(if done == 0 { step.to_owned() } else { format!("{step}: {}", HumanBytes(done)) });
-            }),
+            Some(bar) => {
+                let last = Cell::new(usize::MAX);
+                Box::new(move |step, done, of| {
+                    let style = if of > 0 { 2 } else { usize::from(done > 0) };
+                    if last.replace(style) != style
+                        && let Ok(style) = ProgressStyle::with_template(STYLES[style])
+                    {
+                        bar.set_style(style);
+                    }
+                    if bar.message() != step {
+                        bar.set_message(step.to_owned());
+                        bar.reset();
+                    }
+                    bar.set_length(of);
+                    bar.set_position(done);
+                })
+            }
             None => {
                 let last = Rc::new(RefCell::new(String::new()));
                 Box::new(move |step, _done, _of| {

@@ -3,6 +3,7 @@
 //! Documents are a stranger's: bounded before they are read, and every blob that a digest names is checked against it.
 
 mod archive;
+pub(crate) mod compatibility;
 mod config;
 mod docker;
 mod dockerfile;
@@ -123,7 +124,11 @@ pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image,
                 .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
             let stored = registry::fetch::Stored { blobs: &blobs, origins: &origins, access: &access };
             let fetched = registry::fetch::image(&reference, &settings, stored, watch)?;
-            layout::image(places.home, &fetched.manifest)
+            let mut image = layout::image(places.home, &fetched.manifest)?;
+            for (attached, subject) in &fetched.attached {
+                layout::attach(places.home, attached, std::slice::from_ref(subject), &mut image)?;
+            }
+            Ok(image)
         }
         // It stands for no other name.
         Source::Alias(name) => open(Catalogue::load(places.home)?.resolve(name)?, places, watch),

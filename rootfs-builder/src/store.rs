@@ -52,7 +52,7 @@ pub struct ImageRecord {
     pub layers: Vec<String>,
     /// Size of the disk.
     pub size_bytes: u64,
-    /// Always `ext4`.
+    /// `ext4`, or `erofs` for one that is only ever read.
     pub filesystem: String,
     /// UUID of the file system.
     pub uuid: String,
@@ -196,7 +196,7 @@ impl Store {
 
     /// An image's disk; read-only for everyone.
     pub fn disk(&self, image: &ImageRecord) -> PathBuf {
-        self.image_dir(image).join("disk.ext4")
+        self.image_dir(image).join(disk_name(&image.filesystem))
     }
 
     /// Bytes of the host's disk that an image's folder takes.
@@ -362,6 +362,11 @@ impl Store {
     pub fn early_dir(&self, kernel: &KernelRecord) -> PathBuf {
         self.kernel_dir(kernel).join("early")
     }
+}
+
+/// What the disk of an image with this file system is called. A record is not trusted with a name.
+pub(crate) fn disk_name(filesystem: &str) -> &'static str {
+    if filesystem == "erofs" { "disk.erofs" } else { "disk.ext4" }
 }
 
 /// Takes a folder away from its name first, so that nobody finds half of it.

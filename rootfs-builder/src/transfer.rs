@@ -13,11 +13,11 @@ use labyard_spec::source::Source;
 use serde::{Deserialize, Serialize};
 use tar::{Archive, Builder, EntryType, Header};
 
-use crate::build::{self, BuildError};
+use crate::build::{self, BuildError, Format};
 use crate::disk::{self, DiskError};
 use crate::layer::decode::Decoder;
 use crate::section::Section;
-use crate::store::{ImageRecord, Store, StoreError};
+use crate::store::{ImageRecord, Store, StoreError, disk_name};
 use crate::temporary::Draft;
 use crate::watch::{Interrupted, Watch};
 use crate::workdir::{self, Workdir, WorkdirError};
@@ -249,7 +249,7 @@ pub fn import(store: &Store, path: &Path, watch: &Watch) -> Result<(ImageRecord,
     if let Some(record) = store.image(&key)? {
         return Ok((record, true));
     }
-    let target = work.path().join("disk.ext4");
+    let target = work.path().join(disk_name(&head.record.filesystem));
     let unwritten = |source| TransferError::Write { path: target.clone(), source };
     let disk = build::private(&target).map_err(unwritten)?;
     disk.set_len(head.record.size_bytes).map_err(unwritten)?;
@@ -288,7 +288,7 @@ fn check(head: &Head) -> Result<(), String> {
     if head.format != FORMAT {
         return Err(format!("its format is {}, this version reads {FORMAT}", head.format));
     }
-    if record.filesystem != "ext4" || record.size_bytes == 0 || record.size_bytes > MAX_DISK {
+    if Format::named(&record.filesystem).is_none() || record.size_bytes == 0 || record.size_bytes > MAX_DISK {
         return Err(format!("no disk of {} with {} bytes", record.filesystem, record.size_bytes));
     }
     if !build::is_key_of(record) {

@@ -121,6 +121,21 @@ impl KernelNeeds {
         Ok(needs)
     }
 
+    /// These and others together.
+    pub fn and(mut self, other: Self) -> Self {
+        fn add<T: PartialEq>(to: &mut Vec<T>, more: Vec<T>) {
+            for one in more {
+                if !to.contains(&one) {
+                    to.push(one);
+                }
+            }
+        }
+        add(&mut self.version, other.version);
+        add(&mut self.features, other.features);
+        add(&mut self.modules, other.modules);
+        self
+    }
+
     /// It needs nothing.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()

@@ -15,13 +15,13 @@ fn main() {
     };
     let home = PathBuf::from(after("--store"));
     match arguments.first().map(String::as_str) {
-        Some("build") => build(&home, arguments.get(1).expect("a source"), &after("--size")),
+        Some("build") => build(&home, arguments.get(1).expect("a source"), &after("--size"), &after("--format")),
         Some("initramfs") => {
             let path = home.join("kernels").join(after("--kernel")).join("initramfs.cpio");
             fs::write(&path, b"initramfs").expect("writing");
             println!("{}", serde_json::json!({ "path": path }));
         }
-        Some("import") => build(&home, "debian", &after("--size")),
+        Some("import") => build(&home, "debian", &after("--size"), "ext4"),
         Some("export") => {
             let [key, path] = arguments.get(1..3).expect("a key and a file") else { panic!("not two") };
             fs::write(path, key).expect("writing");
@@ -101,7 +101,7 @@ fn needy() -> KernelNeeds {
     KernelNeeds::from_labels(labels).expect("needs")
 }
 
-fn build(home: &Path, source: &str, size: &str) {
+fn build(home: &Path, source: &str, size: &str, format: &str) {
     eprintln!("reading {source}");
     match source {
         "slow" => loop {
@@ -113,11 +113,12 @@ fn build(home: &Path, source: &str, size: &str) {
         }
         _ => {}
     }
-    let key = format!("{source}-{size}").replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+    let key = format!("{source}-{size}{}", if format == "ext4" { "" } else { format })
+        .replace(|c: char| !c.is_ascii_alphanumeric(), "-");
     let folder = home.join("images").join(&key);
     let cached = folder.exists();
     fs::create_dir_all(&folder).expect("a folder");
-    let path = folder.join("disk.ext4");
+    let path = folder.join(format!("disk.{format}"));
     fs::write(&path, b"an image").expect("writing");
     let record = ImageRecord {
         key: key.clone(),
@@ -125,7 +126,7 @@ fn build(home: &Path, source: &str, size: &str) {
         digest: "sha256:0".into(),
         layers: vec![],
         size_bytes: 8,
-        filesystem: "ext4".into(),
+        filesystem: format.into(),
         uuid: "u".into(),
         init: true,
         entrypoint: None,

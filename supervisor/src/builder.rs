@@ -123,7 +123,7 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Builds an image, or finds it in the store. `progress` gets each line that it says meanwhile.
+    /// Builds an image as a disk of this format, or finds it in the store. `progress` gets each line that it says meanwhile.
     ///
     /// # Errors
     /// What it says itself, or that `cancelled` came first.
@@ -131,11 +131,12 @@ impl Builder {
         &self,
         source: &str,
         size_bytes: u64,
+        format: &str,
         progress: impl FnMut(&str),
         cancelled: impl Future<Output = ()>,
     ) -> Result<Built, BuilderError> {
         let size = labyard_spec::manifest::size::show(size_bytes);
-        self.ask(&["build", source, "--size", &size], progress, cancelled).await
+        self.ask(&["build", source, "--size", &size, "--format", format], progress, cancelled).await
     }
 
     /// The initramfs of a kernel with this `labyard-init`; made when first asked for.

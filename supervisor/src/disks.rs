@@ -111,6 +111,8 @@ fn format(path: &Path, size_bytes: u64, filesystem: Option<Filesystem>) -> Resul
     match filesystem {
         Filesystem::Ext4 | Filesystem::Ext3 | Filesystem::Ext2 => command.args(["-q", "-F", "-b", "4096"]),
         Filesystem::Xfs | Filesystem::Btrfs => command.args(["-q", "-f"]),
+        // No manifest asks for one.
+        Filesystem::Erofs => return Err(failed("a blank one would stay blank".to_owned())),
     };
     // Administrators' tools are not on everybody's PATH.
     let folders = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";

@@ -150,10 +150,72 @@ fn image(at: &Path, input: &mut Input<'_>, depth: u32) -> Value {
     blob(at, kind, &text, input)
 }
 
+/// A compatibility specification, more or less.
+fn specification(input: &mut Input<'_>) -> String {
+    const KEYS: &[&str] = &["major", "minor", "full", "revision", "OVERLAY_FS", "vfio-pci", "a b", "a/b", "x"];
+    const OPERATORS: &[&str] =
+        &["In", "In", "Exists", "Exists", "NotIn", "Gt", "Ge", "Lt", "Le", "GtLt", "GeLe", "InRegexp", "DoesNotExist"];
+    const VALUES: &[&str] =
+        &["[]", "['6']", "['6']", "['6', '7']", "[y, m]", "['6.1.2', '7']", "['1.2.3.4']", "[six]", "x"];
+    const FEATURES: &[&str] = &[
+        "kernel.version",
+        "kernel.version",
+        "kernel.config",
+        "kernel.config",
+        "kernel.loadedmodule",
+        "kernel.enabledmodule",
+        "kernel.selinux",
+        "cpu.model",
+    ];
+    let terms = |input: &mut Input<'_>| {
+        let mut text = String::new();
+        for _ in 0..input.below(3) {
+            text += &format!("{{feature: {}, matchExpressions: {{", input.pick(FEATURES));
+            let first = input.below(KEYS.len());
+            for key in KEYS.iter().cycle().skip(first).take(input.below(3)) {
+                text += &format!("{key}: {{op: {}, value: {}}}, ", input.pick(OPERATORS), input.pick(VALUES));
+            }
+            text += "}";
+            if input.one_in(6) {
+                text += &format!(", matchName: {{op: {}, value: {}}}", input.pick(OPERATORS), input.pick(VALUES));
+            }
+            text += "}, ";
+        }
+        text
+    };
+    let mut sets = String::new();
+    for _ in 0..input.below(2) + 1 {
+        sets += &format!("- rules: [{{name: a, matchFeatures: [{}]", terms(input));
+        let alternatives: Vec<String> =
+            (0..input.below(3)).map(|_| format!("{{matchFeatures: [{}]}}", terms(input))).collect();
+        if !alternatives.is_empty() {
+            sets += &format!(", matchAny: [{}]", alternatives.join(", "));
+        }
+        sets += "}]\n";
+    }
+    let version = input.pick(&["v1alpha1", "v1alpha1", "v1alpha1", "v1alpha1", "v2"]);
+    format!("version: {version}\ncompatibilities:\n{sets}")
+}
+
+/// What is attached to an image.
+fn artifact(at: &Path, subject: &Value, input: &mut Input<'_>) -> Value {
+    let specification = specification(input).into_bytes();
+    let layer = blob(at, "application/vnd.nfd.image-compatibility.spec.v1alpha1+yaml", &specification, input);
+    let manifest = json!({"schemaVersion": 2, "mediaType": MANIFEST, "layers": [layer], "subject": subject});
+    let text = text(&manifest, input);
+    let mut artifact = blob(at, MANIFEST, &text, input);
+    artifact["artifactType"] = json!("application/vnd.nfd.image-compatibility.v1alpha1");
+    artifact
+}
+
 fn layout(at: &Path, input: &mut Input<'_>) {
     let version = json!({"imageLayoutVersion": input.pick(&["1.0.0", "1.0.0", "1.0.0", "2.0.0", ""])});
     fs::write(at.join("oci-layout"), text(&version, input)).expect("room");
-    let manifests: Vec<Value> = (0..input.below(3) + 1).map(|_| image(at, input, 0)).collect();
+    let mut manifests: Vec<Value> = (0..input.below(3) + 1).map(|_| image(at, input, 0)).collect();
+    for _ in 0..input.below(3) {
+        let subject = input.pick(&manifests.iter().collect::<Vec<_>>()).clone();
+        manifests.push(artifact(at, &subject, input));
+    }
     let index = json!({"schemaVersion": 2, "manifests": manifests});
     fs::write(at.join("index.json"), text(&index, input)).expect("room");
 }

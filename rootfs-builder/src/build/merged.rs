@@ -15,7 +15,7 @@ use crate::earlier::index::{self, Index, Indexed};
 use crate::earlier::places::Places;
 use crate::earlier::{Claim, Donor, Donors, has_shown};
 use crate::erofs;
-use crate::ext4::{self, Ext4Error, Options, Size, WRITER_VERSION};
+use crate::ext4::{self, Ext4Error, Options, Size};
 use crate::layer::archive::ArchiveError;
 use crate::layer::{self, Layer, LayerError, Limits, Spool};
 use crate::merge::Merge;
@@ -127,7 +127,7 @@ impl Merged {
         let diff_ids: Vec<Digest> = layers.iter().map(|layer| layer.diff_id).collect();
         // A plain tar has no manifest.
         let digest = layers.last().filter(|_| !image.whiteouts).map_or(image.digest, |layer| layer.digest);
-        let key = key(&diff_ids, image.whiteouts, request.size_bytes, &image.entrypoint, &image.kernel);
+        let key = key(request, &diff_ids, image);
         Ok(Self {
             tree: merge.finish(),
             spools,
@@ -198,7 +198,7 @@ impl Merged {
                 DiskError::Interrupted(interrupted) => Ext4Error::from(interrupted).into(),
             })
         };
-        let (written, filesystem, writer, disk, index) = match request.format {
+        let (written, disk, index) = match request.format {
             Format::Ext4 => {
                 let options = Options {
                     size: Size::Bytes(request.size_bytes),
@@ -210,7 +210,7 @@ impl Merged {
                 let followed = ext4::write_followed(&mut self.tree, &self.spools, &options, &file, watch, &follower);
                 let (written, places) = followed?;
                 let disk = contents(follower.finish("taking the digest", watch))?;
-                (written, "ext4", WRITER_VERSION, disk, self.index(places))
+                (written, disk, self.index(places))
             }
             Format::Erofs => {
                 let options = erofs::Options { uuid, label: LABEL.to_owned() };
@@ -218,7 +218,8 @@ impl Merged {
                 let disk = contents(disk::read(&file, "taking the digest", watch))?;
                 watch.at("syncing", 0, 0).map_err(Ext4Error::from)?;
                 file.sync_all().map_err(failed)?;
-                (written, "erofs", erofs::WRITER_VERSION, disk, None)
+                // Its contents have no places that another disk could take them from.
+                (written, disk, self.index(Places::default()))
             }
         };
         let record = ImageRecord {
@@ -227,12 +228,12 @@ impl Merged {
             digest: self.digest.to_string(),
             layers: self.layers.iter().map(|layer| layer.diff_id.to_string()).collect(),
             size_bytes: written.bytes,
-            filesystem: filesystem.to_owned(),
+            filesystem: request.format.name().to_owned(),
             uuid: uuid_text(&uuid),
             init,
             entrypoint: self.entrypoint.clone(),
             entries: written.entries,
-            writer,
+            writer: request.format.writer(),
             disk: Some(disk.digest().to_string()),
             blobs: self.blobs.iter().map(Digest::to_string).collect(),
             kernel: self.kernel.clone(),

@@ -134,14 +134,18 @@ impl Index {
 pub(crate) struct Known {
     pub(crate) diff_id: Digest,
     pub(crate) digest: Digest,
+    /// The file that it was read from.
+    pub(crate) seen: Option<Identity>,
 }
 
 /// Which layers the image that `record` is about was made of.
 pub(crate) fn known(path: &Path, record: &ImageRecord) -> Option<Vec<Known>> {
     let bytes = whole(path)?;
     let (head, _) = head(&bytes, record)?;
-    let known =
-        |layer: LayerHead| Some(Known { diff_id: layer.diff_id.parse().ok()?, digest: layer.digest.parse().ok()? });
+    let known = |layer: LayerHead| {
+        let (diff_id, digest) = (layer.diff_id.parse().ok()?, layer.digest.parse().ok()?);
+        Some(Known { diff_id, digest, seen: layer.seen })
+    };
     head.layers.into_iter().map(known).collect()
 }
 

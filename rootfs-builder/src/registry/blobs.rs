@@ -158,8 +158,9 @@ impl Part {
         Ok(())
     }
 
-    /// Gives the blob its name, or tells what its bytes are instead.
-    pub(super) fn finish(mut self) -> io::Result<Result<(), Digest>> {
+    /// Gives the blob its name, or tells what its bytes are instead. Once they are right, `note` comes first: whoever finds the blob finds
+    /// what is noted of it.
+    pub(super) fn finish(mut self, note: impl FnOnce() -> io::Result<()>) -> io::Result<Result<(), Digest>> {
         let found = Digest::from(std::mem::take(&mut self.hash));
         self.done = true;
         if found != self.digest {
@@ -167,6 +168,7 @@ impl Part {
             return Ok(Err(found));
         }
         self.file.sync_all()?;
+        note()?;
         fs::rename(&self.path, self.blobs.path(&self.digest))?;
         File::open(&self.blobs.folder)?.sync_all()?;
         Ok(Ok(()))
@@ -204,7 +206,7 @@ mod tests {
         let mut part = blobs.begin(&digest, None, &keep).expect("begin").expect("free");
         assert_eq!(part.len(), 6);
         part.append(b"world").expect("writing");
-        assert_eq!(part.finish().expect("finish"), Ok(()));
+        assert_eq!(part.finish(|| Ok(())).expect("finish"), Ok(()));
         assert_eq!(fs::read(blobs.path(&digest)).expect("reading"), b"hello world");
     }
 
@@ -214,7 +216,7 @@ mod tests {
         let digest = Digest::of(b"right");
         let mut part = blobs.begin(&digest, None, &Rc::default()).expect("begin").expect("free");
         part.append(b"wrong").expect("writing");
-        assert_eq!(part.finish().expect("finish"), Err(Digest::of(b"wrong")));
+        assert_eq!(part.finish(|| Ok(())).expect("finish"), Err(Digest::of(b"wrong")));
         assert_eq!(fs::read_dir(&blobs.folder).expect("listing").count(), 0);
     }
 

@@ -4,6 +4,8 @@
 //! pieces as connections hold, `CONNECTIONS` blobs at a time. Nobody's secrets go anywhere but to the registry that they are
 //! for: `oci-client` sends them to it and to the token server that it names, and never along a redirection to another host.
 
+mod attached;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -13,7 +15,7 @@ use futures_util::StreamExt;
 use oci_client::client::BlobResponse;
 use oci_client::{Reference, RegistryOperation};
 
-use super::access::{Access, Grant, LASTS, Who};
+use super::access::{Access, Grant, Granted, LASTS, Who};
 use super::blobs::{Blobs, Part};
 use super::connection::{ATTEMPTS, CONNECTIONS, Connection, PAUSE, TICK, interruption, runtime};
 use super::origins::{Origins, Right};
@@ -21,7 +23,9 @@ use super::settings::{Endpoint, Settings};
 use super::{RegistryError, Trouble, credentials};
 use crate::digest::Digest;
 use crate::section::Section;
-use crate::source::manifest::{Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFESTS, MAX_NESTED, Manifest, choose};
+use crate::source::manifest::{
+    Artifact, Descriptor, FOREIGN, INDEXES, Index, Kind, MANIFESTS, MAX_NESTED, Manifest, choose,
+};
 use crate::source::{ARCHITECTURE, MAX_DOCUMENT, MAX_LAYERS};
 use crate::watch::Watch;
 
@@ -33,7 +37,12 @@ const SAMPLE: u64 = 64 << 10;
 pub struct Fetched {
     /// Its manifest, one for our machines.
     pub(crate) manifest: Descriptor,
+    /// What says what it needs of a machine, and the manifest or index that each is about.
+    pub(crate) attached: Vec<Attached>,
 }
+
+/// An artifact, and the digest of what it is about.
+pub(crate) type Attached = (Descriptor, String);
 
 /// What a store has of registries.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +55,7 @@ pub struct Stored<'a> {
     pub access: &'a Access,
 }
 
-/// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` decides.
+/// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` of the same places decides.
 pub fn image(
     reference: &Reference,
     settings: &Settings,
@@ -57,18 +66,18 @@ pub fn image(
     let endpoints = settings.endpoints(reference)?;
     let who = |endpoint: &Endpoint| {
         let reference = &endpoint.reference;
-        Ok(Who::new(reference, &credentials::find(reference.registry(), reference.repository())?.auth))
+        Ok(Who::new(endpoint, &credentials::find(reference.registry(), reference.repository())?.auth))
     };
     let who: Vec<Who> = endpoints.iter().map(who).collect::<Result<_, RegistryError>>()?;
+    let lately = |(endpoint, who)| access.granted_lately(endpoint, who).filter(|fetched| is_complete(blobs, fetched));
     if reference.digest().is_some()
-        && let Some(manifest) = access.granted_lately(reference, &who)
-        && is_complete(blobs, &manifest)
+        && let Some(fetched) = endpoints.iter().zip(&who).find_map(lately)
     {
-        return Ok(Fetched { manifest });
+        return Ok(fetched);
     }
     let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
-            fetched = from_endpoints(reference, endpoints, &who, stored, watch) => fetched,
+            fetched = from_endpoints(&endpoints, &who, stored, watch) => fetched,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
     });
@@ -76,49 +85,52 @@ pub fn image(
         Err(error @ RegistryError::Unreached { .. }) => error,
         other => return other,
     };
-    let Some((manifest, grant)) = access.granted(reference, &who) else { return Err(error) };
-    if !is_complete(blobs, &manifest) {
-        return Err(error);
-    }
-    let why = match grant {
+    let granted = endpoints.iter().zip(&who).filter_map(|(endpoint, who)| access.granted(endpoint, who));
+    let granted = granted.filter(|granted| is_complete(blobs, &granted.fetched));
+    // A tag may have moved: the last word counts, whoever of them spoke it.
+    let Some(Granted { fetched, why, .. }) = granted.max_by_key(|granted| granted.at) else { return Err(error) };
+    let why = match why {
         Grant::Public => "which anybody could have".to_owned(),
         Grant::Shown(ago) => {
             format!("your login was shown {} s ago, and counts for {} s", ago.as_secs(), LASTS.as_secs())
         }
     };
-    watch.at(&format!("note: {error}; taking {} from the store, {why}", manifest.digest), 0, 0)?;
-    Ok(Fetched { manifest })
+    watch.at(&format!("note: {error}; taking {} from the store, {why}", fetched.manifest.digest), 0, 0)?;
+    Ok(fetched)
 }
 
-/// Whether everything that a manifest names is there.
-fn is_complete(blobs: &Blobs, manifest: &Descriptor) -> bool {
+/// Whether everything that an image's manifests name is there.
+fn is_complete(blobs: &Blobs, fetched: &Fetched) -> bool {
     let has = |descriptor: &Descriptor| descriptor.digest.parse().is_ok_and(|digest| blobs.has(&digest));
-    let read = || {
+    let text = |manifest: &Descriptor| {
         let digest: Digest = manifest.digest.parse().ok()?;
-        let text = Section::whole(File::open(blobs.path(&digest)).ok()?).ok()?.bytes(MAX_DOCUMENT).ok()??;
-        serde_json::from_slice::<Manifest>(&text).ok()
+        Section::whole(File::open(blobs.path(&digest)).ok()?).ok()?.bytes(MAX_DOCUMENT).ok()?
     };
-    read().is_some_and(|read| has(&read.config) && read.layers.iter().all(has))
+    let image = text(&fetched.manifest).and_then(|text| serde_json::from_slice::<Manifest>(&text).ok());
+    let artifact = |(manifest, _): &Attached| {
+        let read = text(manifest).and_then(|text| serde_json::from_slice::<Artifact>(&text).ok());
+        read.is_some_and(|read| read.documents().all(has))
+    };
+    image.is_some_and(|read| has(&read.config) && read.layers.iter().all(has)) && fetched.attached.iter().all(artifact)
 }
 
 async fn from_endpoints(
-    reference: &Reference,
-    endpoints: Vec<Endpoint>,
+    endpoints: &[Endpoint],
     who: &[Who],
     stored: Stored<'_>,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
     let access = stored.access;
     let last = endpoints.len() - 1;
-    let unwritten = |source| RegistryError::Write { path: access.path(reference), source };
-    for (at, (endpoint, who)) in endpoints.into_iter().zip(who).enumerate() {
-        let lately = access.granted(reference, std::slice::from_ref(who)).map(|(manifest, _)| manifest.digest);
-        let puller = Puller::new(Connection::new(endpoint).await?, stored, who, lately, watch);
+    for (at, (endpoint, who)) in endpoints.iter().zip(who).enumerate() {
+        let unwritten = |source| RegistryError::Write { path: access.path(endpoint), source };
+        let lately = access.granted(endpoint, who).map(|granted| granted.fetched.manifest.digest);
+        let puller = Puller::new(Connection::new(endpoint.clone()).await?, stored, who, lately, watch);
         let result = puller.image().await;
         match &result {
-            Ok(fetched) => access.note(reference, who, &fetched.manifest).map_err(unwritten)?,
+            Ok(fetched) => access.note(endpoint, who, fetched).map_err(unwritten)?,
             Err(RegistryError::Denied { .. } | RegistryError::Missing { .. }) => {
-                access.forget(reference, who).map_err(unwritten)?;
+                access.forget(endpoint, who).map_err(unwritten)?;
             }
             Err(_) => {}
         }
@@ -177,7 +189,7 @@ impl<'a> Puller<'a> {
             0,
             0,
         )?;
-        let (descriptor, manifest) = self.manifest().await?;
+        let (descriptor, manifest, outer) = self.manifest().await?;
         if manifest.layers.len() > MAX_LAYERS {
             let problem = format!("{} layers, more than {MAX_LAYERS}", manifest.layers.len());
             return Err(self.wrong(&format!("manifest {}", descriptor.digest), problem));
@@ -192,13 +204,24 @@ impl<'a> Puller<'a> {
             }
             wanted.push((name, layer));
         }
+        let mut attached = Vec::new();
+        // To the image for our machines, or to all of them.
+        for subject in [Some(descriptor.digest.clone()), outer].into_iter().flatten() {
+            attached.extend(self.attached(&subject).await?.into_iter().map(|one| (one, subject.clone())));
+        }
+        let mut said = Vec::new();
+        for (one, _) in &attached {
+            said.extend(self.artifact(one).await?);
+        }
+        wanted.extend(said.iter().map(|layer| (format!("compatibility specification {}", layer.digest), layer)));
         let shown = self.lately.as_ref() == Some(&descriptor.digest);
         self.blobs(wanted, shown).await?;
-        Ok(Fetched { manifest: descriptor })
+        Ok(Fetched { manifest: descriptor, attached })
     }
 
-    /// The manifest for our machines, through as many indexes as there are.
-    async fn manifest(&self) -> Result<(Descriptor, Manifest), RegistryError> {
+    /// The manifest for our machines, through as many indexes as there are; and the digest of the outermost, where there is one.
+    async fn manifest(&self) -> Result<(Descriptor, Manifest, Option<String>), RegistryError> {
+        let mut outer = None;
         let mut reference = self.connection.reference.clone();
         for _ in 0..=MAX_NESTED {
             let text = self.document(&reference).await?;
@@ -215,13 +238,14 @@ impl<'a> Puller<'a> {
             let media_type = kind.media_type("");
             if MANIFESTS.contains(&media_type.as_str()) {
                 let manifest = serde_json::from_slice(&text).map_err(parsed)?;
-                return Ok((Descriptor::new(media_type, &digest, text.len() as u64), manifest));
+                return Ok((Descriptor::new(media_type, &digest, text.len() as u64), manifest, outer));
             }
             if !INDEXES.contains(&media_type.as_str()) {
                 return Err(
                     self.wrong(&what, format!("its media type `{media_type}` is neither a manifest nor an index"))
                 );
             }
+            outer.get_or_insert_with(|| digest.to_string());
             let index: Index = serde_json::from_slice(&text).map_err(parsed)?;
             let chosen = choose(&index).ok_or_else(|| {
                 self.wrong(
@@ -328,10 +352,8 @@ impl<'a> Puller<'a> {
             }
             tokio::time::sleep(pause).await;
         }
-        let finished = part.finish().map_err(self.unwritten(digest))?;
-        if finished.is_ok() {
-            self.origins.note(digest, self.who).map_err(self.unwritten(digest))?;
-        }
+        let note = || self.origins.note(digest, self.who);
+        let finished = part.finish(note).map_err(self.unwritten(digest))?;
         finished.map_err(|found| RegistryError::Blob {
             image: self.name(),
             blob: name.to_owned(),

@@ -101,6 +101,7 @@ impl Origins {
 mod tests {
     use oci_client::secrets::RegistryAuth;
 
+    use super::super::settings::Endpoint;
     use super::*;
 
     #[test]
@@ -109,8 +110,10 @@ mod tests {
         let origins = Origins::open(home.path()).expect("opening");
         let digest = Digest::of(b"it");
         let ada = RegistryAuth::Basic("ada".to_owned(), "secret".to_owned());
-        let who =
-            |host: &str, auth: &RegistryAuth| Who::new(&format!("{host}/it:1").parse().expect("a reference"), auth);
+        let who = |host: &str, auth: &RegistryAuth| {
+            let reference = format!("{host}/it:1").parse().expect("a reference");
+            Who::new(&Endpoint { reference, insecure: false }, auth)
+        };
         let (own, other) = (who("a.example", &ada), who("b.example", &ada));
         let nobody = |host: &str| who(host, &RegistryAuth::Anonymous);
         assert_eq!(origins.right(&digest, &own), Right::Whole);

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::archive::Archive;
-use super::manifest::{Descriptor, INDEXES, Index, LAYERS, MANIFESTS, MAX_NESTED, Manifest, choose};
-use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, config, parse};
+use super::manifest::{Artifact, Descriptor, INDEXES, Index, LAYERS, MANIFESTS, MAX_NESTED, Manifest, choose};
+use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, compatibility, config, parse};
 use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::section::Section;
@@ -33,13 +33,29 @@ pub(super) fn open(path: &Path, tag: Option<&str>, temporary: &Path, watch: &Wat
     let layout = Layout::at(path, temporary, watch)?;
     let index = layout.index()?;
     let chosen = layout.tagged(&index, tag)?;
+    let mut image = layout.image(chosen, 0)?;
+    // Attached to the image for our machines, or to all of them.
+    let subjects = [image.digest.to_string(), chosen.digest.clone()];
+    for attached in index.manifests.iter().filter(|one| one.is_compatibility()) {
+        layout.attach(attached, &subjects, &mut image)?;
+    }
     // Its blobs are somebody else's.
-    Ok(Image { blobs: Vec::new(), ..layout.image(chosen, 0)? })
+    Ok(Image { blobs: Vec::new(), ..image })
 }
 
 /// The image of a manifest whose blobs lie below `path` as in a layout.
 pub(crate) fn image(path: &Path, manifest: &Descriptor) -> Result<Image, SourceError> {
     Layout::folder(path).image(manifest, 0)
+}
+
+/// Adds to an image what an artifact of the same place says that it needs.
+pub(crate) fn attach(
+    path: &Path,
+    attached: &Descriptor,
+    subjects: &[String],
+    image: &mut Image,
+) -> Result<(), SourceError> {
+    Layout::folder(path).attach(attached, subjects, image)
 }
 
 impl Layout {
@@ -150,6 +166,26 @@ impl Layout {
         let layers: Vec<Layer> = layers.collect::<Result<_, _>>()?;
         let blobs = [digest, config_digest].into_iter().chain(layers.iter().filter_map(|layer| layer.digest)).collect();
         Ok(Image { digest, layers, whiteouts: true, entrypoint: config.entrypoint, kernel: config.kernel, blobs })
+    }
+
+    /// What an artifact says that the image needs, where it is about one of the subjects.
+    fn attach(&self, attached: &Descriptor, subjects: &[String], image: &mut Image) -> Result<(), SourceError> {
+        let (digest, text) = self.document(attached)?;
+        let artifact: Artifact = parse(&format!("artifact {digest}"), &text)?;
+        if !artifact.subject.as_ref().is_some_and(|subject| subjects.contains(&subject.digest)) {
+            return Ok(());
+        }
+        image.blobs.push(digest);
+        for layer in artifact.documents() {
+            let (digest, text) = self.document(layer)?;
+            let needs = compatibility::needs(&text).map_err(|problem| SourceError::Document {
+                what: format!("compatibility specification {digest}"),
+                problem,
+            })?;
+            image.kernel = std::mem::take(&mut image.kernel).and(needs);
+            image.blobs.push(digest);
+        }
+        Ok(())
     }
 
     /// A blob of the right size; its digest is checked by whoever reads it.

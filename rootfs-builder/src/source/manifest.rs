@@ -1,9 +1,9 @@
 //! The documents between a tag and its layers (OCI image-spec, image-index.md, manifest.md). Docker's media types mean the same
 //! and are taken too.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::ARCHITECTURE;
+use super::{ARCHITECTURE, compatibility};
 use crate::digest::Digest;
 
 /// Most indexes inside one another.
@@ -59,20 +59,36 @@ pub(crate) struct Manifest {
     pub(crate) annotations: Option<std::collections::BTreeMap<String, String>>,
 }
 
+/// A manifest that is no image, but says something of one (image-spec, manifest.md, "Guidelines for Artifact Usage").
+#[derive(Debug, Deserialize)]
+pub(crate) struct Artifact {
+    #[serde(default)]
+    pub(crate) subject: Option<Descriptor>,
+    #[serde(default)]
+    layers: Vec<Descriptor>,
+}
+
+impl Artifact {
+    /// What it says that an image needs of a machine.
+    pub(crate) fn documents(&self) -> impl Iterator<Item = &Descriptor> {
+        self.layers.iter().filter(|layer| layer.media_type == compatibility::DOCUMENT)
+    }
+}
+
 /// A blob as a document names it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Descriptor {
     #[serde(default)]
     pub(crate) media_type: String,
     pub(crate) digest: String,
     pub(crate) size: u64,
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     platform: Option<Platform>,
     /// Something that was attached to an image: a signature, a list of its parts.
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     artifact_type: Option<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing)]
     annotations: Option<std::collections::BTreeMap<String, String>>,
 }
 
@@ -95,6 +111,11 @@ impl Descriptor {
     /// It is no image, but attached to one (image-spec, descriptor.md).
     pub(crate) fn is_artifact(&self) -> bool {
         self.artifact_type.is_some()
+    }
+
+    /// It says what the image needs of a machine.
+    pub(crate) fn is_compatibility(&self) -> bool {
+        self.artifact_type.as_deref() == Some(compatibility::ARTIFACT)
     }
 
     /// A platform that is not said may be ours; the configuration will tell.

@@ -97,6 +97,23 @@ impl Layout {
         self.finish("annotated");
     }
 
+    /// What an image needs of a machine, attached to the manifest or index with this descriptor: the descriptor of the artifact.
+    pub(crate) fn needs(&self, subject: &Value, text: &str) -> Value {
+        let kind = "application/vnd.nfd.image-compatibility.v1alpha1";
+        let layer = self.blob("application/vnd.nfd.image-compatibility.spec.v1alpha1+yaml", text.as_bytes());
+        let artifact = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "artifactType": kind,
+            "config": self.blob("application/vnd.oci.empty.v1+json", b"{}"),
+            "layers": [layer],
+            "subject": subject,
+        });
+        let mut artifact = self.blob("application/vnd.oci.image.manifest.v1+json", artifact.to_string().as_bytes());
+        artifact["artifactType"] = json!(kind);
+        artifact
+    }
+
     pub(crate) fn index(&self, manifests: &[Value]) {
         let index = json!({ "schemaVersion": 2, "manifests": manifests });
         fs::write(self.path.join("index.json"), index.to_string()).unwrap();

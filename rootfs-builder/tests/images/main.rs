@@ -9,6 +9,7 @@ mod oracle;
 mod compare;
 mod dockerfile;
 mod layout;
+mod made;
 mod rebuild;
 mod refused;
 mod stacks;
@@ -132,12 +133,20 @@ fn a_read_only_disk_is_what_umoci_unpacks() {
     let home = tempfile::tempdir().unwrap();
     let layout = rich(&home.path().join("layout"));
     let source = format!("oci-layout:{}:v1", layout.path.display());
-    let refused = run(home.path(), &["build", &source, "--format", "erofs"]);
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("give a file: --output FILE"));
     let disk = home.path().join("disk.erofs").display().to_string();
     let made = run(home.path(), &["build", &source, "--format", "erofs", "--output", &disk]);
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    // In the store it is the same, as long as its content and beside the one that is written to.
+    let kept = |size: &str| -> Value {
+        let output = run(home.path(), &["build", &source, "--format", "erofs", "--size", size, "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let (ext4, first, second) = (built(home.path(), &source), kept("64MiB"), kept("1GiB"));
+    assert_ne!(ext4["key"], first["key"]);
+    assert_eq!((&first["key"], &first["cached"], &second["cached"]), (&second["key"], &json!(false), &json!(true)));
+    assert!(fs::read(crate::disk(&first)).unwrap() == fs::read(&disk).unwrap());
+    assert_eq!(first["bytes"], fs::metadata(&disk).unwrap().len());
     let (bundle, out) = (home.path().join("bundle"), home.path().join("out"));
     let image = format!("{}:v1", layout.path.display());
     assert!(tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]).status.success());
@@ -365,6 +374,50 @@ fn what_an_image_needs_of_the_kernel_is_kept_beside_it() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{error}");
     assert!(error.contains("label io.labyard.kernel.version: `newest`"), "{error}");
+}
+
+#[test]
+fn what_an_artifact_says_that_an_image_needs_counts_beside_its_annotations() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.annotate(&json!({ "io.labyard.kernel.modules": "overlay" }));
+    let source = format!("oci-layout:{}", layout.path.display());
+    let plain = built(home.path(), &source)["key"].clone();
+    let image = layout.manifest("amd64");
+    let needs = |version: &str| {
+        format!(
+            "version: v1alpha1
+compatibilities:
+- rules:
+  - name: it
+    matchFeatures:
+    - feature: kernel.version
+      matchExpressions:
+        major: {{op: {version}, value: ['6']}}
+    - feature: kernel.loadedmodule
+      matchExpressions:
+        zfs: {{op: Exists}}
+"
+        )
+    };
+    let mut other = image.clone();
+    other["digest"] = json!(layout::digest(b"another image"));
+    // One that is about another image says nothing of this one.
+    layout.index(&[image.clone(), layout.needs(&other, &needs("Ge"))]);
+    assert_eq!(built(home.path(), &source)["key"], plain);
+    layout.index(&[layout.needs(&image, &needs("Ge")), image.clone()]);
+    let needy = built(home.path(), &source)["key"].as_str().unwrap().to_owned();
+    let record = Store::open(home.path()).unwrap().image(&needy).unwrap().unwrap();
+    assert_eq!(record.kernel.version[0].to_string(), ">=6");
+    assert_eq!(record.kernel.modules, ["overlay", "zfs"]);
+
+    layout.index(&[image.clone(), layout.needs(&image, &needs("InRegexp"))]);
+    let output = run(home.path(), &["build", &source, "--size", "64MiB"]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("compatibility specification sha256:"), "{error}");
+    assert!(error.contains("rule `it`, kernel.version, major: `InRegexp`"), "{error}");
 }
 
 #[test]

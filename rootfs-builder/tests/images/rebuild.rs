@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -178,6 +179,44 @@ fn who_names_a_layer_of_the_store_must_have_its_bytes() {
     assert_eq!(left_in(&scene.path("store")), before);
     fs::write(&path, right).unwrap();
     assert!(scene.same(&source).contains(TAKING));
+}
+
+#[test]
+fn a_finished_disk_is_for_who_has_its_layers_and_asked_for_them_once() {
+    let scene = scene();
+    let from = scene.path("first");
+    let copy = scene.path("copy");
+    assert!(super::tool("cp", &["-r", from.to_str().unwrap(), copy.to_str().unwrap()]).status.success());
+    let source = format!("oci-layout:{}", copy.display());
+    let build = || run(&scene.path("store"), &["build", &source, "--size", "64MiB", "--json"]);
+    let largest = fs::read_dir(copy.join("blobs/sha256")).unwrap().map(|entry| entry.unwrap().path());
+    let layer = largest.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let right = fs::read(&layer).unwrap();
+    fs::write(&layer, vec![7; right.len()]).unwrap();
+    let output = build();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("layer 1 of 2") && error.contains("but the image says"), "{error}");
+
+    fs::write(&layer, &right).unwrap();
+    let has_to_show = || {
+        let output = build();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!((&answer["key"], &answer["cached"]), (&scene.first["key"], &Value::Bool(true)));
+        said.contains("checking layers")
+    };
+    assert!(has_to_show());
+    // Files that were written a moment ago are not known again: their times would not tell of another write.
+    let end = Instant::now() + Duration::from_secs(60);
+    while has_to_show() {
+        assert!(Instant::now() < end, "the layers are hashed each time");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Changed in place, it is another file.
+    fs::write(&layer, vec![7; right.len()]).unwrap();
+    assert_eq!(build().status.code(), Some(2));
 }
 
 #[test]

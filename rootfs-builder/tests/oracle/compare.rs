@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,7 +20,7 @@ pub(crate) fn differences(folder: &Path, disk: &Path) -> io::Result<Vec<String>>
     let scratch = tempfile::tempdir()?;
     let copy = scratch.path().join("copy");
     fs::create_dir(&copy)?;
-    debugfs(disk, &[format!("rdump / {}", copy.display())])?;
+    debugfs(disk, &[format!("rdump / {}", copy.display()).into_bytes()])?;
     fs::remove_dir_all(copy.join("lost+found"))?;
     let mut found = facts_of_disk(disk, &paths)?;
     let mut list = Vec::new();
@@ -44,7 +45,9 @@ pub(crate) fn differences(folder: &Path, disk: &Path) -> io::Result<Vec<String>>
         for (name, value) in xattrs(&ours)? {
             let out = scratch.path().join("value");
             let quoted = path.display();
-            debugfs(disk, &[format!("ea_get -f {} \"{quoted}\" {name}", out.display())])?;
+            let ask =
+                [format!("ea_get -f {} ", out.display()).as_bytes(), &named(path), b" ", name.as_bytes()].concat();
+            debugfs(disk, &[ask])?;
             if fs::read(&out).unwrap_or_default() != value {
                 list.push(format!("{quoted}: attribute {name} differs"));
             }
@@ -126,7 +129,7 @@ fn xattrs(path: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
 }
 
 fn facts_of_disk(disk: &Path, paths: &[PathBuf]) -> io::Result<Facts> {
-    let requests: Vec<String> = paths.iter().map(|path| format!("stat \"{}\"", path.display())).collect();
+    let requests: Vec<Vec<u8>> = paths.iter().map(|path| [b"stat ", &*named(path)].concat()).collect();
     let text = debugfs(disk, &requests)?;
     // With requests from a file debugfs repeats each one.
     let answers = text.split("debugfs: ").skip(1);
@@ -189,11 +192,16 @@ fn is_length(text: &str) -> bool {
     text.split_once(')').is_some_and(|(digits, _)| digits.parse::<u32>().is_ok())
 }
 
+/// A path for debugfs, which may be no text.
+fn named(path: &Path) -> Vec<u8> {
+    [b"\"", path.as_os_str().as_bytes(), b"\""].concat()
+}
+
 /// Answers to requests, given in a file.
-fn debugfs(disk: &Path, requests: &[String]) -> io::Result<String> {
+fn debugfs(disk: &Path, requests: &[Vec<u8>]) -> io::Result<String> {
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let mut file = tempfile::NamedTempFile::new()?;
-    file.write_all(requests.join("\n").as_bytes())?;
+    file.write_all(&requests.join(&b'\n'))?;
     file.write_all(b"\n")?;
     let output = Command::new("debugfs")
         .arg("-f")

@@ -17,7 +17,7 @@ pub(crate) fn tool(name: &str, args: &[&str]) -> Output {
         .unwrap_or_else(|error| panic!("running {name} (package e2fsprogs?): {error}"))
 }
 
-/// `e2fsck -fn` finds nothing.
+/// `e2fsck -fn` finds nothing, and dumpe2fs reads every group.
 #[track_caller]
 pub(crate) fn assert_clean(disk: &Path) {
     let output = tool("e2fsck", &["-fn", &disk.display().to_string()]);
@@ -25,6 +25,12 @@ pub(crate) fn assert_clean(disk: &Path) {
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
     for word in ["Fix?", "rror", "nvalid", "padding", "Optimize", "IGNORED"] {
         assert!(!text.contains(word), "{text}");
+    }
+    let output = tool("dumpe2fs", &[&disk.display().to_string()]);
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && errors.lines().all(|line| line.starts_with("dumpe2fs 1.")), "{errors}");
+    for word in ["Filesystem state:         clean", "metadata_csum", "64bit", "extent", "Group 0:"] {
+        assert!(text.contains(word), "{word}: {text}");
     }
 }
 

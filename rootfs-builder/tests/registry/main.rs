@@ -12,7 +12,7 @@ mod server;
 mod shared;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -284,6 +284,50 @@ fn an_interrupted_pull_leaves_no_half_blob() {
 }
 
 #[test]
+fn on_a_terminal_a_bar_moves_and_ctrl_c_leaves_no_half_blob() {
+    let Scene { home, registry, .. } = &scene(Access::Everybody);
+    let proxy = Proxy::new(registry.port, Fault::Silence(1 << 20));
+    let builder = home.builder(&format!("127.0.0.1:{}/it:1", proxy.port));
+    // script(1) makes the terminal; what comes on its standard input was typed there.
+    let words: Vec<_> = std::iter::once(builder.get_program()).chain(builder.get_args()).collect();
+    let line = words.iter().map(|word| word.to_str().unwrap()).collect::<Vec<_>>().join(" ");
+    let mut terminal = Command::new("script");
+    terminal.args(["-qefc", &line, "/dev/null"]).env_clear().env("TERM", "xterm").env("SHELL", "/bin/sh");
+    terminal.envs(builder.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script, of bsdutils");
+    let (mut keys, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut seen, mut chunk) = (String::new(), [0; 4096]);
+    while !(seen.contains("blobs [") && seen.contains("MiB/")) {
+        let len = screen.read(&mut chunk).unwrap();
+        assert!(len > 0, "it ended: {seen}");
+        seen.push_str(&String::from_utf8_lossy(&chunk[..len]));
+    }
+    keys.write_all(b"\x03").unwrap();
+    let mut rest = vec![];
+    screen.read_to_end(&mut rest).unwrap();
+    seen.push_str(&String::from_utf8_lossy(&rest));
+    assert!(seen.trim_end().ends_with("error: interrupted; nothing was left behind"), "{seen}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(home.parts(), 0);
+}
+
+#[test]
+fn layers_come_several_at_once_over_a_bounded_number_of_connections() {
+    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+    let mut layout = Layout::new(work.path());
+    for number in 0..16 {
+        layout.layer(Layer::new().file(&format!("f{number}"), &noise(500_000, number)), Packing::Plain);
+    }
+    layout.finish("it");
+    let registry = Registry::start(Access::Everybody);
+    registry.push(work.path(), "it:1");
+    let proxy = Proxy::new(registry.port, Fault::None);
+    home.built(&format!("127.0.0.1:{}/it:1", proxy.port));
+    // Four that move blobs, and the one that asked whether TLS is spoken.
+    assert!((2..=5).contains(&proxy.most()), "{} connections at once", proxy.most());
+}
+
+#[test]
 fn two_pulls_of_one_image_share_the_work() {
     let Scene { home, registry, layout, .. } = &scene(Access::Everybody);
     let size: u64 =
@@ -370,6 +414,37 @@ fn a_public_image_is_there_for_everybody_while_its_registry_is_not() {
     fs::remove_file(scene.home.path("store/blobs/sha256").join(&scene.layout.layer_digests()[0][7..])).unwrap();
     let (error, code) = scene.home.refused(&image);
     assert!(error.contains("cannot be asked") && code == 1, "{error}");
+}
+
+#[test]
+fn who_leads_a_name_elsewhere_decides_nothing_for_others() {
+    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+    let mut registries = [Registry::start(Access::Everybody), Registry::start(Access::Everybody)];
+    for (registry, text) in registries.iter().zip(["hello", "something else"]) {
+        image(&work.path().join(text), text);
+        registry.push(&work.path().join(text), "it:1");
+    }
+    let lead_to = |registry: Option<&Registry>| {
+        let settings = registry.map(|registry| {
+            format!("[[registry]]\nprefix = \"images.example\"\nlocation = \"127.0.0.1:{}\"\n", registry.port)
+        });
+        fs::write(home.path("registries.conf"), settings.unwrap_or_default()).unwrap();
+    };
+    // Ada asks first, then eve, who has the same store and another idea of where the name leads.
+    let keys = registries.each_ref().map(|registry| {
+        lead_to(Some(registry));
+        home.built("images.example/it:1")["key"].clone()
+    });
+    assert_ne!(keys[0], keys[1]);
+    registries.iter_mut().for_each(Registry::stop);
+    for (registry, key) in registries.iter().zip(&keys) {
+        lead_to(Some(registry));
+        assert_eq!(home.built("images.example/it:1")["key"], *key);
+    }
+    // Who leads it nowhere gets neither.
+    lead_to(None);
+    let (error, code) = home.refused("images.example/it:1");
+    assert!(error.contains("images.example/it:1") && code == 1, "{error}");
 }
 
 #[test]

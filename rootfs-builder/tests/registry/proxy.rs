@@ -26,6 +26,7 @@ pub(crate) struct Proxy {
     pub(crate) port: u16,
     connections: Arc<AtomicU64>,
     bytes: Arc<AtomicU64>,
+    most: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -35,6 +36,8 @@ impl Proxy {
         let (connections, bytes) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let cuts = Arc::new(AtomicU64::new(0));
         let (count, sum) = (Arc::clone(&connections), Arc::clone(&bytes));
+        let (open, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let peak = Arc::clone(&most);
         std::thread::spawn(move || {
             for client in listener.incoming() {
                 let client = client.unwrap();
@@ -49,11 +52,20 @@ impl Proxy {
                     };
                     upload(from, into, fault, left);
                 });
-                let sum = Arc::clone(&sum);
-                std::thread::spawn(move || pass(server, client, fault, &sum));
+                peak.fetch_max(open.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+                let (sum, open) = (Arc::clone(&sum), Arc::clone(&open));
+                std::thread::spawn(move || {
+                    pass(server, client, fault, &sum);
+                    open.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
-        Self { port, connections, bytes }
+        Self { port, connections, bytes, most }
+    }
+
+    /// Most connections that were open at once so far.
+    pub(crate) fn most(&self) -> u64 {
+        self.most.load(Ordering::Relaxed)
     }
 
     /// Connections so far.

@@ -144,6 +144,47 @@ fn an_index_takes_all_its_platforms_along() {
 }
 
 #[test]
+fn what_is_attached_to_an_image_of_a_registry_says_what_it_needs_of_the_kernel() {
+    for access in [Access::Everybody, Access::Password, Access::Token] {
+        let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+        let layout = image(&work.path().join("it"), "hello");
+        let mut registry = Registry::start(access);
+        let host = registry.image("").trim_end_matches('/').to_owned();
+        login(&home.path("auth.json"), &host, USER, PASSWORD);
+        home.pushed(&source(&layout.path), &registry.image("it:1"));
+        let plain = home.built(&registry.image("it:1"))["key"].clone();
+
+        // Debian's registry has no list of what is attached: a tag stands for it (distribution-spec, "Referrers Tag Schema").
+        let mut manifest = layout.manifest("amd64");
+        manifest.as_object_mut().unwrap().remove("annotations");
+        let text = "version: v1alpha1
+compatibilities:
+- rules:
+  - name: it
+    matchFeatures:
+    - {feature: kernel.loadedmodule, matchExpressions: {zfs: {op: Exists}}}
+";
+        let artifact = layout.needs(&manifest, text);
+        let kind = "application/vnd.oci.image.index.v1+json";
+        let list = json!({ "schemaVersion": 2, "mediaType": kind, "manifests": [artifact] });
+        let mut list = layout.blob(kind, list.to_string().as_bytes());
+        list["annotations"] = json!({ "org.opencontainers.image.ref.name": "list" });
+        layout.index(&[list]);
+        let tag = manifest["digest"].as_str().unwrap().replace(':', "-");
+        home.pushed(&format!("oci-layout:{}:list", layout.path.display()), &registry.image(&format!("it:{tag}")));
+
+        let needy = home.built(&registry.image("it:1"))["key"].clone();
+        assert_ne!(plain, needy);
+        let record = home.path("store/images").join(needy.as_str().unwrap()).join("image.json");
+        let record: Value = serde_json::from_slice(&fs::read(record).unwrap()).unwrap();
+        assert_eq!(record["kernel"]["modules"], json!(["zfs"]));
+        // It is known while the registry is down, too.
+        registry.stop();
+        assert_eq!(home.built(&registry.image("it:1"))["key"], needy);
+    }
+}
+
+#[test]
 fn an_upload_that_breaks_ends_well_and_one_that_cannot_says_so() {
     let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
     let layout = image(&work.path().join("it"), "hello");

@@ -122,7 +122,7 @@ pub struct Drive {
     pub mount: Option<String>,
     /// Its size.
     pub size_bytes: Placed<u64>,
-    /// What a blank drive is formatted with; raw where missing.
+    /// What a blank drive is formatted with, or what its image is written as; raw where missing.
     pub filesystem: Option<Filesystem>,
     /// The machine may not write.
     pub read_only: bool,
@@ -132,7 +132,7 @@ pub struct Drive {
     pub engine: Engine,
 }
 
-/// File systems of blank drives.
+/// File systems of drives; the last one is for images that are only ever read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(missing_docs, reason = "the names say it")]
 pub enum Filesystem {
@@ -141,11 +141,12 @@ pub enum Filesystem {
     Ext2,
     Xfs,
     Btrfs,
+    Erofs,
 }
 
 impl Filesystem {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Ext4, Self::Ext3, Self::Ext2, Self::Xfs, Self::Btrfs];
+    pub const ALL: [Self; 6] = [Self::Ext4, Self::Ext3, Self::Ext2, Self::Xfs, Self::Btrfs, Self::Erofs];
 
     /// As `mount -t` names it.
     pub fn name(self) -> &'static str {
@@ -155,6 +156,7 @@ impl Filesystem {
             Self::Ext2 => "ext2",
             Self::Xfs => "xfs",
             Self::Btrfs => "btrfs",
+            Self::Erofs => "erofs",
         }
     }
 }

@@ -209,7 +209,22 @@ fn every_broken_rule_is_one_complaint_with_its_place() {
         (
             "- {size: 1GiB}",
             "- {filesystem: zfs}",
-            "machines[1].drives[1].filesystem: `zfs` is none of ext4, ext3, ext2, xfs, btrfs",
+            "machines[1].drives[1].filesystem: `zfs` is none of ext4, ext3, ext2, xfs, btrfs, erofs",
+        ),
+        (
+            "- {size: 1GiB}",
+            "- {source: x, filesystem: xfs}",
+            "machines[1].drives[1].filesystem: `xfs`: a drive with a source is ext4, or erofs where it is read-only",
+        ),
+        (
+            "- {size: 1GiB}",
+            "- {source: x, filesystem: erofs}",
+            "machines[1].drives[1].filesystem: `erofs`: nothing can be written to it: add `readOnly: true`",
+        ),
+        (
+            "- {size: 1GiB}",
+            "- {filesystem: erofs, readOnly: true}",
+            "machines[1].drives[1].filesystem: `erofs`: nothing can be written to it, so it starts as an image",
         ),
         (
             "- {size: 1GiB}",
@@ -331,6 +346,13 @@ fn the_largest_lab_is_planned_and_a_larger_one_is_refused_with_the_numbers() {
         let error = read(size).expect_err(why).to_string();
         assert!(error.contains(why), "{error}");
     }
+}
+
+#[test]
+fn an_image_that_is_only_read_may_be_on_erofs() {
+    let manifest = read_with("- {size: 1GiB}", "- {source: x, filesystem: erofs, readOnly: true}").expect("a manifest");
+    let drive = &manifest.lab.machines[1].drives[1];
+    assert_eq!((drive.filesystem, drive.read_only), (Some(lab::Filesystem::Erofs), true));
 }
 
 #[test]

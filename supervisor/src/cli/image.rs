@@ -117,8 +117,9 @@ pub(super) fn find(store: &Store, wanted: &str) -> Result<ImageRecord, Failure> 
 pub(crate) fn pull(home: &Home, pull: &ImagePull) -> Outcome {
     // A path is meant from here, as everywhere on a command line.
     let source = pull.source.below(&absolute(Path::new("."))?).to_string();
-    let built =
-        with_builder(home, async |builder, told, cancel| builder.build(&source, pull.size, told, cancel.wait()).await)?;
+    let built = with_builder(home, async |builder, told, cancel| {
+        builder.build(&source, pull.size, &pull.format, told, cancel.wait()).await
+    })?;
     if pull.json {
         output::document(&json!({ "key": built.key, "path": built.path, "cached": built.cached }))?;
     } else {

@@ -22,6 +22,12 @@ fn images_are_pulled_listed_inspected_and_removed() {
     let shown = document(&stdout);
     assert_eq!((&shown["key"], &shown["labs"]), (&json!(key), &json!([])));
     assert!(shown["path"].as_str().expect("a path").ends_with("disk.ext4"));
+    let (stdout, _) = host.expect(0, &["image", "pull", "debian", "--size", "1MiB", "--format", "erofs", "--json"]);
+    let other = document(&stdout)["key"].as_str().expect("a key").to_owned();
+    assert_ne!(other, key);
+    let (stdout, _) = host.expect(0, &["image", "inspect", &other]);
+    assert!(document(&stdout)["path"].as_str().expect("a path").ends_with("disk.erofs"));
+    host.expect(0, &["image", "rm", &other]);
     let (_, stderr) = host.expect(2, &["image", "rm", "nothing-like-it"]);
     assert!(stderr.contains("`nothing-like-it`: not in the store; there is: ") && stderr.contains(short), "{stderr}");
     let (stdout, _) = host.expect(0, &["image", "rm", &key, &key, "--json"]);

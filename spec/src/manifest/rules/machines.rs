@@ -194,11 +194,19 @@ fn drive(at: &At<Written>, position: usize, path: &str) -> Checked<Drive> {
     };
     let filesystem =
         drive.filesystem.as_ref().map(|name| filesystem(name, &format!("{path}.filesystem"))).transpose()?;
-    if let (Some(_), Some(other), Some(written)) = (&source, filesystem, &drive.filesystem)
-        && other != Filesystem::Ext4
-    {
-        let message = format!("`{}`: a drive with a source is ext4, as its image is", written.value);
-        return Err(broken(written, &format!("{path}.filesystem"), message));
+    let read_only = drive.read_only.unwrap_or(false);
+    if let (Some(filesystem), Some(written)) = (filesystem, &drive.filesystem) {
+        let problem = match (filesystem, &source) {
+            (Filesystem::Erofs, None) => {
+                "nothing can be written to it, so it starts as an image: give the drive a source"
+            }
+            (Filesystem::Erofs, Some(_)) if !read_only => "nothing can be written to it: add `readOnly: true`",
+            (Filesystem::Ext4 | Filesystem::Erofs, _) | (_, None) => "",
+            _ => "a drive with a source is ext4, or erofs where it is read-only",
+        };
+        if !problem.is_empty() {
+            return Err(broken(written, &format!("{path}.filesystem"), format!("`{}`: {problem}", written.value)));
+        }
     }
     let formatted = source.is_some() || mount.is_some();
     Ok(Drive {
@@ -207,7 +215,7 @@ fn drive(at: &At<Written>, position: usize, path: &str) -> Checked<Drive> {
         mount,
         size_bytes,
         filesystem: filesystem.or(formatted.then_some(Filesystem::Ext4)),
-        read_only: drive.read_only.unwrap_or(false),
+        read_only,
         persistent: drive.persistent.unwrap_or(false),
         engine: own::engine(drive, path)?,
     })

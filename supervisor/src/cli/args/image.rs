@@ -92,6 +92,9 @@ pub(crate) struct ImagePull {
     /// Length of the disk; the file is sparse
     #[arg(long, default_value = "4GiB", value_parser = size::parse)]
     pub(crate) size: u64,
+    /// Its file system: ext4, or erofs for drives that say `filesystem: erofs`
+    #[arg(long, value_name = "FORMAT", default_value = "ext4", value_parser = ["ext4", "erofs"])]
+    pub(crate) format: String,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,

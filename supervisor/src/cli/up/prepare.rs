@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
-use labyard_spec::manifest::lab::{Drive, Machine as AskedMachine};
+use labyard_spec::manifest::lab::{Drive, Filesystem, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
 use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::cgroup::Limits;
@@ -42,8 +42,9 @@ pub(super) struct Preparation<'a> {
 
 /// One file to make.
 type Work = Box<dyn FnOnce() -> Result<(), DiskError> + Send>;
-/// Images by source and size.
-type Images = BTreeMap<(String, u64), (ImageRecord, PathBuf)>;
+/// What tells two images apart: source, size, file system.
+type ImageKey = (String, u64, &'static str);
+type Images = BTreeMap<ImageKey, (ImageRecord, PathBuf)>;
 
 impl Preparation<'_> {
     /// The kernel of each machine.
@@ -206,10 +207,11 @@ impl Preparation<'_> {
         Ok(())
     }
 
-    /// What tells two images apart; `None` for a drive that starts blank.
-    fn image_key(&self, drive: &Drive) -> Option<(String, u64)> {
+    /// The image that a drive starts as; `None` for a drive that starts blank.
+    fn image_key(&self, drive: &Drive) -> Option<ImageKey> {
         let source = drive.source.as_ref()?.value.below(&self.base);
-        Some((source.to_string(), drive.size_bytes.value))
+        let format = drive.filesystem.unwrap_or(Filesystem::Ext4).name();
+        Some((source.to_string(), drive.size_bytes.value, format))
     }
 
     async fn images(&self, builder: &Builder) -> Result<Images, Failure> {
@@ -222,7 +224,7 @@ impl Preparation<'_> {
             }
             let since = Instant::now();
             let told = |line: &str| self.progress.say(&format!("  {}", printable(line)));
-            let built = builder.build(&key.0, key.1, told, self.cancel.wait()).await;
+            let built = builder.build(&key.0, key.1, key.2, told, self.cancel.wait()).await;
             let built = built.map_err(|error| match error {
                 BuilderError::Interrupted => Cancel::failure(),
                 BuilderError::Refused { text, input: true } => {
