@@ -345,7 +345,7 @@ impl Playground {
         let mut overlay = Overlay::open(chain, make).map_err(|error| runtime::chain(&error))?;
         let (this, machine, drive) = (Arc::clone(self), machine.to_owned(), spec.serial.clone());
         overlay.tell(Box::new(move |disk| {
-            let what = Happening::HostDisk { drive: drive.clone(), full: disk == HostDisk::Full };
+            let what = Happening::HostDisk { drive: drive.clone(), full: matches!(disk, HostDisk::Full { .. }) };
             this.event(&machine, what, None);
         }));
         Ok(Box::new(overlay))
