@@ -79,7 +79,8 @@ pub enum Request {
         /// Machine name.
         machine: Option<String>,
     },
-    /// Lets one machine, or all, go on. One that runs runs on.
+    /// Lets one machine, or all, go on. One that runs runs on. What waits for room on the host's disk is tried at once; where there is none
+    /// the machine stays paused, goes on by itself once there is, and the reply is a failure that says so.
     Resume {
         /// Machine name.
         machine: Option<String>,
@@ -268,9 +269,12 @@ pub struct MachineStatus {
     pub name: String,
     /// Where it stands.
     pub state: MachineState,
-    /// It runs, and stands still until it is resumed.
+    /// It runs, and stands still until it is resumed, or until the host's disk has room.
     #[serde(default)]
     pub paused: bool,
+    /// Drives whose writes wait for room on the host's disk.
+    #[serde(default)]
+    pub full_drives: Vec<FullDrive>,
     /// Milestones of its boot in microseconds since the start of the vmm process, in order of time.
     pub boot_us: Vec<(Milestone, u64)>,
     /// Faults noted per device since the start (guest's mistakes, contained).
@@ -284,6 +288,16 @@ pub struct MachineStatus {
     /// Memory that went back to the host, and what the guest says of its own.
     #[serde(default)]
     pub balloon: Option<BalloonStatus>,
+}
+
+/// A drive whose writes wait for room on the host's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FullDrive {
+    /// Its serial.
+    pub drive: String,
+    /// What the host's disk says: no space left on device, or disk quota exceeded.
+    pub errno: i32,
 }
 
 /// State of a machine's balloon.
@@ -368,12 +382,16 @@ pub enum Happening {
     Resumed,
     /// The machine ended; the state says how.
     Ended(MachineState),
-    /// The disk of the host has no room for what the guest writes to a drive: its writes wait. Or it has room again.
+    /// The disk of the host has no room for what the guest writes to a drive: its writes wait, and the machine is paused. Or it has
+    /// room again, and the machine goes on, unless another drive of it waits or somebody has paused it.
     HostDisk {
         /// Serial of the drive.
         drive: String,
         /// Whether they wait.
         full: bool,
+        /// What the host's disk says, where it has no room.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        errno: Option<i32>,
     },
     /// The guest opened a stream to `port` of the host; one end travels beside this event.
     GuestConnected {

@@ -1,8 +1,8 @@
 //! `labyard-vmm` for tests: speaks `spec::control` and `spec::agent`, and runs programs on the host in place of guests.
 //!
 //! A machine behaves as its name begins: `mute` never says hello, `crash` crashes, `hostile` floods the readiness port first,
-//! `stubborn` does not power off, `doom` takes the whole process with it, `unsavable` cannot be saved, `lost` not be restored. All
-//! others become ready at once.
+//! `stubborn` does not power off, `doom` takes the whole process with it, `unsavable` cannot be saved, `lost` not be restored, `full`
+//! has no room on the host's disk while a drive of it is limited. All others become ready at once.
 
 #[path = "fake/access.rs"]
 mod access;
@@ -35,6 +35,8 @@ struct Vmm {
     machines: Mutex<Vec<(String, MachineState)>>,
     events: Mutex<Vec<(Event, Option<OwnedFd>)>>,
     bell: Condvar,
+    /// Machines without room.
+    full: Mutex<Vec<String>>,
 }
 
 fn main() {
@@ -75,7 +77,7 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
             Request::Save(files) => (save(vmm, &files), None),
             Request::Restore(spec) => (restore(vmm, &spec), None),
             Request::Pause { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Paused), None),
-            Request::Resume { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Resumed), None),
+            Request::Resume { machine } => (resume(vmm, machine.as_deref()), None),
             Request::Status => (status(vmm), None),
             Request::Connect { machine, port: AGENT_PORT }
                 if !["mute", "deaf"].iter().any(|name| machine.starts_with(name)) =>
@@ -131,6 +133,11 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
             Request::Change { machine, change } => {
                 // To the log, for whoever wants to see it.
                 eprintln!("change: {}", serde_json::json!({ "machine": &machine, "change": &change }));
+                if let (Some(machine), Change::DriveLimit { serial, limits }) = (&machine, &change)
+                    && machine.starts_with("full")
+                {
+                    host_disk(vmm, machine, serial, limits.operations.is_some());
+                }
                 let refused = matches!(change, Change::DriveResize { bytes, .. } if bytes > 1 << 40);
                 (if refused { Reply::Failed("there is no room for that".into()) } else { Reply::Done }, None)
             }
@@ -249,6 +256,24 @@ fn stand_still(vmm: &Vmm, machine: Option<&str>, what: &Happening) -> Reply {
     Reply::Done
 }
 
+/// Its drive finds no room, or finds it again.
+fn host_disk(vmm: &Vmm, machine: &str, drive: &str, full: bool) {
+    let errno = full.then_some(28);
+    happened(vmm, machine, Happening::HostDisk { drive: drive.to_owned(), full, errno }, None);
+    let mut names = vmm.full.lock().expect("names");
+    names.retain(|name| name != machine);
+    names.extend(full.then(|| machine.to_owned()));
+    happened(vmm, machine, if full { Happening::Paused } else { Happening::Resumed }, None);
+}
+
+fn resume(vmm: &Vmm, machine: Option<&str>) -> Reply {
+    let full = vmm.full.lock().expect("names").clone();
+    match full.iter().find(|name| machine.is_none_or(|machine| machine == *name)) {
+        Some(name) => Reply::Failed(format!("machine {name}: it stays paused")),
+        None => stand_still(vmm, machine, &Happening::Resumed),
+    }
+}
+
 fn save(vmm: &Vmm, files: &SavedFiles) -> Reply {
     let mut slots = vmm.files.lock().expect("files");
     let mut file = |slot: &Slot| File::from(slots.remove(slot).expect("a file to write to"));
@@ -327,6 +352,7 @@ fn status(vmm: &Vmm) -> Reply {
         name: name.clone(),
         state: state.clone(),
         paused: false,
+        full_drives: vec![],
         boot_us: vec![],
         faults: vec![],
         counters: vec![("d00".into(), vec![("reads".into(), 7), ("writes".into(), 0)])],

@@ -19,6 +19,8 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 const KEPT_BYTES: u64 = 16 << 20;
 /// Bytes beyond that before the oldest go, all at once.
 const SLACK_BYTES: u64 = 1 << 20;
+/// Bytes that wait for room on a full disk; what comes then is lost.
+const MAX_WAITING_BYTES: usize = 256 << 10;
 /// Blocks are given back whole.
 const BLOCK_BYTES: u64 = 4096;
 
@@ -77,6 +79,8 @@ pub struct Journal {
     start: u64,
     /// Its file system does not give anything back, so that it takes no more.
     over: bool,
+    /// What found no room, from where its file ends: lines, the first of which may be there in part.
+    waits: Vec<u8>,
 }
 
 impl Journal {
@@ -85,10 +89,11 @@ impl Journal {
     /// # Errors
     /// What open(2) says.
     pub fn open(folder: &Folder) -> Result<Self, HomeError> {
-        Ok(Self { file: append_to(&folder.file(names::EVENTS))?, start: 0, over: false })
+        Ok(Self { file: append_to(&folder.file(names::EVENTS))?, start: 0, over: false, waits: Vec::new() })
     }
 
-    /// Writes one entry. A disk that is full must not end a playground, so a failure is told on the log.
+    /// Writes one entry. A disk that is full must not end a playground: what finds no room is written before the next entry that does, and
+    /// any other failure is told on the log.
     pub fn write(&mut self, machine: Option<&str>, what: What) {
         if self.over {
             return;
@@ -96,14 +101,35 @@ impl Journal {
         let entry = Entry { at_ms: now_ms(), machine: machine.map(str::to_owned), what };
         let mut line = serde_json::to_vec(&entry).expect("plain data has a JSON form");
         line.push(b'\n');
-        // One write, so that lines of two writers do not mix (O_APPEND).
-        if let Err(error) = self.file.write_all(&line) {
+        let fits = |waits: &Vec<u8>| waits.len() + line.len() <= MAX_WAITING_BYTES;
+        if fits(&self.waits) || self.write_waiting().is_ok() {
+            self.waits.extend(line);
+        }
+        // Of what waits for nothing one write, so that lines of two writers do not mix (O_APPEND).
+        if let Err(error) = self.write_waiting() {
             crate::words::log(&format!("writing an event: {error}"));
         }
         if let Err(error) = self.give_back() {
             eprintln!("the journal ends here, its file system keeps all of it: {error}");
             self.over = true;
         }
+    }
+
+    fn write_waiting(&mut self) -> io::Result<()> {
+        while !self.waits.is_empty() {
+            match self.file.write(&self.waits) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => drop(self.waits.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    if !matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) {
+                        self.waits.clear();
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes a hole of the oldest entries, once there are too many. Another writer may do the same.
@@ -216,6 +242,33 @@ mod tests {
         assert_eq!(last_vmm_event(&folder), 7);
         journal.write(None, What::Ended("saved".into()));
         assert_eq!(last_vmm_event(&folder), 0, "another vmm counts anew");
+    }
+
+    #[test]
+    fn what_finds_no_room_is_written_once_there_is_some_and_not_without_end() {
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = Folder { name: "lab".into(), path: home.path().to_owned() };
+        let mut journal = Journal::open(&folder).expect("opening");
+        let note = |number: usize| What::Note(format!("{number:04096}"));
+        // full(4): each write fails with ENOSPC.
+        let full = File::options().write(true).open("/dev/full").expect("full");
+        let file = std::mem::replace(&mut journal.file, full);
+        let most = 80;
+        for number in 0..most {
+            journal.write(None, note(number));
+        }
+        assert!(journal.waits.len() <= MAX_WAITING_BYTES);
+        // Half a line was there when the disk became full.
+        let (first, rest) = journal.waits.split_at(10);
+        (&file).write_all(first).expect("writing");
+        journal.waits = rest.to_vec();
+        journal.file = file;
+        journal.write(None, note(most));
+        journal.write(None, note(most + 1));
+        let entries = Reader::open(&folder).expect("opening").expect("a journal").entries().expect("reading");
+        assert!((50..most).contains(&entries.len()), "{} entries", entries.len());
+        assert!(entries.iter().zip(0..).take(50).all(|(entry, n)| entry.what == note(n)));
+        assert_eq!(entries.last().map(|entry| entry.what.clone()), Some(note(most + 1)));
     }
 
     #[test]

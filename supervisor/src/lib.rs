@@ -26,6 +26,7 @@
 //! - [`end`]: ends whatever runs of a playground and removes its folder.
 //! - [`tasks`]: init tasks as they were chosen.
 //! - [`quota`]: what labs may take of the host, and what they take.
+//! - [`room`]: a host disk without room, in words.
 //! - [`words`]: errors and foreign text as people read them.
 
 #![forbid(unsafe_code)]
@@ -50,6 +51,7 @@ pub mod plan;
 pub mod ports;
 pub mod quota;
 pub mod record;
+pub mod room;
 pub mod run;
 pub mod saved;
 pub mod tasks;

@@ -114,6 +114,8 @@ pub enum ConditionName {
     TasksDone,
     /// All of it.
     Ready,
+    /// A machine stands still, because the host's disk has no room for what it writes. The only one that is over again, once there is room.
+    HostDiskFull,
 }
 
 /// One machine.
@@ -132,11 +134,25 @@ pub struct Machine {
     pub addresses: Vec<(String, std::net::Ipv4Addr)>,
     /// What it reached, in order.
     pub conditions: Vec<Condition>,
-    /// It runs, and stands still until it is resumed.
+    /// It runs, and stands still until it is resumed, or until the host's disk has room.
     #[serde(default)]
     pub paused: bool,
+    /// Drives whose writes wait for room on the host's disk.
+    #[serde(default)]
+    pub full_drives: Vec<FullDrive>,
     /// How it ended, once it has.
     pub ended: Option<control::MachineState>,
+}
+
+/// A drive whose writes wait for room on the host's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FullDrive {
+    /// Its serial.
+    pub drive: String,
+    /// What the host's disk says.
+    pub errno: i32,
+    /// Since when, in milliseconds since 1970.
+    pub at_ms: u64,
 }
 
 impl ConditionName {
@@ -150,7 +166,20 @@ impl Machine {
     /// It is off, and about to start.
     pub fn begin_again(&mut self) {
         self.conditions.clear();
+        self.full_drives.clear();
         (self.ended, self.paused, self.page_size) = (None, false, 0);
+    }
+
+    /// Nothing of it waits for room on the host's disk.
+    pub fn has_room(&mut self) {
+        self.full_drives.clear();
+        self.conditions.retain(|condition| condition.name != ConditionName::HostDiskFull);
+    }
+
+    /// Why it stands still where nobody has paused it, and the way out.
+    pub fn waits_for(&self) -> Option<&str> {
+        let full = self.conditions.iter().find(|condition| condition.name == ConditionName::HostDiskFull);
+        full.map(|condition| condition.message.as_str())
     }
 
     /// Whether it has reached this.

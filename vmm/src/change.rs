@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use labyard_devices::backend::block::NoRoom;
 use labyard_devices::limiter::{Bucket, Limiter, Limits, Rate};
 use labyard_devices::virtio::block::Block;
 use labyard_devices::virtio::block::handle::Handle;
@@ -97,6 +98,27 @@ impl Knobs {
             }
         }
         Ok(())
+    }
+
+    /// Has drives that wait for room on the host's disk try at once; those that find none, by serial.
+    pub fn retry(&self) -> Vec<(&str, NoRoom)> {
+        let mut failed = Vec::new();
+        for (serial, (drive, _)) in &self.drives {
+            let Err(error) = drive.retry() else { continue };
+            let is_late = matches!(error, NoRoom::Late { .. });
+            failed.push((serial.as_str(), error));
+            // A disk that does not answer one of them is not waited for once for each.
+            if is_late {
+                break;
+            }
+        }
+        failed.sort_unstable_by_key(|(serial, _)| *serial);
+        failed
+    }
+
+    /// The machine's power is cut: its drives wait for no room.
+    pub fn give_up(&self) {
+        self.drives.values().for_each(|(drive, _)| drive.give_up());
     }
 
     fn drive(&self, serial: &str) -> Result<&(Handle, Bucket), String> {

@@ -87,6 +87,8 @@ pub trait Witness: Send + Sync {
     fn started(&self);
     /// The guest has reset and starts again.
     fn rebooted(&self);
+    /// vCPUs stand still because the host's disk has no room, or need not any more.
+    fn out_of_room(&self, is_out: bool);
     /// Over.
     fn ended(&self, state: MachineState);
 }
@@ -211,7 +213,7 @@ fn live(
             Err(error) => return MachineState::Failed(runtime::chain(&error)),
         };
         witness.started();
-        let (signal, panicked) = running.until_signal(signals, parts);
+        let (signal, panicked) = running.until_signal(signals, parts, &**witness);
         let lost = running.stop(parts);
         let killed = signals.forget_guest();
         let printed = parts.console.take_panic(REPORTED_LINES);
@@ -219,8 +221,8 @@ fn live(
         let greeted = parts.hello.swap(false, Ordering::SeqCst);
         match signal {
             _ if killed => return MachineState::Killed,
-            // Orders were obeyed.
-            Signal::Kill | Signal::Order(_) => return MachineState::Killed,
+            // Orders were obeyed, and what the host's disk says was heard.
+            Signal::Kill | Signal::Order(_) | Signal::HostDisk { .. } => return MachineState::Killed,
             Signal::Fault(reason) => return MachineState::Failed(reason),
             // A PC would reset. Our command line tells Linux another way to do that, so this one was not meant.
             Signal::TripleFault => {
@@ -259,6 +261,10 @@ struct Running {
     leaves: Vec<CpuId>,
     /// vCPUs are out of the guest and stay there.
     halted: bool,
+    /// They were ordered to be.
+    held: bool,
+    /// The host's disk has no room for what the guest has written: until it has they stay there, too.
+    no_room: bool,
 }
 
 /// How a machine begins.
@@ -337,7 +343,8 @@ impl Running {
 
         let shared = Arc::new(Shared { ports, mmio, stop: AtomicBool::new(false) });
         let (vcpus, leaves) = (Vec::new(), Vec::new());
-        let mut machine = Self { vm, mem, io_apic, serial, transports, shared, vcpus, leaves, halted: true };
+        let (halted, held, no_room) = (true, saved.is_some(), false);
+        let mut machine = Self { vm, mem, io_apic, serial, transports, shared, vcpus, leaves, halted, held, no_room };
         let begun = machine.make_vcpus(parts, hypervisor, origin, sender, witness).and_then(|()| match origin {
             Origin::Boot(_) => {
                 machine.run_vcpus(false);

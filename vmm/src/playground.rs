@@ -11,10 +11,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use labyard_devices::backend::block::BlockBackend;
-use labyard_devices::backend::engine::{self, Choice};
-use labyard_devices::backend::overlay::{Base, Chain, HostDisk, LayerFiles, Overlay};
-use labyard_devices::backend::raw::{self, RawFile};
 use labyard_devices::counters::Counters;
 use labyard_devices::fault::Faults;
 use labyard_devices::legacy::ged;
@@ -26,11 +22,11 @@ use labyard_devices::virtio::device::VirtioDevice;
 use labyard_devices::virtio::net::Net;
 use labyard_devices::virtio::rng::Rng;
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
-use labyard_spec::control::{Change, Event, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status};
-use labyard_spec::guest::READY_PORT;
-use labyard_spec::playground::{
-    DriveSpec, Engine as DriveEngine, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
+use labyard_spec::control::{
+    Change, Event, FullDrive, Happening, MachineState, MachineStatus, Milestone, PROTOCOL, Status,
 };
+use labyard_spec::guest::READY_PORT;
+use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
 
 use crate::arch::x86_64::cpuid::{self, Processors, Template};
 use crate::boot::{self, Images};
@@ -47,6 +43,7 @@ use wiring::Wiring;
 
 mod again;
 mod coming;
+mod drives;
 pub mod hold;
 mod links;
 mod wiring;
@@ -70,7 +67,13 @@ struct Record {
 struct MachineRecord {
     name: String,
     state: MachineState,
-    paused: bool,
+    /// Somebody has paused it.
+    held: bool,
+    /// It stands still because the host's disk has no room for what these drives write.
+    out_of_room: bool,
+    full_drives: Vec<FullDrive>,
+    /// To its thread, once it has one.
+    signals: Option<Sender<Signal>>,
     boot_us: Vec<(Milestone, u64)>,
     faults: Vec<Faults>,
     counters: Vec<Counters>,
@@ -84,13 +87,20 @@ impl MachineRecord {
         Self {
             name: parts.name.clone(),
             state: MachineState::Running,
-            paused: parts.saved.is_some(),
+            held: parts.saved.is_some(),
+            out_of_room: false,
+            full_drives: Vec::new(),
+            signals: None,
             boot_us: Vec::new(),
             faults: parts.faults(),
             counters: parts.counters(),
             levers: levers.clone(),
             page_size: 0,
         }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.held || self.out_of_room
     }
 }
 
@@ -199,6 +209,9 @@ impl Playground {
         let name = parts.name.clone();
         let witness: Arc<dyn Witness> = Arc::new(Watcher { playground: Arc::clone(self), name: name.clone() });
         let (hypervisor, own) = (Arc::clone(&self.hypervisor), sender.clone());
+        if let Some(record) = lock(&self.record).machines.iter_mut().find(|known| known.name == name) {
+            record.signals = Some(sender.clone());
+        }
         match runtime::spawn(Role::Machine, &name, move || machine::run(parts, &hypervisor, signals, &own, &witness)) {
             Ok(thread) => {
                 handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
@@ -308,57 +321,14 @@ impl Playground {
         Ok(Processors { count: spec.cpu_count, template, nested: spec.nested, tsc_deadline })
     }
 
-    /// What stores the bytes of a drive.
-    fn drive(
-        self: &Arc<Self>,
-        machine: &str,
-        spec: &DriveSpec,
-        own: &impl Fn(Slot) -> Result<File, String>,
-    ) -> Result<Box<dyn BlockBackend>, String> {
-        let choice = match spec.engine {
-            DriveEngine::Auto => Choice::Auto,
-            DriveEngine::Sync => Choice::Sync,
-            DriveEngine::Uring => Choice::Uring,
-        };
-        let make = |files| {
-            let (engine, told) = engine::choose(choice, files)?;
-            log::info!("machine {machine}: drive {}: {told}", spec.serial);
-            Ok::<_, std::io::Error>(engine)
-        };
-        let Some(OverlaySpec { frozen, top, capacity_bytes }) = &spec.overlay else {
-            let base = spec.base.as_ref().ok_or("nothing is behind it")?;
-            let file = own(base.file)?;
-            let capacity_bytes = raw::capacity(&file, spec.read_only).map_err(|error| runtime::chain(&error))?;
-            let engine = make(vec![own(base.file)?]).map_err(|error| error.to_string())?;
-            let raw = RawFile::over(engine, capacity_bytes, spec.read_only).growing_with(Arc::new(file));
-            return Ok(Box::new(raw));
-        };
-        let layer = |layer: &LayerSlots| Ok::<_, String>(LayerFiles { data: own(layer.data)?, map: own(layer.map)? });
-        let base =
-            spec.base.as_ref().map(|base| Ok::<_, String>(Base { file: own(base.file)?, name: base.name.clone() }));
-        let chain = Chain {
-            base: base.transpose()?,
-            frozen: frozen.iter().map(layer).collect::<Result<_, _>>()?,
-            top: layer(top)?,
-            live: false,
-            capacity_bytes: *capacity_bytes,
-        };
-        let mut overlay = Overlay::open(chain, make).map_err(|error| runtime::chain(&error))?;
-        let (this, machine, drive) = (Arc::clone(self), machine.to_owned(), spec.serial.clone());
-        overlay.tell(Box::new(move |disk| {
-            let what = Happening::HostDisk { drive: drive.clone(), full: disk == HostDisk::Full };
-            this.event(&machine, what, None);
-        }));
-        Ok(Box::new(overlay))
-    }
-
     /// What is the state of everything?
     pub fn status(&self) -> Status {
         let record = lock(&self.record);
         let machines = record.machines.iter().map(|machine| MachineStatus {
             name: machine.name.clone(),
             state: machine.state.clone(),
-            paused: machine.paused,
+            paused: machine.is_paused(),
+            full_drives: machine.full_drives.clone(),
             boot_us: machine.boot_us.clone(),
             faults: machine.faults.iter().map(|faults| (faults.device().to_owned(), faults.count())).collect(),
             balloon: Some(machine.levers.balloon_status()),
@@ -447,6 +417,8 @@ impl Playground {
             .iter_mut()
             .filter(|(name, _)| chosen()(name))
             .filter_map(|(_, handle)| {
+                // First, for its thread may wait for a drive that waits for room.
+                handle.levers.knobs.give_up();
                 let _ = handle.signals.send(Signal::Kill); // ended already is as good
                 handle.thread.take()
             })
@@ -477,8 +449,14 @@ impl Playground {
     }
 
     fn event(&self, machine: &str, what: Happening, descriptor: Option<OwnedFd>) -> Event {
+        let event = self.event_in(&mut lock(&self.record), machine, what, descriptor);
+        self.changed.notify_all();
+        event
+    }
+
+    /// The same for who changes the record with it, and tells of that.
+    fn event_in(&self, record: &mut Record, machine: &str, what: Happening, descriptor: Option<OwnedFd>) -> Event {
         let at_us = self.now_us();
-        let mut record = lock(&self.record);
         record.last_event += 1;
         record.unclaimed += usize::from(descriptor.is_some());
         let event = Event { number: record.last_event, at_us, machine: machine.into(), what };
@@ -488,14 +466,14 @@ impl Playground {
         {
             record.unclaimed -= usize::from(descriptor.is_some());
         }
-        drop(record);
-        self.changed.notify_all();
         event
     }
 
     fn end(&self, machine: &str, state: MachineState) {
         if let Some(record) = lock(&self.record).machines.iter_mut().find(|known| known.name == machine) {
-            (record.state, record.paused) = (state.clone(), false);
+            record.state = state.clone();
+            (record.held, record.out_of_room) = (false, false);
+            record.full_drives.clear();
         }
         let event = self.event(machine, Happening::Ended(state), None);
         match serde_json::to_vec(&event) {
@@ -559,6 +537,10 @@ impl Witness for Watcher {
 
     fn rebooted(&self) {
         self.playground.event(&self.name, Happening::Rebooted, None);
+    }
+
+    fn out_of_room(&self, is_out: bool) {
+        self.playground.stands_for_room(&self.name, is_out);
     }
 
     fn ended(&self, state: MachineState) {

@@ -42,12 +42,17 @@ pub enum Signal {
     Fault(String),
     /// The playground wants a step of a pause, a save or a resumption.
     Order(Order),
+    /// The host's disk has no room for what the machine writes, or has it again.
+    HostDisk {
+        /// Something waits for room.
+        full: bool,
+    },
 }
 
 impl Signal {
     /// Whether it is not the guest who says it.
     pub fn is_from_host(&self) -> bool {
-        matches!(self, Self::Kill | Self::Order(_))
+        matches!(self, Self::Kill | Self::Order(_) | Self::HostDisk { .. })
     }
 }
 

@@ -9,6 +9,8 @@ mod hello;
 
 #[path = "guests/again.rs"]
 mod again;
+#[path = "guests/full.rs"]
+mod full;
 #[path = "guests/saved.rs"]
 mod saved;
 

@@ -100,6 +100,16 @@ impl GrowError {
     }
 }
 
+/// What a drive was told to write still waits for room on the host's disk.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages say it")]
+pub enum NoRoom {
+    #[error("no room on the host's disk for what it writes")]
+    Full(#[source] io::Error),
+    #[error("no word from the host's disk for {seconds} s")]
+    Late { seconds: u64 },
+}
+
 /// Reaches a backend while it is at work, from any thread.
 pub trait Remote: Send + Sync {
     /// From now on the drive has `bytes`. One call at a time.
@@ -107,8 +117,14 @@ pub trait Remote: Send + Sync {
     /// # Errors
     /// The size is smaller than the drive, or not to be had.
     fn grow(&self, bytes: u64) -> Result<(), GrowError>;
-    /// There may be room on the host's disk again: what waits for it is tried now.
-    fn retry(&self) {}
+    /// There may be room on the host's disk again: what waits for it is tried now. Returns what has become of that; at once where
+    /// nothing waits.
+    ///
+    /// # Errors
+    /// There is none, or the drive does not say.
+    fn retry(&self) -> Result<(), NoRoom> {
+        Ok(())
+    }
     /// The machine ends, and nobody waits for room on the host's disk any more: what waits for it, or finds none, fails.
     fn give_up(&self) {}
 }

@@ -195,6 +195,9 @@ Examples:
     Pause(Hold),
     /// Let a paused lab or machine go on
     #[command(after_help = "\
+A machine for whose writes the host's disk has no room is paused, and goes on by itself within a second or so once there
+is some. Resuming it tries at once, and says where there is none.
+
 Examples:
   labyard resume lab
   labyard resume lab/web")]

@@ -172,10 +172,12 @@ pub(crate) fn sentence(entry: &Entry) -> String {
             Happening::Paused => "paused".to_owned(),
             Happening::Resumed => "resumed".to_owned(),
             Happening::Ended(state) => ended_text(state),
-            Happening::HostDisk { drive, full: true } => {
-                format!("paused: the host's disk is full, writes to drive {drive} wait; make room and they go on")
+            Happening::HostDisk { drive, full: true, .. } => {
+                format!("the host's disk has no room for what drive {drive} writes: it waits")
             }
-            Happening::HostDisk { drive, full: false } => format!("the host's disk has room, drive {drive} goes on"),
+            Happening::HostDisk { drive, full: false, .. } => {
+                format!("the host's disk has room again, drive {drive} goes on")
+            }
             Happening::GuestConnected { port } => format!("the guest called port {port} of the host"),
         },
     };

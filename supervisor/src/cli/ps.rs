@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use labyard_supervisor::client;
-use labyard_supervisor::home::Home;
-use labyard_supervisor::record::{Condition, ConditionName, Machine, Standing, State, ended_text, now_ms};
+use labyard_supervisor::client::{self, Client};
+use labyard_supervisor::home::{Folder, Home};
+use labyard_supervisor::record::{Condition, ConditionName, FullDrive, Machine, Standing, State, ended_text, now_ms};
 use labyard_supervisor::saved;
 use labyard_supervisor::words::chain;
 use serde::Serialize;
 
-use super::{Failure, Outcome, output};
+use super::{Failure, Outcome, event_loop, output};
+
+/// How long a supervisor may take to answer before the file counts.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
 /// One lab, as `ps --json` shows it.
 #[derive(Serialize)]
@@ -29,6 +32,9 @@ pub(super) struct Lab {
 pub(super) struct Shown {
     pub(super) name: String,
     pub(super) state: String,
+    /// Why it stands still where nobody has paused it, and the way out.
+    pub(super) reason: Option<String>,
+    full_drives: Vec<FullDrive>,
     pub(super) ready: bool,
     pub(super) cpu_count: u32,
     pub(super) memory_mib: u64,
@@ -59,6 +65,11 @@ pub(super) fn labs(home: &Home) -> Result<Vec<Lab>, Failure> {
                 Err(error) => output::complain(&format!("lab `{}`: {}", folder.name, chain(&error))),
             }
         }
+        if state.standing() == Standing::Running
+            && let Some(newer) = ask(&folder)?
+        {
+            state = newer;
+        }
         labs.push(shown(state));
     }
     Ok(labs)
@@ -70,7 +81,7 @@ pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
         output::document(&serde_json::json!({ "labs": labs }))?;
         return Ok(0);
     }
-    let mut rows = Vec::new();
+    let (mut rows, mut waiting) = (Vec::new(), Vec::new());
     for lab in &labs {
         let age = output::span(Duration::from_millis(now_ms().saturating_sub(lab.created_ms)));
         let standing = lab.standing.word().to_owned();
@@ -99,7 +110,13 @@ pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
             ]);
         }
     }
+    for (lab, machine) in labs.iter().flat_map(|lab| lab.machines.iter().map(move |machine| (lab, machine))) {
+        if let Some(reason) = &machine.reason {
+            waiting.push(format!("{}/{}: paused, {reason}", lab.name, machine.name));
+        }
+    }
     output::table(&["LAB", "MACHINE", "LAB IS", "MACHINE IS", "SIZE", "ADDRESSES", "AGE"], &rows);
+    waiting.iter().for_each(|line| output::line(line));
     for lab in &labs {
         match lab.standing {
             Standing::Ended if saved::is_there(&home.folder(&lab.name)) => {
@@ -117,6 +134,13 @@ pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
         }
     }
     Ok(0)
+}
+
+/// The state as its supervisor has it: on a full disk it is newer than the file. Nothing where it does not answer in time.
+fn ask(folder: &Folder) -> Result<Option<State>, Failure> {
+    let Some(client) = Client::of(folder) else { return Ok(None) };
+    let asked = event_loop()?.block_on(async { tokio::time::timeout(ANSWER_WITHIN, client.status()).await });
+    Ok(asked.ok().and_then(Result::ok))
 }
 
 fn nothing_known(name: &str) -> Lab {
@@ -152,9 +176,11 @@ pub(super) fn shown(state: State) -> Lab {
 
 fn shown_machine(machine: Machine, standing: Standing) -> Shown {
     let runs = matches!(standing, Standing::Running | Standing::Unattended) && machine.ended.is_none();
-    let ready = runs && !machine.paused && machine.has(ConditionName::Ready);
+    let reason = machine.waits_for().filter(|_| runs).map(str::to_owned);
+    let ready = runs && !machine.paused && reason.is_none() && machine.has(ConditionName::Ready);
     let state = match &machine.ended {
         Some(ended) => ended_text(ended),
+        None if reason.is_some() => "paused: host disk full".to_owned(),
         None if runs && machine.paused => "paused".to_owned(),
         None if ready => "ready".to_owned(),
         None if runs && machine.has(ConditionName::KernelStarted) => "booting".to_owned(),
@@ -165,6 +191,8 @@ fn shown_machine(machine: Machine, standing: Standing) -> Shown {
     Shown {
         name: machine.name,
         state,
+        reason,
+        full_drives: if runs { machine.full_drives } else { Vec::new() },
         ready,
         cpu_count: machine.cpu_count,
         memory_mib: machine.memory_mib,

@@ -197,8 +197,25 @@ async fn resume_machine(
 }
 
 async fn stand_still(shared: &Shared, wish: control::Request) -> Result<StatusCode, (StatusCode, String)> {
-    hold::tell(shared, wish).await.map_err(|error| bad_gateway(&error))?;
-    Ok(StatusCode::NO_CONTENT)
+    let resumed = match &wish {
+        control::Request::Resume { machine } => Some(machine.clone()),
+        _ => None,
+    };
+    match (hold::tell(shared, wish).await, resumed) {
+        (Ok(()), _) => Ok(StatusCode::NO_CONTENT),
+        (Err(error @ ControlError::Failed(_)), Some(machine)) => {
+            Err(without_room(&shared.state(), machine.as_deref()).unwrap_or_else(|| bad_gateway(&error)))
+        }
+        (Err(error), _) => Err(bad_gateway(&error)),
+    }
+}
+
+/// Which machines did not go on because the host's disk has no room, and the way out.
+fn without_room(state: &record::State, machine: Option<&str>) -> Option<(StatusCode, String)> {
+    let meant = state.machines.iter().filter(|other| machine.is_none_or(|machine| machine == other.name));
+    let said = meant.filter_map(|other| Some(format!("machine `{}` stays paused: {}", other.name, other.waits_for()?)));
+    let said: Vec<_> = said.collect();
+    (!said.is_empty()).then(|| (StatusCode::CONFLICT, said.join("; ")))
 }
 
 async fn save(State(shared): State<Arc<Shared>>) -> Answer {

@@ -10,13 +10,19 @@ use super::expiry::Usage;
 use crate::boots;
 use crate::home::{Folder, HomeError};
 use crate::journal::{Journal, What};
-use crate::record::{Condition, ConditionName, Machine, State, TaskState, TaskStatus, Who, now_ms};
+use crate::record::{Condition, ConditionName, FullDrive, Machine, State, TaskState, TaskStatus, Who, now_ms};
+use crate::room;
 use crate::words::{chain, log, printable};
 
 /// Longest text of a guest or the vmm that is written down, in bytes.
 const MAX_FOREIGN_TEXT: usize = 8 << 10;
 /// Streams that a guest opens of which each is an event. The others are counted: a guest opens as many as it likes.
 const TOLD_CALLS: u64 = 16;
+
+/// Drives of a machine that can wait for room at once: more than it has.
+const MAX_FULL_DRIVES: usize = 64;
+/// errno(3) on Linux: no space left on device, where the vmm does not say which.
+const ENOSPC: i32 = 28;
 
 /// How far the vmm is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -209,7 +215,9 @@ impl Shared {
             };
             let happening = match event.what.clone() {
                 Happening::Ended(state) => Happening::Ended(bounded_state(state)),
-                Happening::HostDisk { drive, full } => Happening::HostDisk { drive: bounded(&drive), full },
+                Happening::HostDisk { drive, full, errno } => {
+                    Happening::HostDisk { drive: bounded(&drive), full, errno }
+                }
                 other => other,
             };
             let what = What::Vmm { number: event.number, at_us: event.at_us, happening: happening.clone() };
@@ -232,7 +240,10 @@ impl Shared {
                 }
                 Happening::Paused => inner.machine_paused(position, true),
                 Happening::Resumed => inner.machine_paused(position, false),
-                Happening::Rebooted | Happening::GuestConnected { .. } | Happening::HostDisk { .. } => {}
+                Happening::HostDisk { drive, full, errno } => {
+                    inner.host_disk(&self.folder, position, drive, full.then_some(errno.unwrap_or(ENOSPC)));
+                }
+                Happening::Rebooted | Happening::GuestConnected { .. } => {}
             }
         });
     }
@@ -277,6 +288,7 @@ impl Inner {
             && state != MachineState::Running
         {
             machine.ended = Some(state);
+            machine.has_room();
         }
     }
 
@@ -289,6 +301,28 @@ impl Inner {
             machine.begin_again();
             machine.page_size = page_size;
             self.state.conditions.retain(|condition| condition.name != ConditionName::Ready);
+        }
+    }
+
+    /// A drive finds no room on the host's disk, which says this, or finds it again.
+    fn host_disk(&mut self, folder: &Folder, position: usize, drive: String, full: Option<i32>) {
+        let Some(machine) = self.state.machines.get_mut(position) else { return };
+        machine.full_drives.retain(|known| known.drive != drive);
+        if let Some(errno) = full
+            && machine.full_drives.len() < MAX_FULL_DRIVES
+        {
+            machine.full_drives.push(FullDrive { drive, errno, at_ms: now_ms() });
+        }
+        let drives = std::mem::take(&mut machine.full_drives);
+        machine.has_room();
+        let Some(first) = drives.first() else { return };
+        let message = room::words(folder, &machine.name, &drives);
+        let name = ConditionName::HostDiskFull;
+        machine.conditions.push(Condition { name, at_ms: first.at_ms, message: message.clone() });
+        machine.full_drives = drives;
+        if full.is_some() {
+            let machine = machine.name.clone();
+            self.say(Some(&machine), What::Condition { name, message });
         }
     }
 
@@ -378,6 +412,7 @@ mod tests {
             conditions: Vec::new(),
             ended: None,
             paused: false,
+            full_drives: Vec::new(),
         };
         let state = State {
             version: VERSION,

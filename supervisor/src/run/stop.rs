@@ -2,7 +2,7 @@
 //!
 //! The agent is asked first, because it answers: it has the image's init do what it does on a power-off. Where it does not
 //! answer, the power button is pressed, of which nobody knows who listens to it. A machine that has not come to its init cannot
-//! be asked at all, and is not waited for.
+//! be asked at all, and is not waited for; nor is one that waits for room on the host's disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,9 +80,9 @@ pub(super) async fn stop_machine(
     Ok(ended(&shared.state()).unwrap_or(MachineState::Killed))
 }
 
-/// Whether somebody in the machine can be asked.
+/// Whether somebody in the machine can be asked: not in one that stands still because the host's disk has no room.
 fn hears(machine: &Machine) -> bool {
-    machine.ended.is_none() && machine.has(ConditionName::InitDone)
+    machine.ended.is_none() && machine.has(ConditionName::InitDone) && machine.full_drives.is_empty()
 }
 
 /// Asks a machine to power off. Whether it does shows in its end.

@@ -4,6 +4,7 @@ mod access;
 mod changing;
 mod chaos;
 mod drives;
+mod full;
 mod host;
 mod images;
 mod kernels;

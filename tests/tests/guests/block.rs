@@ -1,16 +1,15 @@
 //! Drives under load in a real guest, by both engines: data that is verified, space that comes back, limits and sizes that change
-//! meanwhile, a full host disk, and what is there when the vmm was killed in the middle.
+//! meanwhile, and what is there when the vmm was killed in the middle.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use labyard_spec::control::{Event, Happening, Reply, Request, Status};
+use labyard_spec::control::{Reply, Request, Status};
 use serde_json::Value;
 
 use crate::host;
@@ -60,10 +59,6 @@ fn drives_keep_data_give_space_back_change_while_they_work_and_outlive_their_vmm
     lab.check("limits of drive, machine and lab hold at once, and so does their end", limited);
     lab.check("a limit of a NIC holds what its guest sends", nic_limited);
     lab.check("a drive that grows is larger for the guest and for its file system", resized);
-    if soaks() {
-        // It fills a whole disk.
-        lab.check("a full host disk delays writes, tells of it and fails none", full);
-    }
     lab.check("drives count what they do", counted);
     lab.check("a drive is not exported while its machine runs", refused);
     lab.check("what was flushed is there when the vmm was killed in the middle of writing", |lab| {
@@ -225,87 +220,11 @@ fn resized(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Waits for an event of the vmm: the host's disk may have no room for a journal.
-fn wait_for_event(after: u64, wanted: impl Fn(&Happening) -> bool) -> Result<()> {
-    let mut stream = UnixStream::connect(file("control.sock")?)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    let body = serde_json::to_vec(&Request::Events { after })?;
-    stream.write_all(&u32::try_from(body.len())?.to_le_bytes())?;
-    stream.write_all(&body)?;
-    loop {
-        let mut len = [0; 4];
-        stream.read_exact(&mut len).context("an event")?;
-        let mut body = vec![0; u32::from_le_bytes(len) as usize];
-        stream.read_exact(&mut body)?;
-        if wanted(&serde_json::from_slice::<Event>(&body)?.what) {
-            return Ok(());
-        }
-    }
-}
-
 fn status(lab: &Lab) -> Result<Status> {
     match lab.control(&Request::Status)? {
         Reply::Status(status) => Ok(status),
         other => bail!("{other:?}"),
     }
-}
-
-/// A file that takes the room of a disk; removed when dropped.
-struct Filler(PathBuf);
-
-impl Filler {
-    /// Takes all that it gets, and leaves `left_bytes`.
-    fn new(left_bytes: u64) -> Result<Self> {
-        let filler = Self(host::given("LABYARD_SCRATCH")?.join("filler"));
-        let mut taken = 0;
-        for step in [1024 * MIB, 64 * MIB, 4 * MIB, MIB] {
-            let take = |at: u64| -> Result<bool> {
-                let (offset, len) = (at.to_string(), step.to_string());
-                let said = Command::new("fallocate").args(["-o", &offset, "-l", &len]).arg(&filler.0).output()?;
-                Ok(said.status.success())
-            };
-            while take(taken)? {
-                taken += step;
-            }
-        }
-        ensure!(taken > left_bytes, "{taken} bytes of room");
-        fs::OpenOptions::new().write(true).open(&filler.0)?.set_len(taken - left_bytes)?;
-        Ok(filler)
-    }
-}
-
-impl Drop for Filler {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
-    }
-}
-
-fn full(lab: &Lab) -> Result<()> {
-    let after = status(lab)?.last_event;
-    let filler = Filler::new(16 * MIB)?;
-    let device = device(8);
-    let writing = format!("dd if=/dev/urandom of={device} bs=1M count=48 oflag=direct conv=fsync 2>&1");
-    let mut command = host::labyard(&["exec", "drives/disk", "--", "sh", "-c", &writing])?;
-    let mut child = command.stdout(Stdio::piped()).spawn()?;
-    let told = wait_for_event(after, |what| matches!(what, Happening::HostDisk { full: true, .. }));
-    // Reads go on, and so does the machine.
-    let reads =
-        run(lab, &format!("dd if={} of=/dev/null bs=64k count=4 iflag=direct 2>&1", device.replace("vdi", "vdj")));
-    let waits = child.try_wait()?.is_none();
-    drop(filler);
-    told.context("the host's disk is full")?;
-    reads?;
-    ensure!(waits, "the write has ended on a full disk");
-    wait_for_event(after, |what| matches!(what, Happening::HostDisk { full: false, .. }))
-        .context("it has room again")?;
-    let mut said = String::new();
-    child.stdout.take().context("its output")?.read_to_string(&mut said)?;
-    let ended = child.wait()?;
-    ensure!(ended.success(), "{ended}: {said}");
-    let errors = run(lab, "dmesg | grep -ci 'i/o error' || true")?;
-    // The drive that is read only has refused one write before.
-    ensure!(errors.trim().parse::<u32>()? <= 1, "{errors} I/O errors in the guest");
-    Ok(())
 }
 
 fn counted(lab: &Lab) -> Result<()> {

@@ -10,6 +10,9 @@
 //! The playground takes each step with all its machines before the next ([`crate::playground::hold`]). A step that was taken
 //! already changes nothing, so a reset between two of them is of no matter. What a guest has asked of its power registers before it
 //! was halted comes first: it goes on until that has been carried out, and the step is taken with what becomes of it.
+//!
+//! A machine for whose writes the host's disk has no room is halted, too, but nothing of it drains: what waits for room stays under way.
+//! So its vCPUs run where nobody has ordered them to halt and the disk has room, and a pause of such a machine leaves its devices be.
 
 use std::fs::File;
 use std::sync::atomic::Ordering;
@@ -20,7 +23,7 @@ use std::time::Instant;
 use labyard_devices::virtio::device::DeviceType;
 use labyard_devices::virtio::transport::mmio::MmioTransport;
 
-use super::{PANIC_WITHIN, Parts, Running, Signals};
+use super::{PANIC_WITHIN, Parts, Running, Signals, Witness};
 use crate::kvm::state::ClockState;
 use crate::runtime;
 use crate::snapshot::{self, SavedRun};
@@ -79,28 +82,56 @@ impl Order {
 impl Running {
     /// Obeys orders until something ends this run of the machine. What that is, and whether its kernel has said before that it
     /// panics.
-    pub(super) fn until_signal(&mut self, signals: &mut Signals, parts: &Parts) -> (Signal, bool) {
+    pub(super) fn until_signal(
+        &mut self,
+        signals: &mut Signals,
+        parts: &Parts,
+        witness: &dyn Witness,
+    ) -> (Signal, bool) {
         let mut panic_until = None;
         loop {
-            match signals.next(panic_until) {
+            // A guest that stands still prints no last words.
+            match signals.next(panic_until.filter(|_| !self.no_room)) {
                 None => return (Signal::Panic, true),
                 Some(Signal::Panic) if panic_until.is_none() => panic_until = Some(Instant::now() + PANIC_WITHIN),
                 Some(Signal::Order(order)) if panic_until.is_some() && order.step.is_towards_a_pause() => {
                     order.answer(Err("its kernel panics, and it is about to end".into()));
                 }
                 Some(Signal::Order(order)) => self.obey(order, signals, parts),
+                Some(Signal::HostDisk { full }) => {
+                    panic_until = panic_until.map(|_| Instant::now() + PANIC_WITHIN);
+                    self.stand_for_room(full, witness);
+                }
                 Some(signal) => return (signal, panic_until.is_some()),
             }
         }
     }
 
+    /// Stands still while the host's disk has no room. What the guest has asked of its power registers before is carried out all the same.
+    fn stand_for_room(&mut self, full: bool, witness: &dyn Witness) {
+        self.no_room = full;
+        if full {
+            self.halt_vcpus();
+        } else if !self.held {
+            self.run_vcpus(true);
+        }
+        witness.out_of_room(full);
+    }
+
     fn obey(&mut self, order: Order, signals: &mut Signals, parts: &Parts) {
         let outcome = match &order.step {
+            Step::Drain { durable: true } if self.no_room => {
+                Err("it waits for room on the host's disk: free space there, and it can be saved".into())
+            }
+            // What waits would be waited for. Its vCPUs stand still.
+            Step::Drain { .. } | Step::HoldDevices if self.no_room => Ok(Outcome::Done),
             Step::Drain { durable } => self.drain(*durable),
             Step::HaltVcpus => {
                 let was_halted = self.halted;
+                self.held = true;
                 self.halt_vcpus();
                 if !was_halted && signals.has_words_of_guest() {
+                    self.held = false;
                     self.run_vcpus(false);
                     return signals.waiting.push_back(Signal::Order(order));
                 }
@@ -110,6 +141,7 @@ impl Running {
                 self.each_device(MmioTransport::hold);
                 Ok(Outcome::Done)
             }
+            Step::Save(_) if self.no_room => Err("it waits for room on the host's disk".into()),
             Step::Save(memory) if self.halted => self.save(memory, parts).map(|state| Outcome::Saved(Box::new(state))),
             Step::Save(_) => Err("it is not paused, so it cannot be saved".into()),
             Step::ReleaseDevices => {
@@ -117,7 +149,10 @@ impl Running {
                 Ok(Outcome::Done)
             }
             Step::RunVcpus => {
-                self.run_vcpus(true);
+                self.held = false;
+                if !self.no_room {
+                    self.run_vcpus(true);
+                }
                 Ok(Outcome::Done)
             }
         };

@@ -16,7 +16,7 @@ use std::sync::mpsc::{self, Sender};
 use labyard_spec::control::{Happening, MachineState, RestoreSpec, SavedFiles};
 use labyard_spec::playground::Slot;
 
-use super::{Playground, lock, unknown};
+use super::{MachineRecord, Playground, lock, unknown};
 use crate::machine::hold::{Order, Outcome, Step};
 use crate::machine::restore::Restored;
 use crate::runtime;
@@ -27,7 +27,10 @@ use crate::vcpu::Signal;
 struct Chosen {
     name: String,
     signals: Sender<Signal>,
-    paused: bool,
+    /// Somebody has paused it.
+    held: bool,
+    /// It waits for room on the host's disk, or has just found it.
+    full: bool,
 }
 
 impl Playground {
@@ -41,14 +44,20 @@ impl Playground {
         self.hold(&chosen, false)
     }
 
-    /// Lets one machine, or all, go on.
+    /// Lets one machine, or all, go on. Where what waits for room on the host's disk finds none, the machine stands still until it does.
     ///
     /// # Errors
-    /// The machine is not there or does not run.
+    /// The machine is not there or does not run, or the host's disk has no room; others have gone on then.
     pub fn resume(&self, machine: Option<&str>) -> Result<(), String> {
+        // Those that wait for room now: when they have answered an order, they have gone on.
+        let waited: Vec<_> = self.chosen(machine)?.into_iter().filter(|machine| machine.full).collect();
+        // Before its turn: who pauses or saves may be waiting for the same room.
+        let tried = self.retry_drives(machine);
         let _turn = lock(&self.turn);
         let chosen = self.chosen(machine)?;
-        self.release(chosen.iter().filter(|machine| machine.paused))
+        let waited = |machine: &Chosen| waited.iter().any(|waited| waited.name == machine.name);
+        self.release(chosen.iter().filter(|machine| machine.held || waited(machine)))?;
+        tried
     }
 
     /// Pauses all machines and writes them to files; they stay paused. `passed` has the files.
@@ -72,7 +81,7 @@ impl Playground {
         let written = saved.and_then(|saved| saved.write(&state).map_err(|error| runtime::chain(&error)));
         if written.is_err() {
             // Nothing came of it: they go on as if nobody had asked.
-            self.release(chosen.iter().filter(|machine| !machine.paused))?;
+            self.release(chosen.iter().filter(|machine| !machine.held))?;
         }
         written
     }
@@ -148,7 +157,8 @@ impl Playground {
             match handles.get(&known.name) {
                 Some(handle) if known.state == MachineState::Running => {
                     let (name, signals) = (known.name.clone(), handle.signals.clone());
-                    chosen.push(Chosen { name, signals, paused: known.paused });
+                    let full = known.out_of_room || !known.full_drives.is_empty();
+                    chosen.push(Chosen { name, signals, held: known.held, full });
                 }
                 _ if machine.is_some() => return Err(format!("machine {}: it does not run", known.name)),
                 _ => {}
@@ -165,7 +175,7 @@ impl Playground {
             [|durable| Step::Drain { durable }, |_| Step::HaltVcpus, |_| Step::HoldDevices];
         for step in steps {
             if let Err(error) = self.all(chosen, || step(durable)) {
-                self.release(chosen.iter().filter(|machine| !machine.paused))?;
+                self.release(chosen.iter().filter(|machine| !machine.held))?;
                 return Err(error);
             }
         }
@@ -229,18 +239,27 @@ impl Playground {
         Ok(Saved { machines })
     }
 
-    /// Tells whoever looks that machines stand still or go on.
-    fn mark<'a>(&self, chosen: impl IntoIterator<Item = &'a Chosen>, paused: bool) {
+    /// Writes down that machines were paused or resumed.
+    fn mark<'a>(&self, chosen: impl IntoIterator<Item = &'a Chosen>, held: bool) {
         for Chosen { name, .. } in chosen {
-            let changed = {
-                let mut record = lock(&self.record);
-                let known = record.machines.iter_mut().find(|known| known.name == *name);
-                let runs = known.filter(|known| known.state == MachineState::Running);
-                runs.is_some_and(|known| std::mem::replace(&mut known.paused, paused) != paused)
-            };
-            if changed {
-                self.event(name, if paused { Happening::Paused } else { Happening::Resumed }, None);
-            }
+            self.note_pause(name, |known| known.held = held);
+        }
+    }
+
+    /// Changes why a machine stands still, and tells whoever looks where it does so only now, or does not any more.
+    pub(super) fn note_pause(&self, machine: &str, change: impl FnOnce(&mut MachineRecord)) {
+        let changed = {
+            let mut record = lock(&self.record);
+            let known = record.machines.iter_mut().find(|known| known.name == machine);
+            let Some(known) = known.filter(|known| known.state == MachineState::Running) else { return };
+            let was_paused = known.is_paused();
+            change(known);
+            (known.is_paused() != was_paused).then_some(known.is_paused())
+        };
+        match changed {
+            Some(true) => drop(self.event(machine, Happening::Paused, None)),
+            Some(false) => drop(self.event(machine, Happening::Resumed, None)),
+            None => {}
         }
     }
 }

@@ -28,12 +28,12 @@ const STATUS: u32 = CONSOLE + 0x70;
 const NOTIFY: u32 = CONSOLE + 0x50;
 
 /// mov dword [address], value
-fn set(address: u32, value: u32) -> Vec<u8> {
+pub(super) fn set(address: u32, value: u32) -> Vec<u8> {
     [&[0xc7, 0x05][..], &address.to_le_bytes(), &value.to_le_bytes()].concat()
 }
 
 /// An instruction of these bytes on a variable.
-fn with(code: &[u8], address: u32) -> Vec<u8> {
+pub(super) fn with(code: &[u8], address: u32) -> Vec<u8> {
     [code, &address.to_le_bytes()].concat()
 }
 

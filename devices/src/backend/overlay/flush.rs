@@ -83,6 +83,11 @@ impl Flush {
     pub(super) fn is_idle(&self) -> bool {
         self.phase == Phase::Idle
     }
+
+    /// Whether it writes what needs room, or waits to do so.
+    pub(super) fn writes_pages(&self) -> bool {
+        self.phase == Phase::Map
+    }
 }
 
 /// Whether a step belongs to a flush.
@@ -138,11 +143,10 @@ impl<E: Engine> Overlay<E> {
     pub(super) fn flush_step(&mut self, tag: IoTag, result: io::Result<()>) {
         self.flush.left = self.flush.left.saturating_sub(1);
         match result {
-            Ok(()) if tag != SYNC => self.has_room(),
             Ok(()) => {}
             Err(error) if tag != SYNC && self.can_wait(&error) => {
                 self.flush.to_retry.push(tag);
-                self.is_out_of_room();
+                self.is_out_of_room(&error);
             }
             Err(error) => {
                 if tag == SYNC {
@@ -158,6 +162,7 @@ impl<E: Engine> Overlay<E> {
         if self.flush.left == 0 && (self.flush.to_retry.is_empty() || self.flush.failed.is_some()) {
             self.next_phase();
         }
+        self.may_have_room();
     }
 
     fn next_phase(&mut self) {

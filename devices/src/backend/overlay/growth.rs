@@ -1,4 +1,5 @@
-//! A drive that becomes larger while it works, or is told that it need not wait for room any more.
+//! A drive that becomes larger while it works: what drive and askers share, and the asking. What they share of a lack of room
+//! lies in the same letter (`room`).
 //!
 //! ```text
 //!   who asks:   files lengthened and synced ──> mail ──> waits                                            ──> told
@@ -17,10 +18,11 @@ use std::time::Duration;
 use labyard_spec::overlay::{MAX_CAPACITY_BYTES, pages};
 use labyard_sys::timer::Alarm;
 
-use super::super::block::{GrowError, Remote};
+use super::super::block::{GrowError, NoRoom, Remote};
 use super::super::engine::Engine;
 use super::Overlay;
 use super::layer::{self, Layer, LayerFiles};
+use super::room::Tries;
 
 /// How long a drive may take to answer: a flush has to end first.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -35,26 +37,48 @@ pub(super) struct Mail {
     capacity_bytes: AtomicU64,
     /// Guards the question and its answer. No other lock is taken under it.
     letter: Mutex<Letter>,
-    answered: Condvar,
+    pub(super) answered: Condvar,
 }
 
-struct Letter {
+pub(super) struct Letter {
     /// The top layer's, and what wakes the drive; `None` while no guest uses it.
     at_work: Option<(Arc<LayerFiles>, Arc<Alarm>)>,
     wanted: Option<u64>,
     answer: Option<Result<(), GrowError>>,
+    pub(super) tries: Tries,
 }
 
 impl Mail {
     pub(super) fn new(capacity_bytes: u64) -> Arc<Self> {
-        let letter = Mutex::new(Letter { at_work: None, wanted: None, answer: None });
+        let letter = Mutex::new(Letter { at_work: None, wanted: None, answer: None, tries: Tries::default() });
         let capacity_bytes = AtomicU64::new(capacity_bytes);
         let no = || AtomicBool::new(false);
         Arc::new(Self { asked: no(), given_up: no(), capacity_bytes, letter, answered: Condvar::new() })
     }
 
-    fn letter(&self) -> MutexGuard<'_, Letter> {
+    pub(super) fn letter(&self) -> MutexGuard<'_, Letter> {
         self.letter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits as long as `open` holds of the letter, and no longer than `patience`.
+    pub(super) fn wait<'a>(
+        &self,
+        letter: MutexGuard<'a, Letter>,
+        patience: Duration,
+        open: impl FnMut(&mut Letter) -> bool,
+    ) -> MutexGuard<'a, Letter> {
+        let waited = self.answered.wait_timeout_while(letter, patience, open);
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Wakes a drive at work; one at rest waits for nothing.
+    pub(super) fn ring(&self, letter: &Letter) {
+        let Some((_, alarm)) = &letter.at_work else { return };
+        // So that the drive looks at its alarm, and takes it back, also where nothing waits.
+        self.asked.store(true, Ordering::SeqCst);
+        if let Err(error) = alarm.set(Duration::ZERO) {
+            log::error!("waking a drive: {error}");
+        }
     }
 
     /// Bytes that the guest sees.
@@ -109,10 +133,8 @@ impl<E: Engine> Overlay<E> {
         let has_rung = self.alarm.has_rung();
         self.grow_if_asked();
         // A mail makes what found no room try a little earlier, and wait again.
-        if has_rung && self.room.is_out {
-            self.room.is_out = false;
-            self.retry_pages();
-            self.start_waiting();
+        if has_rung {
+            self.try_again();
         }
     }
 
@@ -136,19 +158,6 @@ impl<E: Engine> Overlay<E> {
 /// A handle for any thread. It keeps nothing open: the files' leases end with the drive.
 pub(super) struct OverlayRemote(pub(super) Weak<Mail>);
 
-impl OverlayRemote {
-    /// Rings the alarm of a drive at work; one at rest waits for nothing.
-    fn ring(mail: &Mail) {
-        let letter = mail.letter();
-        let Some((_, alarm)) = &letter.at_work else { return };
-        // So that the drive looks at its alarm, and takes it back, also where nothing waits.
-        mail.asked.store(true, Ordering::SeqCst);
-        if let Err(error) = alarm.set(Duration::ZERO) {
-            log::error!("waking a drive: {error}");
-        }
-    }
-}
-
 impl Remote for OverlayRemote {
     fn grow(&self, bytes: u64) -> Result<(), GrowError> {
         let mail = self.0.upgrade().ok_or(GrowError::Ended)?;
@@ -168,22 +177,19 @@ impl Remote for OverlayRemote {
         mail.asked.store(true, Ordering::SeqCst);
         alarm.set(Duration::ZERO).map_err(GrowError::Files)?;
         let unanswered = |letter: &mut Letter| letter.answer.is_none();
-        let waited = mail.answered.wait_timeout_while(letter, PATIENCE, unanswered);
-        let (mut letter, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut letter = mail.wait(letter, PATIENCE, unanswered);
         letter.wanted = None;
         letter.answer.take().unwrap_or(Err(GrowError::Late { seconds: PATIENCE.as_secs() }))
     }
 
-    fn retry(&self) {
-        if let Some(mail) = self.0.upgrade() {
-            Self::ring(&mail);
-        }
+    fn retry(&self) -> Result<(), NoRoom> {
+        self.0.upgrade().map_or(Ok(()), |mail| mail.retry())
     }
 
     fn give_up(&self) {
         if let Some(mail) = self.0.upgrade() {
             mail.given_up.store(true, Ordering::SeqCst);
-            Self::ring(&mail);
+            mail.ring(&mail.letter());
         }
     }
 }

@@ -11,15 +11,14 @@
 //! files make a chain, and nobody else: maps are checked when opened, requests by the device.
 //!
 //! A host disk without room is no error to the guest: what found no room waits and is tried again each second, everything that
-//! would need room waits behind it, reads go on. Who wants to know is told by [`Overlay::tell`]. Only a machine whose power is cut
-//! does not wait ([`Remote::give_up`]).
+//! would need room waits behind it, reads go on ([`room`](self)). Who wants to know is told by [`Overlay::tell`]. Only a machine
+//! whose power is cut does not wait ([`Remote::give_up`]).
 
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::time::Duration;
 
 use labyard_spec::overlay::{BLOCK_BYTES, blocks, pages};
 use labyard_sys::timer::Alarm;
@@ -30,6 +29,7 @@ use crate::Memory;
 use flush::Flush;
 use growth::{Mail, OverlayRemote};
 use layer::Layer;
+use room::Room;
 use slots::Slots;
 use staging::Staging;
 
@@ -37,6 +37,7 @@ mod bitmap;
 mod flush;
 mod growth;
 mod layer;
+mod room;
 mod slots;
 mod staging;
 #[cfg(test)]
@@ -44,21 +45,7 @@ mod tests;
 mod write;
 
 pub use layer::{Base, Chain, LayerFiles, OverlayError};
-
-/// How long what found no room on the host's disk waits before it is tried again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// What is told of the host's disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HostDisk {
-    /// It has no room: the guest's writes wait.
-    Full,
-    /// They go on.
-    HasRoom,
-}
-
-/// Gets told.
-pub type Told = Box<dyn FnMut(HostDisk) + Send>;
+pub use room::{HostDisk, Told};
 
 /// A drive in layers.
 pub struct Overlay<E> {
@@ -85,27 +72,6 @@ enum Owner {
     Base,
     /// Zeros.
     Nothing,
-}
-
-/// Room on the host's disk.
-#[derive(Default)]
-struct Room {
-    /// Something waits for the alarm.
-    is_out: bool,
-    /// It was said that there is none.
-    was_told: bool,
-    told: Option<Told>,
-}
-
-impl Room {
-    fn is_out(&self) -> bool {
-        self.is_out
-    }
-}
-
-/// No room on the host's disk, or no more of it for this user.
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Overlay<SyncEngine> {
@@ -234,41 +200,9 @@ impl<E: Engine> Overlay<E> {
         self.data_file(layer).saturating_add(1)
     }
 
-    /// Whether what failed so is tried again once there is room.
-    fn can_wait(&self, error: &io::Error) -> bool {
-        is_full(error) && !self.mail.has_given_up()
-    }
-
-    /// Something found no room: it waits for the alarm.
-    fn is_out_of_room(&mut self) {
-        if std::mem::replace(&mut self.room.is_out, true) {
-            return;
-        }
-        if let Err(error) = self.alarm.set(RETRY_AFTER) {
-            log::error!("setting the alarm for a full disk: {error}");
-        }
-        if !std::mem::replace(&mut self.room.was_told, true) {
-            log::warn!("the host's disk is full: writes of a drive wait until it has room");
-            if let Some(told) = &mut self.room.told {
-                told(HostDisk::Full);
-            }
-        }
-    }
-
-    /// Something found room.
-    fn has_room(&mut self) {
-        if self.room.was_told && !self.room.is_out {
-            self.room.was_told = false;
-            log::info!("the host's disk has room again: writes go on");
-            if let Some(told) = &mut self.room.told {
-                told(HostDisk::HasRoom);
-            }
-        }
-    }
-
     /// Handles what the engine has ended, until there is nothing more.
     fn pump(&mut self) {
-        if self.room.is_out || self.mail.is_asked() {
+        if self.room.is_out() || self.mail.is_asked() {
             self.awakened();
         }
         while let Some((tag, result)) = self.engine.collect() {

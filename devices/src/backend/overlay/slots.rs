@@ -119,6 +119,11 @@ impl Slots {
         self.free.len() == self.slots.len()
     }
 
+    /// Whether no write is under way and none waits.
+    pub(super) fn no_write_is_there(&self) -> bool {
+        self.writes == 0 && self.waiting.is_empty()
+    }
+
     pub(super) fn get(&mut self, number: Number) -> Option<&mut Slot> {
         self.slots.get_mut(number)
     }

@@ -15,8 +15,9 @@ use labyard_spec::overlay::BLOCK_BYTES;
 
 use super::super::block::{Completion, Tag};
 use super::super::engine::{Engine, Io, IoTag};
+use super::room::is_full;
 use super::slots::{Edge, Kind, Number};
-use super::{Overlay, Owner, is_full};
+use super::{Overlay, Owner};
 use labyard_sys::iov::GuestSlices;
 
 /// What a step does for its request; the lowest bits of its tag.
@@ -271,7 +272,7 @@ impl<E: Engine> Overlay<E> {
         match failed {
             Some(error) if kind != Kind::Read && self.can_wait(&error) => {
                 self.slots.waiting.push_front(number);
-                return self.is_out_of_room();
+                return self.is_out_of_room(&error);
             }
             Some(error) => self.done.push_back(Completion { tag, result: Err(error) }),
             None => {
@@ -284,12 +285,10 @@ impl<E: Engine> Overlay<E> {
             }
         }
         self.slots.give_back(number);
-        if was_under_way {
-            self.has_room();
-            if !self.slots.waiting.is_empty() {
-                self.start_waiting();
-            }
+        if was_under_way && !self.slots.waiting.is_empty() {
+            self.start_waiting();
         }
+        self.may_have_room();
     }
 
     /// Every block of the range is in the top layer now.

@@ -1,10 +1,11 @@
 //! A drive as the host sees it while the guest uses it: its counters, and its size.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::counters::Counters;
 use super::sectors;
-use crate::backend::block::{GrowError, Remote};
+use crate::backend::block::{GrowError, NoRoom, Remote};
 use crate::irq::Interrupt;
 use crate::virtio::config::ConfigSpace;
 
@@ -16,6 +17,8 @@ pub(super) struct Shared {
     pub(super) counters: Arc<Counters>,
     pub(super) config: ConfigSpace,
     pub(super) remote: Option<Box<dyn Remote>>,
+    /// The power is being cut. Set once.
+    pub(super) given_up: AtomicBool,
     /// Held while the size changes, so that one change follows the other; before `driver`.
     pub(super) resizing: Mutex<()>,
     /// How to signal the driver, while there is one.
@@ -43,18 +46,25 @@ impl Handle {
         Ok(())
     }
 
-    /// The host's disk may have room again: what waits for it is tried now.
-    pub fn retry(&self) {
-        if let Some(remote) = &self.0.remote {
-            remote.retry();
-        }
+    /// The host's disk may have room again: what waits for it is tried now, and this returns what has become of it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn retry(&self) -> Result<(), NoRoom> {
+        self.0.remote.as_ref().map_or(Ok(()), |remote| remote.retry())
     }
 
-    /// The machine's power is cut, and nothing waits for room on the host's disk any more.
+    /// The machine's power is cut, and nothing waits for room on the host's disk any more. What waited is never answered: to the guest
+    /// it is as if the power had gone before.
     pub fn give_up(&self) {
+        self.0.given_up.store(true, Ordering::SeqCst);
         if let Some(remote) = &self.0.remote {
             remote.give_up();
         }
+    }
+
+    pub(super) fn has_given_up(&self) -> bool {
+        self.0.given_up.load(Ordering::SeqCst)
     }
 
     /// Who is told of changes; nobody while the drive is at rest.

@@ -7,6 +7,7 @@
 //! The drive has a write-back cache, always: a write that was answered may be lost until a flush is answered.
 //! VIRTIO_BLK_F_CONFIG_WCE, by which a driver could ask for write-through, is not offered.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::config::ConfigSpace;
@@ -90,6 +91,7 @@ impl Block {
             counters: Arc::default(),
             config: ConfigSpace::new(config(backend.capacity_bytes())),
             remote: backend.remote(),
+            given_up: AtomicBool::new(false),
             resizing: Mutex::default(),
             driver: Mutex::default(),
         };

@@ -11,6 +11,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Mutex;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+mod full;
+
 const HEADER: u64 = 0x1000;
 const DATA: u64 = 0x2000;
 const STATUS: u64 = 0x9000;

@@ -157,6 +157,8 @@ impl BlockWorker {
             let Some(Pending { head, request }) = self.flight.take(completion.tag) else { continue };
             let (status, written) = match completion.result {
                 Ok(()) => (request::S_OK, self.count(request.kind).saturating_add(1)),
+                // A full host disk is never an error to the guest, not even to one whose power is being cut.
+                Err(_) if self.block.handle.has_given_up() => continue,
                 Err(error) => {
                     let count = self.block.handle.counters().errors.add(1);
                     // A guest can ask for the same error for ever: the 1st, 2nd, 4th, … is logged.

@@ -124,6 +124,7 @@ impl Preparation<'_> {
             addresses: machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address)).collect(),
             conditions: Vec::new(),
             paused: false,
+            full_drives: Vec::new(),
             ended: None,
         };
         self.manifest.lab.machines.iter().map(machine).collect()
