@@ -133,6 +133,7 @@ fn no_tool(filesystem: Filesystem, tool: String) -> DiskError {
         Filesystem::Ext4 | Filesystem::Ext3 | Filesystem::Ext2 => "e2fsprogs",
         Filesystem::Xfs => "xfsprogs",
         Filesystem::Btrfs => "btrfs-progs",
+        Filesystem::Erofs => "erofs-utils",
     };
     DiskError::NoTool { filesystem: filesystem.name(), tool, package }
 }
