@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
 use labyard_spec::control::{
-    Change, Event, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request, SavedFiles,
-    Status,
+    Change, Event, FullDrive, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request,
+    SavedFiles, Status,
 };
 use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
 use labyard_spec::jail::JailSpec;
@@ -106,6 +106,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         name: "web".into(),
         state: MachineState::Crashed("Kernel panic".into()),
         paused: false,
+        full_drives: vec![FullDrive { drive: "d00".into(), errno: 28 }],
         boot_us: vec![(Milestone::FirstRun, 1234)],
         faults: vec![("rng".into(), 1)],
         counters: vec![("cpu0".into(), vec![("mmio_read".into(), 7)])],

@@ -117,14 +117,14 @@ fn make(layers: &[LayerFiles], base: &File, input: &mut Input<'_>) {
     for next in others {
         drive = written(drive, input);
         drive.make_next(next).expect("room in memory");
-        let engine = |files| Ok(labyard_devices::backend::engine::SyncEngine::new(files));
+        let engine = |files| Ok(SyncEngine::new(files));
         drive.freeze(again(next), engine).expect("nothing is under way");
     }
     written(drive, input);
 }
 
 /// The drive after a few writes of a guest without virtio.
-fn written<E: labyard_devices::backend::engine::Engine>(mut drive: Overlay<E>, input: &mut Input<'_>) -> Overlay<E> {
+fn written<E: Engine>(mut drive: Overlay<E>, input: &mut Input<'_>) -> Overlay<E> {
     use labyard_devices::Memory;
     use labyard_devices::backend::block::{BlockBackend, Operation};
     use labyard_sys::iov::GuestSlices;
