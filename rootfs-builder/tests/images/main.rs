@@ -88,12 +88,21 @@ fn rich(path: &Path) -> Layout {
         .put("dev/pipe", EntryType::Fifo, b"", |_| {});
     layout.layer(base, Packing::Gzip);
     let long = format!("usr/share/{}", "n".repeat(250));
+    // An access list: a version, then tag, rights and id of owner, one user, group, mask and others; rights as the mode says.
+    let acl = [(1u16, 6u16, u32::MAX), (2, 4, 1000), (4, 4, u32::MAX), (16, 4, u32::MAX), (32, 4, u32::MAX)];
+    let acl = acl.map(|(tag, rights, id)| [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &id.to_le_bytes()].concat());
+    let acl = [&2u32.to_le_bytes()[..], &acl.concat()].concat();
     let middle = Layer::new()
         .file("bin/app", &vec![b'a'; 300_000])
         .link(EntryType::Link, "usr/bin/app2", "usr/bin/app")
         .link(EntryType::Link, "usr/bin/su2", "usr/bin/su")
         .file("usr/share/.wh.old", b"")
-        .pax(&[("mtime", b"1234567890.987654321"), ("SCHILY.xattr.user.note", b"a note"), ("uid", b"123456")])
+        .pax(&[
+            ("mtime", b"1234567890.987654321"),
+            ("SCHILY.xattr.user.note", b"a note"),
+            ("uid", b"123456"),
+            ("SCHILY.xattr.system.posix_acl_access", &acl),
+        ])
         .file(&long, b"long name")
         .pax(&[("SCHILY.xattr.security.capability", b"\x01\0\0\x02\0\x20\0\0\0\0\0\0\0\0\0\0\0\0\0\0")])
         .file("usr/bin/ping", b"ping")

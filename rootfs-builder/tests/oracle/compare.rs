@@ -48,7 +48,7 @@ pub(crate) fn differences(folder: &Path, disk: &Path) -> io::Result<Vec<String>>
             let ask =
                 [format!("ea_get -f {} ", out.display()).as_bytes(), &named(path), b" ", name.as_bytes()].concat();
             debugfs(disk, &[ask])?;
-            if fs::read(&out).unwrap_or_default() != value {
+            if comparable(&name, fs::read(&out).unwrap_or_default()) != comparable(&name, value) {
                 list.push(format!("{quoted}: attribute {name} differs"));
             }
             let _ = fs::remove_file(&out);
@@ -190,6 +190,21 @@ fn facts_of_stat(text: &str) -> String {
 /// `300)`, and perhaps a value behind it; values that are long are not shown.
 fn is_length(text: &str) -> bool {
     text.split_once(')').is_some_and(|(digits, _)| digits.parse::<u32>().is_ok())
+}
+
+/// An attribute without what two readers of the same disk tell in different ways: entries of an access list that name nobody have the id -1 by
+/// the kernel's account and 0 by that of libext2fs (include/uapi/linux/posix_acl_xattr.h: a version, then tag, rights and id).
+fn comparable(name: &str, mut value: Vec<u8>) -> Vec<u8> {
+    const USER: u16 = 2;
+    const GROUP: u16 = 8;
+    if name.starts_with("system.posix_acl_") && value.len() > 4 {
+        for entry in value[4..].chunks_exact_mut(8) {
+            if ![USER, GROUP].contains(&u16::from_le_bytes([entry[0], entry[1]])) {
+                entry[4..].fill(0);
+            }
+        }
+    }
+    value
 }
 
 /// A path for debugfs, which may be no text.
