@@ -46,8 +46,13 @@ struct Waiting {
     /// The listener that took it.
     listener: u64,
     socket: OwnedFd,
-    /// Who sends datagrams, and those that came so far.
-    sender: Option<(SocketAddr, Vec<Vec<u8>>)>,
+    sender: Option<Sender>,
+}
+
+/// Who sends datagrams, and those that came so far.
+struct Sender {
+    address: SocketAddr,
+    datagrams: Vec<Vec<u8>>,
 }
 
 impl Arrivals {
@@ -177,18 +182,15 @@ impl Listener {
 
     /// A socket of its own for who has sent the next datagram, to which the kernel gives all further ones of that sender; nothing where
     /// there is such a socket, and this datagram came before it.
-    fn first_of_sender(&self, arrivals: &Arrivals) -> io::Result<Option<(OwnedFd, (SocketAddr, Vec<Vec<u8>>))>> {
+    fn first_of_sender(&self, arrivals: &Arrivals) -> io::Result<Option<(OwnedFd, Sender)>> {
         let mut buffer = vec![0; MAX_FRAME_BYTES as usize];
         let (len, _, from) = rustix::net::recvfrom(&self.socket, &mut *buffer, RecvFlags::empty())?;
         let Some(from) = from.and_then(|from| SocketAddr::try_from(from).ok()) else { return Ok(None) };
         buffer.truncate(len);
         let known = arrivals.change(|waiting| {
             let mut senders = waiting.values_mut().filter(|waiting| waiting.listener == self.own);
-            let Some((_, datagrams)) =
-                senders.find_map(|waiting| waiting.sender.as_mut().filter(|(sender, _)| *sender == from))
-            else {
-                return false;
-            };
+            let known = senders.find_map(|waiting| waiting.sender.as_mut().filter(|sender| sender.address == from));
+            let Some(Sender { datagrams, .. }) = known else { return false };
             if datagrams.len() < MAX_DATAGRAMS {
                 datagrams.push(std::mem::take(&mut buffer));
             }
@@ -199,7 +201,7 @@ impl Listener {
         }
         let (socket, _) = bind(Protocol::Udp, self.at)?;
         rustix::net::connect(&socket, &from)?;
-        Ok(Some((socket, (from, vec![buffer]))))
+        Ok(Some((socket, Sender { address: from, datagrams: vec![buffer] })))
     }
 }
 
@@ -250,7 +252,7 @@ fn say(talk: &mut Talk<'_>, arrival: &Arrival) {
 pub(super) fn accept(agent: &Agent, mut talk: Talk<'_>, id: u64) -> Result<(), CallError> {
     match agent.state.arrivals.change(|waiting| waiting.remove(&id)) {
         Some(Waiting { socket, sender: None, .. }) => carry(talk, &socket, Protocol::Tcp),
-        Some(Waiting { socket, sender: Some((_, datagrams)), .. }) => {
+        Some(Waiting { socket, sender: Some(Sender { datagrams, .. }), .. }) => {
             for datagram in datagrams {
                 talk.outgoing.push(Kind::Stdout, &datagram);
             }
