@@ -1,4 +1,4 @@
-//! What filters of system calls forbid is the end of the process, whichever thread tries it: `examples/attempts.rs` tries each attempt of
+//! What filters of system calls forbid is the end of the process, whichever thread tries it: `examples/filtered.rs` tries each attempt of
 //! `labyard_sys::attempts` on a thread of each role, in a monitor that runs a machine, where there is `/dev/kvm`.
 
 // What is optimized has no hook.
@@ -16,7 +16,7 @@ const SIGSYS: i32 = 31;
 /// Examples lie beside the test, in `examples/`.
 fn attempts(arguments: &[&str]) -> Output {
     let here = std::env::current_exe().expect("the path of this test");
-    let program: PathBuf = here.ancestors().nth(2).expect("a target folder").join("examples/attempts");
+    let program: PathBuf = here.ancestors().nth(2).expect("a target folder").join("examples/filtered");
     Command::new(program).args(arguments).output().expect("the example is built with the tests")
 }
 

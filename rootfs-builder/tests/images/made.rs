@@ -53,8 +53,8 @@ fn what_buildah_builds_and_skopeo_converts_is_what_umoci_unpacks() {
 fn the_example_image_by_mmdebstrap_is_what_umoci_unpacks() {
     let work = tempfile::tempdir().unwrap();
     let layout = work.path().join("layout");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/images/debian/build");
-    succeeds(Command::new(script).arg(&layout));
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/images/build");
+    succeeds(Command::new(script).arg("debian").arg(&layout));
     let bundle = work.path().join("bundle");
     let image = format!("{}:debian", layout.display());
     assert!(tool("umoci", &["unpack", "--image", &image, &bundle.display().to_string()]).status.success());

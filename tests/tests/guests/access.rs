@@ -63,9 +63,10 @@ fn prepared(lab: &Lab) -> Result<()> {
 }
 
 fn on_a_terminal(lab: &Lab) -> Result<()> {
-    // A machine is ready before its init has mounted anything.
-    let mounted = || Ok(shell(lab, "ls /sys/fs/cgroup")?.contains("cgroup.procs").then_some(()));
-    host::wait_for("control groups of the guest's init", PATIENCE, mounted, || lab.words())?;
+    // A machine is ready before its init has mounted anything; and when systemd sets up its groups, it removes those that are empty.
+    let started =
+        || Ok((lab.exec("web", &["systemctl", "is-active", "--quiet", "sysinit.target"])?.code == 0).then_some(()));
+    host::wait_for("control groups of the guest's init", PATIENCE, started, || lab.words())?;
     let script = "stty size; tty; cat /proc/self/cgroup; read -r word; echo got $word; exit 7";
     let mut command =
         host::labyard(&["exec", "-it", "access/web", "-e", "A=b", "-w", "/tmp", "--", "sh", "-c", script])?;
