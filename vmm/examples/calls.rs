@@ -45,7 +45,7 @@ fn made(line: &str) -> Option<Vec<(Role, &'static str)>> {
     let number: i64 = number.trim().parse().ok()?;
     let (_, arguments) = rest.split_once('(')?;
     let arguments: Vec<u64> = arguments
-        .split([',', ')', ' '])
+        .split(|c: char| c == ',' || c == ')' || c == ' ')
         .filter(|word| !word.is_empty())
         .map_while(|word| match word.strip_prefix("0x") {
             Some(digits) => u64::from_str_radix(digits, 16).ok(),

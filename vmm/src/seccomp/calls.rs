@@ -139,6 +139,7 @@ pub const CALLS: &[Call] = &[
     plain("shutdown", libc::SYS_shutdown, &[Control]),
     plain("recvfrom", libc::SYS_recvfrom, &[Control]),
     plain("sendto", libc::SYS_sendto, &[Control]),
+    plain("readv", libc::SYS_readv, &[]),
     // Descriptors that are not opened but made or copied.
     plain("eventfd2", libc::SYS_eventfd2, &[Control, Machine]),
     plain("epoll_create1", libc::SYS_epoll_create1, &[Control, Machine]),
@@ -210,69 +211,5 @@ pub const CALLS: &[Call] = &[
     when("tgkill:SIGRTMIN", libc::SYS_tgkill, &[is(2, WAKE)], &[Machine]),
 ];
 
-// Why a role may make calls that it was never seen to make.
-const HEAP: &str = "any thread may be the one whose allocation makes the heap grow, shrink or move";
-const CLOCK: &str = "where the host's clock is not one that programs can read, the vDSO asks the kernel";
-const LAST: &str = "what is logged, or the last handle of something, whichever thread that falls to";
-const DEVICES: &str =
-    "a device's work falls to this thread when a driver starts or resets it, when it stops, or with its last handle";
-const END: &str = "a fault or an abort: the process ends, and says why";
-const DEBUG: &str = "what is built for debugging looks at a descriptor before it closes it";
-const KEYS: &str = "the first table with random keys on a thread";
-const ASKS: &str = "kvm-ioctls asks what KVM can before it takes some requests";
-const LINES: &str =
-    "lines of a restored machine are those that it had; devices write routes on whichever thread raises them";
-const TSC: &str = "the host's TSC runs at another rate than the one where it was saved";
-const HOLES: &str = "where data and holes of a file begin, when a drive is looked at";
-const STOP: &str = "the kernel goes on by it with a wait that a stop has interrupted";
-const CHANNEL: &str = "a channel's other end is in the middle of something";
-
 /// Calls that roles were never seen to make when they were traced (`tools/trace-calls`), and why they may.
-#[rustfmt::skip]
-pub const UNSEEN: &[(&str, &[Role], &str)] = &[
-    ("brk", &[Spawner], HEAP),
-    ("madvise:MADV_DONTNEED", &[Main, Spawner], HEAP),
-    ("mremap:MREMAP_MAYMOVE", ALL, HEAP),
-    ("munmap", &[Main, Spawner], HEAP),
-    ("clock_gettime", ALL, CLOCK),
-    ("close", &[Main, Spawner], LAST),
-    ("write", &[Main, Spawner], LAST),
-    ("epoll_create1", &[Io], DEVICES),
-    ("epoll_wait", &[Control, Vcpu], DEVICES),
-    ("fallocate", &[Control, Machine, Vcpu], DEVICES),
-    ("fdatasync", &[Io, Vcpu], DEVICES),
-    ("fsync", &[Machine, Io, Vcpu], DEVICES),
-    ("ftruncate", &[Io, Vcpu], DEVICES),
-    ("io_uring_enter", &[Control, Vcpu], DEVICES),
-    ("io_uring_register:IORING_REGISTER_FILES_UPDATE", &[Io, Vcpu], DEVICES),
-    ("ioctl:FIONBIO", &[Machine, Vcpu], DEVICES),
-    ("madvise:MADV_NOHUGEPAGE", &[Machine, Vcpu], DEVICES),
-    ("pread64", &[Io, Vcpu], DEVICES),
-    ("preadv", &[Control, Io, Vcpu], DEVICES),
-    ("pwrite64", &[Io, Vcpu], DEVICES),
-    ("pwritev", &[Control, Machine, Vcpu], DEVICES),
-    ("read", &[Control], DEVICES),
-    ("recvfrom", &[Machine, Vcpu], DEVICES),
-    ("sendto", &[Machine, Vcpu], DEVICES),
-    ("shutdown", &[Control, Machine, Vcpu], DEVICES),
-    ("socketpair", &[Machine, Vcpu], DEVICES),
-    ("statx:AT_EMPTY_PATH", &[Io, Vcpu], DEVICES),
-    ("timerfd_create", &[Machine, Io], DEVICES),
-    ("timerfd_settime", &[Control, Machine, Io, Vcpu], DEVICES),
-    ("exit_group", &[Main, Spawner, Io, Vcpu], END),
-    ("getpid", &[Spawner, Control, Io, Vcpu], END),
-    ("gettid", &[Main], END),
-    ("rt_sigaction:SIGABRT", ALL, END),
-    ("rt_sigaction:SIGBUS", &[Spawner, Control, Io, Vcpu], END),
-    ("rt_sigaction:SIGSEGV", &[Spawner, Control, Io, Vcpu], END),
-    ("rt_sigreturn", &[Main, Spawner, Control, Machine, Io], END),
-    ("tgkill:SIGABRT", ALL, END),
-    ("fcntl:F_GETFD", &[Main, Spawner, Io], DEBUG),
-    ("getrandom", &[Spawner, Vcpu], KEYS),
-    ("ioctl:KVM_CHECK_EXTENSION", &[Machine], ASKS),
-    ("ioctl:KVM_SET_GSI_ROUTING", &[Machine], LINES),
-    ("ioctl:KVM_SET_TSC_KHZ", &[Machine], TSC),
-    ("lseek", &[Control], HOLES),
-    ("restart_syscall", ALL, STOP),
-    ("sched_yield", ALL, CHANNEL),
-];
+pub const UNSEEN: &[(&str, &[Role], &str)] = &[];
