@@ -7,7 +7,6 @@ mod access;
 mod block;
 mod cycles;
 mod examples;
-mod full;
 mod host;
 mod images;
 mod kernels;
