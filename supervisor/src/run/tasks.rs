@@ -36,11 +36,11 @@ const MAX_ENV_BYTES: usize = 16 << 10;
 /// How long it may take to fetch that.
 const ENV_WITHIN: Duration = Duration::from_secs(30);
 /// How long a machine's own init may take until tasks run all the same.
-const BOOTED_WITHIN: Duration = Duration::from_secs(300);
-/// Ends once a machine's systemd has started what it starts, so that tasks find its services; at once where something else is PID 1. Until
+const BOOTED_WITHIN: Duration = Duration::from_secs(120);
+/// Ends once a machine's systemd can be asked to start services, so that tasks may do so (bootup(7), basic.target); at once where something else is PID 1. Until
 /// PID 1 is the image's init it is ours, whose file is gone from the initramfs.
 const BOOTED: &str = "left=20; while :; do case $(readlink /proc/1/exe) in
-    */systemd) case $(systemctl is-system-running 2> /dev/null) in running | degraded | maintenance | stopping) exit 0 ;; esac ;;
+    */systemd) systemctl is-active --quiet basic.target 2> /dev/null && exit 0 ;;
     *'(deleted)') [ -x /sbin/init ] && [ $left -gt 0 ] || exit 0; left=$((left - 1)) ;;
     *) exit 0 ;;
 esac; sleep 1; done";
@@ -168,7 +168,7 @@ async fn carry_out(shared: Arc<Shared>, tasks: Arc<Tasks>, task: Task) {
     end(&shared, &task.name, outcome, passed_on);
 }
 
-/// Waits until the machine's own init has started its services; the task's time has not begun yet.
+/// Waits until the machine's own init can be asked to start services; the task's time has not begun yet.
 async fn booted(shared: &Shared, task: &Task, output: &mut Output) -> Result<(), String> {
     let argv = ["/bin/sh", "-c", BOOTED, "labyard-booted"].map(str::to_owned).to_vec();
     let asked = Task { user: "root".to_owned(), ..task.clone() };
