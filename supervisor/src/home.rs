@@ -27,7 +27,7 @@ pub mod names {
     pub const TASK_LOGS: &str = "tasks";
     /// [`crate::journal`].
     pub const EVENTS: &str = "events.jsonl";
-    /// In the state directory: the API of all labs ([`Home::bind`]).
+    /// In the state directory: the API of all labs ([`super::Home::bind`]).
     pub const SERVE_SOCKET: &str = "serve.sock";
     /// Held by who listens there.
     pub const SERVE_LOCK: &str = "serve.lock";
