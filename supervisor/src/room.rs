@@ -4,18 +4,17 @@ use std::io;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use labyard_sys::space::NO_QUOTA;
+
 use crate::home::Folder;
 use crate::record::FullDrive;
-
-/// errno(3) on Linux: disk quota exceeded.
-const EDQUOT: i32 = 122;
 
 /// What is said of a machine that stands still because of these drives.
 pub fn words(folder: &Folder, machine: &str, drives: &[FullDrive]) -> String {
     let place = folder.machine(machine);
     let said = |full: &FullDrive| format!("drive {}: {}", full.drive, io::Error::from_raw_os_error(full.errno));
     let drives_said: Vec<_> = drives.iter().map(said).collect();
-    let by_quota = drives.iter().any(|full| full.errno == EDQUOT);
+    let by_quota = drives.iter().any(|full| full.errno == NO_QUOTA);
     let free = if by_quota { "free space or raise the quota on" } else { "free space on" };
     let mounts = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
     let path = place.canonicalize().unwrap_or_else(|_| place.clone());
@@ -82,7 +81,7 @@ mod tests {
         assert!(said.contains("; free space on the file system /"), "{said}");
         let end = format!(" of {}/machines/web, then `labyard resume lab/web`", home.path().display());
         assert!(said.ends_with(&end), "{said}");
-        let said = words(&folder, "web", &[full("d00", EDQUOT)]);
+        let said = words(&folder, "web", &[full("d00", NO_QUOTA)]);
         assert!(said.contains("quota exceeded") || said.contains("Quota exceeded"), "{said}");
         assert!(said.contains("; free space or raise the quota on the file system /"), "{said}");
     }

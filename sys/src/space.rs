@@ -9,6 +9,11 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
+/// errno(3): no space left on device.
+pub const NO_SPACE: i32 = libc::ENOSPC;
+/// errno(3): disk quota exceeded.
+pub const NO_QUOTA: i32 = libc::EDQUOT;
+
 /// Gives the space of a range back; it reads as zeros.
 ///
 /// # Errors

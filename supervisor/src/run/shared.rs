@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use labyard_spec::control::{Event, Happening, MachineState};
+use labyard_sys::space::NO_SPACE;
 
 use super::expiry::Usage;
 use crate::boots;
@@ -21,8 +22,6 @@ const TOLD_CALLS: u64 = 16;
 
 /// Drives of a machine that can wait for room at once: more than it has.
 const MAX_FULL_DRIVES: usize = 64;
-/// errno(3) on Linux: no space left on device, where the vmm does not say which.
-const ENOSPC: i32 = 28;
 
 /// How far the vmm is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -241,7 +240,7 @@ impl Shared {
                 Happening::Paused => inner.machine_paused(position, true),
                 Happening::Resumed => inner.machine_paused(position, false),
                 Happening::HostDisk { drive, full, errno } => {
-                    inner.host_disk(&self.folder, position, drive, full.then_some(errno.unwrap_or(ENOSPC)));
+                    inner.host_disk(&self.folder, position, drive, full.then_some(errno.unwrap_or(NO_SPACE)));
                 }
                 Happening::Rebooted | Happening::GuestConnected { .. } => {}
             }

@@ -14,6 +14,8 @@
 use std::io;
 use std::time::Duration;
 
+use labyard_sys::space::{NO_QUOTA, NO_SPACE};
+
 use super::super::block::NoRoom;
 use super::super::engine::Engine;
 use super::Overlay;
@@ -23,10 +25,6 @@ use super::growth::{Letter, Mail};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How long a drive may take for a try that somebody waits for; the host's disk may be slow.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// errno(3) on Linux: no space left on device, and disk quota exceeded.
-const ENOSPC: i32 = 28;
-const EDQUOT: i32 = 122;
 
 /// What is told of the host's disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +81,7 @@ pub(super) fn is_full(error: &io::Error) -> bool {
 }
 
 fn errno(error: &io::Error) -> i32 {
-    let by_kind = if error.kind() == io::ErrorKind::QuotaExceeded { EDQUOT } else { ENOSPC };
+    let by_kind = if error.kind() == io::ErrorKind::QuotaExceeded { NO_QUOTA } else { NO_SPACE };
     error.raw_os_error().unwrap_or(by_kind)
 }
 
