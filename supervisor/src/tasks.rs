@@ -93,12 +93,22 @@ impl Tasks {
             .collect();
         tasks.extend(new);
         tasks.sort_by(|a, b| a.name.cmp(&b.name));
-        // Who is not there is nobody to wait for.
-        let names: Vec<String> = tasks.iter().map(|task| task.name.clone()).collect();
-        for task in &mut tasks {
+        Self { parameters: chosen.parameters, tasks }.waiting_for_each_other()
+    }
+
+    /// Those of machines that are there.
+    pub fn of(mut self, is_there: impl Fn(&str) -> bool) -> Self {
+        self.tasks.retain(|task| is_there(&task.machine));
+        self.waiting_for_each_other()
+    }
+
+    /// Who is not there is nobody to wait for.
+    fn waiting_for_each_other(mut self) -> Self {
+        let names: Vec<String> = self.tasks.iter().map(|task| task.name.clone()).collect();
+        for task in &mut self.tasks {
             task.needs.retain(|need| names.contains(need));
         }
-        Self { parameters: chosen.parameters, tasks }
+        self
     }
 
     /// Those of a playground; none where it has no `tasks.json`.

@@ -98,7 +98,20 @@ fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>, tasks: &Tasks) -> Resu
     // What nobody asked for grows with the lab: whoever comes would be out of memory in the limits of those who were there.
     cgroup::change(&shared.folder, &plan.host_limits(), plan.limits.allow_unlimited)?;
     tasks.write(&shared.folder)?;
-    shared.change(|inner| inner.has_tasks(tasks, &come));
+    shared
+        .change(|inner| inner.has_tasks(tasks, &come.iter().map(|machine| machine.name.as_str()).collect::<Vec<_>>()));
+    let joined = join_each(shared, plan, come);
+    if joined.is_err() {
+        // Who could not come has no tasks: nobody waits for those.
+        let there: Vec<String> = shared.state().machines.into_iter().map(|machine| machine.name).collect();
+        let tasks = tasks.clone().of(|machine| there.iter().any(|name| name == machine));
+        tasks.write(&shared.folder)?;
+        shared.change(|inner| inner.has_tasks(&tasks, &[]));
+    }
+    joined
+}
+
+fn join_each(shared: &Shared, plan: &Plan, come: Vec<Machine>) -> Result<(), MemberError> {
     for machine in come {
         let name = machine.name.clone();
         let spec = plan.spec.machines.iter().find(|other| other.name == name).ok_or(MemberError::Unplanned)?;
@@ -124,9 +137,9 @@ impl Inner {
 
 impl Inner {
     /// The init tasks are these from now on; those of machines that come have not run.
-    fn has_tasks(&mut self, tasks: &Tasks, come: &[Machine]) {
+    fn has_tasks(&mut self, tasks: &Tasks, come: &[&str]) {
         let known = std::mem::take(&mut self.state.tasks);
-        let new = |machine: &str| come.iter().any(|one| one.name == machine);
+        let new = |machine: &str| come.contains(&machine);
         let as_it_was = |state: TaskState| {
             let same = known.iter().find(|known| known.name == state.name && known.machine == state.machine);
             same.filter(|same| !new(&same.machine)).cloned().unwrap_or(state)

@@ -166,3 +166,26 @@ fn a_machine_that_comes_runs_its_init_tasks_and_nobody_else_does() {
     host.expect(0, &["down"]);
     host.assert_clean();
 }
+
+#[test]
+fn tasks_of_who_cannot_come_keep_nobody_waiting() {
+    let host = Host::new();
+    host.expect(0, &["up", &with_tasks(&host, &["web"], "")]);
+    let path = with_tasks(&host, &["web", "unwelcome"], "");
+    let text = std::fs::read_to_string(&path).expect("reading");
+    let mut text: Value = serde_json::from_str(&text).expect("JSON");
+    text["playground"]["initTasks"]["init_unwelcome"] =
+        json!({ "init": true, "machine": "unwelcome", "run": "true", "needs": [] });
+    std::fs::write(&path, text.to_string()).expect("writing");
+    let (_, stderr) = host.expect(1, &["up", &path]);
+    assert!(stderr.contains("machine unwelcome: nobody wants it"), "{stderr}");
+    let (stdout, _) = host.expect(0, &["tasks", "lab", "--json"]);
+    assert!(stdout.contains("init_web") && !stdout.contains("init_unwelcome"), "{stdout}");
+    assert_eq!(host.ps()["conditions"].as_array().expect("conditions").last().expect("one")["name"], "Ready");
+    // Nor after a restart, by what is written down.
+    host.expect(0, &["restart", "lab"]);
+    let (stdout, _) = host.expect(0, &["tasks", "lab", "--json"]);
+    assert!(!stdout.contains("init_unwelcome"), "{stdout}");
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
