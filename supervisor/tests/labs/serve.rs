@@ -130,7 +130,7 @@ fn described(served: &Served, document: &Value, lab: &str, path: &str) -> Value 
 #[test]
 fn all_labs_are_at_one_socket_as_the_document_says() {
     let host = Host::new();
-    host.up("one", &["web", "db"]);
+    host.up("one", &["web", "db", "full"]);
     host.up("two", &["web"]);
     let served = Served::start(&host);
     let (code, body) = served.ask("GET", "/v1/labs");
@@ -142,7 +142,13 @@ fn all_labs_are_at_one_socket_as_the_document_says() {
     assert_eq!(document["openapi"], "3.1.0");
     assert_eq!(described(&served, &document, "one", "/status")["name"], "one");
     let vmm = described(&served, &document, "one", "/vmm");
-    assert_eq!(vmm["machines"].as_array().map(Vec::len), Some(2), "{vmm}");
+    assert_eq!(vmm["machines"].as_array().map(Vec::len), Some(3), "{vmm}");
+    // The fake machine `full` has no room once its drive is limited.
+    host.expect(0, &["limit", "one/full:d00", "--ops", "1"]);
+    until("the host's disk is full", || {
+        described(&served, &document, "one", "/status").to_string().contains("HostDiskFull")
+    });
+    host.expect(0, &["limit", "one/full:d00", "--off"]);
     described(&served, &document, "two", "/ports");
     described(&served, &document, "two", "/links");
 
