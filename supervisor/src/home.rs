@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use labyard_spec::manifest::check_name;
 use rustix::fs::{FlockOperation, OFlags, flock};
 
 /// Names in a playground's folder.
@@ -158,7 +159,7 @@ impl Home {
         Folder { name: name.to_owned(), path: self.playgrounds().join(name) }
     }
 
-    /// Every playground that has a folder, by name.
+    /// Every playground that has a folder, by name. What else lies there is nobody's (`lost+found` of a disk that is mounted there).
     ///
     /// # Errors
     /// What readdir says.
@@ -168,7 +169,7 @@ impl Home {
         for entry in fs::read_dir(&path).map_err(file_error(&path, "listing playgrounds"))? {
             let entry = entry.map_err(file_error(&path, "listing playgrounds"))?;
             match entry.file_name().into_string() {
-                Ok(name) if !name.starts_with('.') => names.push(name),
+                Ok(name) if check_name(&name).is_ok() && entry.path().is_dir() => names.push(name),
                 _ => {}
             }
         }
@@ -404,6 +405,17 @@ mod tests {
         let listener = folder.bind("a.sock").expect("binding over one that is left");
         folder.connect("a.sock").expect("connecting");
         listener.accept().expect("a connection");
+    }
+
+    #[test]
+    fn what_is_no_playground_among_playgrounds_is_passed_over() {
+        let place = tempfile::tempdir().expect("a folder");
+        let home = Home { path: place.path().to_owned() };
+        for name in ["lab", "lost+found", ".gone-1"] {
+            make_folder(&home.folder(name).path).expect("a folder");
+        }
+        fs::write(home.folder("notes").path, "").expect("a file");
+        assert_eq!(home.folders().expect("listing"), [home.folder("lab")]);
     }
 
     #[test]
