@@ -7,6 +7,7 @@ mod access;
 mod block;
 mod cycles;
 mod examples;
+mod full;
 mod host;
 mod images;
 mod kernels;
