@@ -1,11 +1,18 @@
 //! The files of an overlay after a bad night: maps whose bytes changed, that were cut, or that are of another drive; and a guest
-//! that uses what opens nevertheless.
+//! that uses what opens nevertheless, on a host's disk that is full now and then.
 //!
-//! Rules: a drive opens or says what is wrong; one that opened reads, writes and flushes without an error, and keeps its size.
+//! Rules: a drive opens or says what is wrong; one that opened reads, writes and flushes without an error, and keeps its size. What
+//! waits for room is done once there is some.
 
 use std::fs::File;
+use std::io;
+use std::os::fd::RawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use labyard_devices::backend::block::NoRoom;
+use labyard_devices::backend::engine::{Engine, Io, IoTag, SyncEngine};
 use labyard_devices::backend::overlay::{Base, Chain, LayerFiles, Overlay};
 use labyard_devices::counters::Snapshot;
 use labyard_devices::testing::{GuestDriver, readable, writable};
@@ -49,9 +56,36 @@ pub(super) fn run(bytes: &[u8]) {
             _ => DRIVE_BYTES,
         },
     };
-    match Overlay::new(chain) {
-        Ok(drive) => guest(drive, &mut input),
+    let full = Arc::new(AtomicBool::new(false));
+    let make = |files| Ok(Filling { inner: SyncEngine::new(files), full: Arc::clone(&full), refused: Vec::new() });
+    match Overlay::open(chain, make) {
+        Ok(drive) => guest(drive, &full, &mut input),
         Err(error) => assert!(!error.to_string().is_empty(), "an error without a word"),
+    }
+}
+
+/// Refuses what needs room while the host's disk is full.
+struct Filling {
+    inner: SyncEngine,
+    full: Arc<AtomicBool>,
+    refused: Vec<IoTag>,
+}
+
+impl Engine for Filling {
+    fn submit(&mut self, tag: IoTag, io: Io<'_>) {
+        match io {
+            Io::Write { .. } if self.full.load(Ordering::SeqCst) => self.refused.push(tag),
+            io => self.inner.submit(tag, io),
+        }
+    }
+
+    fn collect(&mut self) -> Option<(IoTag, io::Result<()>)> {
+        let refused = self.refused.pop().map(|tag| (tag, Err(io::ErrorKind::QuotaExceeded.into())));
+        refused.or_else(|| self.inner.collect())
+    }
+
+    fn source(&self) -> Option<RawFd> {
+        None
     }
 }
 
@@ -83,14 +117,14 @@ fn make(layers: &[LayerFiles], base: &File, input: &mut Input<'_>) {
     for next in others {
         drive = written(drive, input);
         drive.make_next(next).expect("room in memory");
-        let engine = |files| Ok(labyard_devices::backend::engine::SyncEngine::new(files));
+        let engine = |files| Ok(SyncEngine::new(files));
         drive.freeze(again(next), engine).expect("nothing is under way");
     }
     written(drive, input);
 }
 
 /// The drive after a few writes of a guest without virtio.
-fn written<E: labyard_devices::backend::engine::Engine>(mut drive: Overlay<E>, input: &mut Input<'_>) -> Overlay<E> {
+fn written<E: Engine>(mut drive: Overlay<E>, input: &mut Input<'_>) -> Overlay<E> {
     use labyard_devices::Memory;
     use labyard_devices::backend::block::{BlockBackend, Operation};
     use labyard_sys::iov::GuestSlices;
@@ -206,8 +240,38 @@ fn grow(guest: &mut GuestDriver, handle: &Handle, input: &mut Input<'_>) -> bool
     }
 }
 
-/// A guest uses the drive.
-fn guest<E: labyard_devices::backend::engine::Engine + 'static>(drive: Overlay<E>, input: &mut Input<'_>) {
+/// The host has what waits for room tried; the guest is at work meanwhile. One whose ring breaks then resets the drive, which there has to be
+/// room for.
+fn retry(guest: &mut GuestDriver, handle: &Handle, full: &AtomicBool) -> Result<(), NoRoom> {
+    let handle = handle.clone();
+    let asked = std::thread::spawn(move || handle.retry());
+    while !asked.is_finished() {
+        guest.run();
+        if guest.needs_reset() {
+            full.store(false, Ordering::SeqCst);
+            guest.write(0x70, 0);
+        }
+        std::thread::yield_now();
+    }
+    asked.join().expect("no panic")
+}
+
+/// There is room again: whatever waited is done.
+fn make_room(guest: &mut GuestDriver, handle: &Handle, full: &AtomicBool) {
+    if let Err(error) = retry(guest, handle, full) {
+        assert!(!error.to_string().is_empty(), "an error without a word");
+    }
+    full.store(false, Ordering::SeqCst);
+    retry(guest, handle, full).expect("there is room");
+}
+
+/// A guest uses the drive, on a disk that may be full.
+fn guest<E: Engine + 'static>(mut drive: Overlay<E>, full: &AtomicBool, input: &mut Input<'_>) {
+    let mut told = Vec::new();
+    drive.tell(Box::new(move |what| {
+        assert_ne!(told.last(), Some(&what), "told twice");
+        told.push(what);
+    }));
     let block = Block::new("d00", Box::new(drive));
     let handle = block.handle();
     let mut guest = GuestDriver::attach(Box::new(block));
@@ -216,8 +280,13 @@ fn guest<E: labyard_devices::backend::engine::Engine + 'static>(drive: Overlay<E
         if input.is_empty() {
             break;
         }
-        // One whose worker has given up answers nobody.
-        if input.one_in(8) && !guest.needs_reset() && grow(&mut guest, &handle, input) {
+        // One whose worker has given up answers nobody; a flush that waits for room keeps who wants it larger waiting.
+        let (is_full, answers) = (full.load(Ordering::SeqCst), guest.is_at_work());
+        if is_full && answers && input.one_in(4) {
+            make_room(&mut guest, &handle, full);
+        } else if !is_full && input.one_in(8) {
+            full.store(true, Ordering::SeqCst);
+        } else if !is_full && answers && input.one_in(8) && grow(&mut guest, &handle, input) {
             let before = std::mem::replace(&mut capacity, sectors(&mut guest));
             assert!(capacity >= before, "a drive that grew is not smaller: {before} and {capacity} sectors");
         }
@@ -227,6 +296,13 @@ fn guest<E: labyard_devices::backend::engine::Engine + 'static>(drive: Overlay<E
         if !input.one_in(4) {
             guest.kick(0);
             guest.used(0);
+        }
+    }
+    if full.load(Ordering::SeqCst) && guest.is_at_work() {
+        if input.one_in(4) {
+            handle.give_up();
+        } else {
+            make_room(&mut guest, &handle, full);
         }
     }
     guest.kick(0);
