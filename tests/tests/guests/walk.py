@@ -21,7 +21,9 @@ def digest(file):
 
 
 def text(name):
-    return name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+    """A name that need not be UTF-8; readers of JSON refuse the surrogates that Python would put there."""
+    name = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+    return name.decode("utf-8", "backslashreplace")
 
 
 def below(top):
@@ -68,9 +70,9 @@ def in_tar(path):
     lines = {}
     with tarfile.open(path, errors="surrogateescape") as tar:
         for member in tar:
-            name = os.path.normpath(member.name)
+            name = text(os.path.normpath(member.name))
             if member.islnk():
-                target = os.path.normpath(member.linkname)
+                target = text(os.path.normpath(member.linkname))
                 line, held_by = lines[target]
                 lines[name] = ({**line, "name": name}, held_by)
                 continue
@@ -90,7 +92,7 @@ def in_tar(path):
             if kind == stat.S_IFREG:
                 line.update(size=member.size, digest=digest(tar.extractfile(member)))
             elif kind == stat.S_IFLNK:
-                line["target"] = member.linkname
+                line["target"] = text(member.linkname)
             elif kind in (stat.S_IFCHR, stat.S_IFBLK):
                 line["device"] = [member.devmajor, member.devminor]
             lines[name] = (line, name if kind != stat.S_IFDIR else None)
