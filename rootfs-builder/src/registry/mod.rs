@@ -19,6 +19,7 @@ pub mod origins;
 pub mod push;
 pub mod settings;
 
+use std::error::Error;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -135,6 +136,13 @@ impl From<OciDistributionError> for Trouble {
                 if code >= 500 || code == 408 || code == 429 { Self::Passing(text) } else { Self::Lasting(text) }
             }
             OciDistributionError::IoError(error) => Self::Passing(one_line(&error)),
+            OciDistributionError::RequestError(error) if error.is_connect() && is_tls(&error) => {
+                Self::Passing(format!(
+                    "{}; if it speaks plain HTTP, or has a certificate that nobody vouches for, say `insecure = true` of it in \
+                 registries.conf (`rootfs-builder build --plain-http` for once)",
+                    one_line(&error)
+                ))
+            }
             OciDistributionError::RequestError(error) => Self::Passing(one_line(&error)),
             other => Self::Lasting(one_line(&other)),
         }
@@ -147,6 +155,16 @@ impl Trouble {
             Self::Passing(text) | Self::Denied(text) | Self::Missing(text) | Self::Lasting(text) => text,
         }
     }
+}
+
+/// Whether TLS found no agreement, or a certificate that it does not believe.
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    // An io::Error is the one that it wraps: its source is already that one's.
+    let next = match error.downcast_ref::<io::Error>() {
+        Some(wrapper) => wrapper.get_ref().map(|inner| inner as &(dyn Error + 'static)),
+        None => error.source(),
+    };
+    error.is::<rustls::Error>() || next.is_some_and(is_tls)
 }
 
 /// The first reason that a registry's answer gives (distribution-spec, "Error Codes").

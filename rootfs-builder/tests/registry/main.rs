@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
+mod afar;
 mod hostile;
 #[path = "../images/layout.rs"]
 #[expect(dead_code, reason = "the image tests use more of it")]

@@ -54,6 +54,14 @@ fn program() -> PathBuf {
     unpacked.filter(|path| path.exists()).unwrap_or_else(|| "docker-registry".into())
 }
 
+const CONFIG: &str = "config.yml";
+
+fn command(folder: &Path) -> Command {
+    let mut command = Command::new(program());
+    command.arg("serve").arg(folder.join(CONFIG));
+    command
+}
+
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
@@ -88,11 +96,8 @@ impl Registry {
             if !auth.is_null() {
                 config["auth"] = auth.clone();
             }
-            let path = folder.path().join("config.yml");
-            fs::write(&path, config.to_string()).unwrap(); // JSON is YAML
-            let mut child = Command::new(program())
-                .arg("serve")
-                .arg(&path)
+            fs::write(folder.path().join(CONFIG), config.to_string()).unwrap(); // JSON is YAML
+            let mut child = command(folder.path())
                 .stdout(Stdio::null())
                 .stderr(fs::File::create(folder.path().join("log")).unwrap())
                 .spawn()
@@ -111,6 +116,11 @@ impl Registry {
             }
         }
         panic!("docker-registry ends at once: {}", fs::read_to_string(folder.path().join("log")).unwrap());
+    }
+
+    /// One more of it, over the same images.
+    pub(crate) fn command(&self) -> Command {
+        command(self.folder.path())
     }
 
     /// It answers nobody any more.
