@@ -84,7 +84,21 @@ pub fn all() -> Vec<Target> {
             disks::run,
             &["rootfs-builder/src/ext4/", "rootfs-builder/src/erofs/", "rootfs-builder/src/output.rs"],
         ),
-        target("image-source", sources::run, &["rootfs-builder/src/source/"]),
+        // dockerfile.rs is not among them: it starts buildah, and what that leaves is a layout.
+        target(
+            "image-source",
+            sources::run,
+            &[
+                "rootfs-builder/src/source/archive.rs",
+                "rootfs-builder/src/source/compatibility.rs",
+                "rootfs-builder/src/source/config.rs",
+                "rootfs-builder/src/source/docker.rs",
+                "rootfs-builder/src/source/layout.rs",
+                "rootfs-builder/src/source/manifest.rs",
+                "rootfs-builder/src/source/parcel.rs",
+                "rootfs-builder/src/source/rootfs.rs",
+            ],
+        ),
         target("image-files", exports::files, &["rootfs-builder/src/transfer.rs", "rootfs-builder/src/catalogue.rs"]),
         target("image-needs", exports::needs, &["spec/src/needs.rs"]),
         target(

@@ -1,12 +1,16 @@
 //! Layouts and archives with documents that nearly make sense: indexes, manifests, configurations.
 //!
-//! Rules: a source that is none is refused as input; what is taken has as many diff ids as layers.
+//! Rules: a source that is none is refused as input; what is taken has as many diff ids as layers; what can be opened in a folder can be
+//! taken along from it, and from the store that such a folder is.
 
 use std::fs;
-use std::path::Path;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 
 use labyard_rootfs_builder::digest::Digest;
-use labyard_rootfs_builder::source::{self, Places};
+use labyard_rootfs_builder::source::parcel::Parcel;
+use labyard_rootfs_builder::source::{self, Places, SourceError};
 use labyard_rootfs_builder::watch::Watch;
 use labyard_spec::source::Source;
 use serde_json::{Value, json};
@@ -39,28 +43,46 @@ pub(super) fn run(bytes: &[u8]) {
     let folder = tempfile::tempdir().expect("a folder");
     let at = folder.path();
     let tag = if input.one_in(2) { Some("v1".to_owned()) } else { None };
-    let source = match input.byte() % 8 {
-        0..5 => {
-            layout(at, &mut input);
-            Source::OciLayout { path: at.to_owned(), tag }
-        }
-        5 | 6 => {
-            layout(at, &mut input);
-            let path = at.join("packed.tar");
-            fs::write(&path, packed(at)).expect("room");
+    let source = match input.byte() % 12 {
+        kind @ 0..8 => {
+            if kind < 4 {
+                layout(at, &mut input)
+            } else {
+                sound(at, &mut input)
+            }
+            let path = if input.one_in(3) { packed(at, &mut input) } else { at.to_owned() };
             Source::OciLayout { path, tag }
         }
-        _ => {
+        8..11 => {
             docker(at, &mut input);
-            let path = at.join("packed.tar");
-            fs::write(&path, packed(at)).expect("room");
-            Source::DockerArchive(path)
+            Source::DockerArchive(packed(at, &mut input))
+        }
+        _ => {
+            layout(at, &mut input);
+            let is_folder = input.one_in(4);
+            Source::RootfsTar(if is_folder { at.to_owned() } else { packed(at, &mut input) })
         }
     };
     let places = Places { temporary: at, home: at, plain_http: false };
-    match source::open(&source, places, &Watch::unattended()) {
-        Ok(image) => assert!(image.layers.len() <= 512 && image.whiteouts, "{} layers", image.layers.len()),
-        Err(error) => assert!(error.is_input(), "a stranger's documents are not the machine's fault: {error}"),
+    let watch = Watch::unattended();
+    let refused =
+        |error: &SourceError| assert!(error.is_input(), "a stranger's documents are not the machine's fault: {error}");
+    let opened = source::open(&source, places, &watch);
+    match &opened {
+        Ok(image) => {
+            let is_tar = matches!(source, Source::RootfsTar(_));
+            assert!(image.layers.len() <= 512 && image.whiteouts != is_tar, "{} layers", image.layers.len());
+        }
+        Err(error) => refused(error),
+    }
+    if let Source::OciLayout { path, tag } = &source {
+        Parcel::of_layout(path, tag.as_deref(), at, &watch).map_or_else(|error| refused(&error), drop);
+        if let Ok(image) = &opened
+            && path == at
+        {
+            // The manifest, the configuration, the layers: all of it was seen to be there.
+            Parcel::of_store(at, &image.digest).expect("an image that could be opened");
+        }
     }
 }
 
@@ -220,23 +242,79 @@ fn layout(at: &Path, input: &mut Input<'_>) {
     fs::write(at.join("index.json"), text(&index, input)).expect("room");
 }
 
-/// What `docker save` writes.
+/// One image that is what it says, most of the time, and artifacts about it.
+fn sound(at: &Path, input: &mut Input<'_>) {
+    let layer = blob(at, LAYERS[0], b"layer", input);
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "rootfs": {"type": "layers", "diff_ids": [Digest::of(b"layer").to_string()]},
+    });
+    let config = blob(at, "application/vnd.oci.image.config.v1+json", config.to_string().as_bytes(), input);
+    // Manifests of before 2021 do not say what they are.
+    let mut manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    if !input.one_in(4) {
+        manifest["mediaType"] = json!(MANIFEST);
+    }
+    let mut image = blob(at, MANIFEST, manifest.to_string().as_bytes(), input);
+    image["annotations"] = json!({"org.opencontainers.image.ref.name": "v1"});
+    image["platform"] = json!({"architecture": "amd64", "os": "linux"});
+    let mut manifests = vec![image.clone()];
+    for _ in 0..input.below(2) + 1 {
+        manifests.push(artifact(at, &image, input));
+    }
+    fs::write(at.join("oci-layout"), json!({"imageLayoutVersion": "1.0.0"}).to_string()).expect("room");
+    let index = json!({"schemaVersion": 2, "manifests": manifests});
+    fs::write(at.join("index.json"), index.to_string()).expect("room");
+}
+
+/// What `docker save` writes; old versions link a layer that occurs twice.
 fn docker(at: &Path, input: &mut Input<'_>) {
     let layers = input.below(3);
     let config = config(layers, input);
     fs::write(at.join("config.json"), text(&config, input)).expect("room");
     let names: Vec<String> = (0..layers).map(|number| format!("{number}.tar")).collect();
     for name in &names {
-        fs::write(at.join(name), b"layer").expect("room");
+        if input.one_in(3) {
+            symlink(input.pick(&["0.tar", "../0.tar", "1.tar", "none", "/etc/passwd"]), at.join(name)).expect("room");
+        } else {
+            fs::write(at.join(name), b"layer").expect("room");
+        }
     }
     let name = input.pick(&["config.json", "config.json", "config.json", "../config.json", "none"]);
     let manifest = json!([{"Config": name, "RepoTags": ["a:b"], "Layers": names}]);
     fs::write(at.join("manifest.json"), text(&manifest, input)).expect("room");
 }
 
-/// The folder as a tar.
-fn packed(at: &Path) -> Vec<u8> {
+/// The folder as a tar, packed once more or not.
+fn packed(at: &Path, input: &mut Input<'_>) -> PathBuf {
     let mut builder = tar::Builder::new(Vec::new());
+    builder.follow_symlinks(false);
     builder.append_dir_all("", at).expect("room");
-    builder.into_inner().expect("room")
+    if input.one_in(4) {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Link);
+        header.set_size(0);
+        builder.append_link(&mut header, input.pick(&["1.tar", "oci-layout", "a"]), "index.json").expect("room");
+    }
+    let mut tar = builder.into_inner().expect("room");
+    match input.byte() % 8 {
+        5 => {
+            let mut packer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            packer.write_all(&tar).expect("room");
+            tar = packer.finish().expect("room");
+        }
+        6 => tar = zstd::bulk::compress(&tar, 1).expect("room"),
+        7 => tar.truncate(input.below(tar.len())),
+        _ => {}
+    }
+    if input.one_in(8) {
+        let spoilt = input.below(tar.len().max(1));
+        if let Some(byte) = tar.get_mut(spoilt) {
+            *byte ^= 1 << (input.byte() % 8);
+        }
+    }
+    let path = at.join("packed.tar");
+    fs::write(&path, tar).expect("room");
+    path
 }
