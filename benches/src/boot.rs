@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
-use std::process::Child;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -10,7 +9,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::guest::MARKER;
 use crate::memory::beside_guests_kib;
-use crate::vmm::{Started, milestones};
+use crate::vmm::{Process, Started, milestones};
 
 /// Without a word from the guest for so long, the boot has failed.
 const SILENCE: Duration = Duration::from_secs(120);
@@ -25,19 +24,9 @@ pub struct Boot {
     pub milestones: Vec<(String, f64)>,
 }
 
-/// Ends the VMM with its scope.
-pub(crate) struct Ended(pub(crate) Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill(); // gone already is as good
-        let _ = self.0.wait();
-    }
-}
-
 /// A VMM all of whose guests have come to their init. It ends with this.
 pub struct Running {
-    child: Ended,
+    process: Process,
     control: Option<UnixStream>,
     guests: usize,
     /// From exec to the last guest's marker.
@@ -47,14 +36,12 @@ pub struct Running {
 impl Running {
     /// Waits for every guest of a VMM that was told to boot.
     pub fn from(started: Started) -> Result<Self> {
-        let Started { mut child, consoles, control } = started;
-        let mut output = child.stdout.take().context("standard output is not a pipe")?;
-        let child = Ended(child);
-        let here = output.read_exact(&mut [0]).map(|()| Instant::now()).context("sh did not come to its exec")?;
+        let Started { mut process, consoles, control } = started;
+        let here = process.wait_for_exec()?;
         let guests = consoles.len().max(1);
         let mut last = here;
         if consoles.is_empty() {
-            last = until_marker(output)?;
+            last = until_marker(process.child.stdout.take().context("standard output is not a pipe")?)?;
         } else {
             // Each on a thread of its own from the start: a guest whose console nobody reads waits.
             let pieces: Vec<_> = consoles.into_iter().map(pieces).collect();
@@ -62,12 +49,12 @@ impl Running {
                 last = last.max(marker_in(&pieces)?);
             }
         }
-        Ok(Self { child, control, guests, to_init: last.duration_since(here) })
+        Ok(Self { process, control, guests, to_init: last.duration_since(here) })
     }
 
     /// PSS beside the memory of its guests, which have so much each.
     pub fn beside_kib(&self, memory_mib: u64) -> Result<u64> {
-        beside_guests_kib(self.child.0.id(), memory_mib << 10, self.guests)
+        beside_guests_kib(self.process.id(), memory_mib << 10, self.guests)
     }
 }
 

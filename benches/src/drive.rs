@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
-use crate::boot::{Ended, pieces};
-use crate::vmm::{HERE, begin, create, empty, receive, send};
+use crate::boot::pieces;
+use crate::vmm::{HERE, Process, begin, create, empty, receive, send};
 
 /// Without a word from the guest for so long, the run has failed.
 const SILENCE: Duration = Duration::from_secs(180);
@@ -176,9 +176,12 @@ fn turn(round: u64, job: usize) -> u64 {
     round * JOBS.len() as u64 + job as u64 + 1
 }
 
-/// Labyard's vmm without its jail, as the jail starts it, with one machine.
+/// Drives of its machine.
+const DRIVES: usize = 3;
+
+/// Labyard's vmm in its jail, with one machine.
 pub fn labyard(program: &Path, contest: &Contest, engine: &str) -> Result<Player> {
-    let (child, control) = begin(program, &contest.folder)?;
+    let (process, control) = begin(program, &contest.folder, DRIVES)?;
     let open = |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
     let layer = |what: &str| empty(&contest.folder.join(what), 0).map(OwnedFd::from);
     let (console, printed) = std::io::pipe()?;
@@ -206,7 +209,7 @@ pub fn labyard(program: &Path, contest: &Contest, engine: &str) -> Result<Player
     Ok(Player {
         said: pieces(console),
         text: String::new(),
-        child: Ended(child),
+        process,
         control: Some(control),
         next: contest.next("labyard")?,
     })
@@ -257,7 +260,7 @@ pub fn qemu(program: &Path, contest: &Contest, aio: &str) -> Result<Player> {
     Ok(Player {
         said: pieces(output),
         text: String::new(),
-        child: Ended(child),
+        process: child.into(),
         control: None,
         next: contest.next("qemu")?,
     })
@@ -267,7 +270,7 @@ pub fn qemu(program: &Path, contest: &Contest, aio: &str) -> Result<Player> {
 pub struct Player {
     said: mpsc::Receiver<(Instant, Vec<u8>)>,
     text: String,
-    child: Ended,
+    process: Process,
     control: Option<UnixStream>,
     next: File,
 }
@@ -313,7 +316,7 @@ impl Player {
 
     /// Seconds of processor time of each of the VMM's threads.
     pub fn threads(&self) -> Result<Vec<(String, f64)>> {
-        threads(self.child.0.id())
+        threads(self.process.id())
     }
 }
 

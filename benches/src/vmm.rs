@@ -1,14 +1,16 @@
 //! How each VMM is started: by one shell line that says "here" and becomes the VMM, so that the clock starts at its exec.
 
 use std::fs::File;
-use std::io::{self, PipeReader};
+use std::io::{self, BufRead, BufReader, PipeReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::{Value, json};
 
 /// What is booted.
@@ -36,11 +38,59 @@ impl Guest {
 /// A VMM that was told to boot.
 pub struct Started {
     /// The process; its standard output says one byte when it is about to exec.
-    pub child: Child,
+    pub process: Process,
     /// Where the guests print, if not there.
     pub consoles: Vec<PipeReader>,
     /// Labyard's control socket.
     pub control: Option<UnixStream>,
+}
+
+/// A VMM, and what has started it where that is another process. Both end with this.
+pub struct Process {
+    /// What was started: a VMM, or the jail.
+    pub child: Child,
+    /// The VMM that the jail has made, a child of this process, too.
+    jailed: Option<Pid>,
+    /// When it was about to exec, once that is known.
+    here: Option<Instant>,
+}
+
+impl Process {
+    /// Waits until it is about to exec; when that was.
+    pub fn wait_for_exec(&mut self) -> Result<Instant> {
+        if let Some(here) = self.here {
+            return Ok(here);
+        }
+        let output = self.child.stdout.as_mut().context("standard output is not a pipe")?;
+        output.read_exact(&mut [0]).context("sh did not come to its exec")?;
+        Ok(*self.here.insert(Instant::now()))
+    }
+
+    /// Its pid.
+    pub fn id(&self) -> u32 {
+        self.jailed.map_or_else(|| self.child.id(), |pid| pid.as_raw_nonzero().get().cast_unsigned())
+    }
+
+    fn end(&mut self) {
+        if let Some(pid) = self.jailed {
+            let _ = kill_process(pid, Signal::KILL); // gone already is as good
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+        let _ = self.child.kill(); // as above
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl From<Child> for Process {
+    fn from(child: Child) -> Self {
+        Self { child, jailed: None, here: None }
+    }
 }
 
 /// What the shell does first.
@@ -49,11 +99,10 @@ pub(crate) const HERE: &str = "printf . && exec";
 /// Machines of one vmm that are measured, at most: what is sent of them fits in one message.
 pub const MAX_MACHINES: usize = 60;
 
-/// Labyard's vmm without its jail, as the jail starts it: descriptors at fixed numbers (`docs/formats.md`). It runs so many
-/// machines, all alike.
+/// Labyard's vmm in its jail. It runs so many machines, all alike.
 pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) -> Result<Started> {
     ensure!((1..=MAX_MACHINES).contains(&machines), "{machines} machines, not 1 to {MAX_MACHINES}");
-    let (child, control) = begin(program, folder)?;
+    let (process, control) = begin(program, folder, machines)?;
     let open = |path: &Path| File::open(path).map(OwnedFd::from).with_context(|| path.display().to_string());
     let mut files = vec![open(&guest.kernel)?, open(&guest.initramfs)?];
     let (mut consoles, mut list) = (Vec::new(), Vec::new());
@@ -83,21 +132,45 @@ pub fn labyard(program: &Path, guest: &Guest, folder: &Path, machines: usize) ->
     }
     let network = json!({"name": "local", "subnet": "172.16.0.0/24", "gateway": "172.16.0.1", "private": true});
     create(&control, &files, &[network], &list)?;
-    Ok(Started { child, consoles, control: Some(control) })
+    Ok(Started { process, consoles, control: Some(control) })
 }
 
-/// The process, and its control socket.
-pub(crate) fn begin(program: &Path, folder: &Path) -> Result<(Child, UnixStream)> {
+/// Descriptors of the vmm in its jail, at most: what [`MAX_MACHINES`] machines need, and more.
+const MAX_DESCRIPTORS: u64 = 8192;
+
+/// The vmm in the jail that lies beside it, as the supervisor starts it (`docs/formats.md`), and its control socket. It makes so many
+/// rings. What it has to say is in `vmm.log`.
+pub(crate) fn begin(program: &Path, folder: &Path, rings: usize) -> Result<(Process, UnixStream)> {
     let socket = folder.join("control.sock");
     drop(std::fs::remove_file(&socket)); // of the last boot, if there was one
     let listener = UnixListener::bind(&socket).context("control.sock")?;
     let control = UnixStream::connect(&socket).context("control.sock")?;
+    let jail = program.with_file_name("labyard-jail");
+    let (mut talk, theirs) = UnixStream::pair()?;
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("{HERE} \"$0\" 3<&0 </dev/null 4<>/dev/kvm 5>/dev/null")]).arg(program);
-    command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::piped());
-    let child = command.spawn().context("sh")?;
-    drop(command); // and with it our end of the listening socket
-    Ok((child, control))
+    // Two sockets come as standard input and error, the rest is opened here; numbers of one digit are what a shell has.
+    let opened = "exec 3<&0 8<&2 2>>\"$1\" 0</dev/null 4<>/dev/kvm 5<>/dev/null 6<\"$2\"";
+    command.args(["-c", &format!("{opened}; {HERE} \"$0\"")]).args([&jail, &folder.join("vmm.log")]).arg(program);
+    command.stdin(OwnedFd::from(theirs)).stderr(OwnedFd::from(listener)).stdout(Stdio::piped());
+    let mut process = Process::from(command.spawn().context("sh")?);
+    drop(command); // and with it our ends of the sockets
+    process.wait_for_exec()?;
+    let descriptors = [(5, 0), (5, 1), (2, 2), (8, 3), (4, 4), (5, 5)];
+    let spec = json!({
+        "program": 6, "argv": ["labyard-vmm", "--rings", rings.to_string()], "descriptors": descriptors,
+        "max_descriptors": MAX_DESCRIPTORS, "max_threads": null, "confine": true,
+    });
+    writeln!(talk, "{spec}").context("labyard-jail")?;
+    let mut line = String::new();
+    BufReader::new(&talk).read_line(&mut line).context("labyard-jail")?;
+    let pid = line.trim_end().parse().ok().and_then(Pid::from_raw);
+    let pid =
+        pid.with_context(|| format!("labyard-jail names no process but says `{}`; see vmm.log", line.trim_end()))?;
+    if pid.as_raw_nonzero().get().cast_unsigned() != process.child.id() {
+        process.jailed = Some(pid);
+    }
+    talk.write_all(b"go\n").context("labyard-jail")?;
+    Ok((process, control))
 }
 
 /// Hands over the files and asks for the machines; the reply to that is still to come.
@@ -168,7 +241,7 @@ pub fn qemu(program: &Path, guest: &Guest, folder: &Path, number: usize) -> Resu
     let mut command = Command::new("/bin/sh");
     command.args(["-c", &format!("{HERE} \"$0\" \"$@\" </dev/null")]).arg(program).args(qemu_arguments(guest, &drive));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("sh")?;
-    Ok(Started { child, consoles: Vec::new(), control: None })
+    Ok(Started { process: child.into(), consoles: Vec::new(), control: None })
 }
 
 /// Descriptors beside one message.
@@ -190,9 +263,9 @@ pub(crate) fn send(socket: &UnixStream, message: &Value, files: &[OwnedFd]) -> R
 /// One reply of labyard's control socket.
 pub(crate) fn receive(mut socket: &UnixStream) -> Result<Value> {
     let mut length = [0; 4];
-    io::Read::read_exact(&mut socket, &mut length)?;
+    Read::read_exact(&mut socket, &mut length)?;
     let mut body = vec![0; u32::from_le_bytes(length) as usize];
-    io::Read::read_exact(&mut socket, &mut body)?;
+    Read::read_exact(&mut socket, &mut body)?;
     Ok(serde_json::from_slice(&body)?)
 }
 

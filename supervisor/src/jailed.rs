@@ -165,7 +165,7 @@ pub fn start(
 
     let spec = JailSpec {
         program: PROGRAM,
-        argv: vec!["labyard-vmm".to_owned()],
+        argv: vec!["labyard-vmm".to_owned(), "--rings".to_owned(), plan.rings().to_string()],
         descriptors: vec![
             (NULL, fd::STDIN),
             (NULL, fd::STDOUT),

@@ -87,8 +87,12 @@ pub struct FoundBase {
     pub name: String,
 }
 
+/// Rings of io_uring for drives of machines that come while others run; each drive takes one, and whoever finds none does with system
+/// calls. They are made at the start, for the vmm gives up making them before it hears of any drive (docs/adr/0007).
+const SPARE_RINGS: u64 = 16;
+
 /// Descriptors that the vmm has beside the slots' files: for itself, for each machine, and for each device of it.
-const OWN_DESCRIPTORS: u64 = 128;
+const OWN_DESCRIPTORS: u64 = 128 + 2 * SPARE_RINGS;
 const PER_MACHINE: u64 = 64;
 const PER_CPU: u64 = 4;
 const PER_DEVICE: u64 = 10;
@@ -145,6 +149,11 @@ impl Plan {
                     THREADS_PER_MACHINE + u64::from(machine.cpu_count) + THREADS_PER_DRIVE * machine.drives.len() as u64
                 })
                 .sum::<u64>()
+    }
+
+    /// How many rings the vmm makes at its start.
+    pub fn rings(&self) -> u64 {
+        SPARE_RINGS + self.spec.machines.iter().map(|machine| machine.drives.len() as u64).sum::<u64>()
     }
 
     fn drive(&self, machine: &str, serial: &str) -> Option<&DriveSpec> {

@@ -121,6 +121,71 @@ pub const ATTEMPTS: &[Attempt] = &[
     Attempt { group: "keyrings", what: "find a key of who started it", run: find_key },
 ];
 
+/// Ways that a jail leaves open and filters of system calls do not, beside those of [`ATTEMPTS`].
+pub const FILTERED: &[Attempt] = &[
+    Attempt { group: "files", what: "open by the old call", run: || call!(libc::SYS_open, c"/".as_ptr(), 0) },
+    Attempt { group: "files", what: "openat2", run: || call!(libc::SYS_openat2, libc::AT_FDCWD, c"/".as_ptr(), 0, 0) },
+    Attempt { group: "files", what: "execveat", run: || call!(libc::SYS_execveat, 0, c"".as_ptr(), 0, 0, 0) },
+    Attempt { group: "files", what: "look at a path", run: || call!(libc::SYS_stat, c"/".as_ptr(), 0) },
+    Attempt { group: "files", what: "statx of a path", run: || call!(libc::SYS_statx, 0, c"/".as_ptr(), 0, 0, 0) },
+    Attempt { group: "sockets", what: "a socket", run: || socket(libc::AF_INET, libc::SOCK_STREAM) },
+    Attempt { group: "sockets", what: "a vsock socket", run: || socket(libc::AF_VSOCK, libc::SOCK_STREAM) },
+    Attempt { group: "sockets", what: "connect", run: || call!(libc::SYS_connect, 0, 0, 0) },
+    Attempt { group: "sockets", what: "bind", run: || call!(libc::SYS_bind, 0, 0, 0) },
+    Attempt { group: "sockets", what: "listen", run: || call!(libc::SYS_listen, 0, 0) },
+    Attempt { group: "rings", what: "make a ring", run: || call!(libc::SYS_io_uring_setup, 1, 0) },
+    Attempt { group: "rings", what: "enable a ring", run: || register(12) },
+    Attempt { group: "rings", what: "restrict a ring", run: || register(11) },
+    Attempt { group: "rings", what: "register buffers", run: || register(0) },
+    Attempt { group: "rings", what: "register a personality", run: || register(9) },
+    Attempt { group: "memory", what: "map code", run: || map(libc::PROT_READ | libc::PROT_EXEC) },
+    Attempt { group: "memory", what: "make memory code", run: || call!(libc::SYS_mprotect, 0, 0, libc::PROT_EXEC) },
+    Attempt { group: "memory", what: "protection keys", run: || call!(libc::SYS_pkey_mprotect, 0, 0, 0, 0) },
+    Attempt { group: "memory", what: "move memory to an address", run: || call!(libc::SYS_mremap, 0, 0, 0, 3, 0) },
+    Attempt { group: "memory", what: "lock memory", run: || call!(libc::SYS_mlockall, 1) },
+    Attempt { group: "ioctl", what: "type into a terminal", run: || ioctl(libc::TIOCSTI) },
+    Attempt { group: "ioctl", what: "make a tap", run: || ioctl(libc::TUNSETIFF) },
+    Attempt { group: "ioctl", what: "read a partition table again", run: || ioctl(0x125f) },
+    Attempt { group: "ioctl", what: "a device of KVM's", run: || ioctl(0xc00c_aee0) },
+    Attempt { group: "ioctl", what: "debug a vCPU", run: || ioctl(0x4048_ae9b) },
+    Attempt { group: "processes", what: "fork", run: || call!(libc::SYS_fork) },
+    Attempt { group: "processes", what: "another session", run: || call!(libc::SYS_setsid) },
+    Attempt { group: "processes", what: "clone a process", run: || call!(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) },
+    Attempt { group: "processes", what: "kill a thread", run: || call!(libc::SYS_tgkill, 1, 1, libc::SIGKILL) },
+    Attempt { group: "processes", what: "kill by the old call", run: || call!(libc::SYS_tkill, 1, 0) },
+    Attempt { group: "processes", what: "send by a pidfd", run: || call!(libc::SYS_pidfd_send_signal, 0, 0, 0, 0) },
+    Attempt { group: "processes", what: "take a descriptor", run: || call!(libc::SYS_pidfd_getfd, 0, 0, 0) },
+    Attempt { group: "rights", what: "a filter on all threads", run: || call!(libc::SYS_seccomp, 1, 1, 0) },
+    Attempt { group: "rights", what: "a filter that asks", run: || call!(libc::SYS_seccomp, 1, 8, 0) },
+    Attempt {
+        group: "rights",
+        what: "become dumpable",
+        run: || call!(libc::SYS_prctl, libc::PR_SET_DUMPABLE, 1, 0, 0, 0),
+    },
+    Attempt { group: "rights", what: "change the mode of a file", run: || call!(libc::SYS_fchmod, 0, 0o777) },
+    Attempt { group: "rights", what: "give a file away", run: || call!(libc::SYS_fchown, 0, 0, 0) },
+    Attempt { group: "kernel", what: "personality", run: || call!(libc::SYS_personality, 0x0040_0000) },
+    Attempt { group: "kernel", what: "calls of 32 bits", run: old_call },
+];
+
+fn register(operation: c_int) -> io::Result<i64> {
+    call!(libc::SYS_io_uring_register, -1, operation, 0, 0)
+}
+
+fn map(protection: c_int) -> io::Result<i64> {
+    call!(libc::SYS_mmap, 0, 4096, protection, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0)
+}
+
+fn ioctl(request: c_ulong) -> io::Result<i64> {
+    call!(libc::SYS_ioctl, 0, request, 0)
+}
+
+/// getpid(2) by the numbers of x32, which a filter of x86-64 numbers alone would not know (seccomp(2), Caveats).
+fn old_call() -> io::Result<i64> {
+    const X32_BIT: c_long = 0x4000_0000;
+    call!(X32_BIT + libc::SYS_getpid)
+}
+
 fn open(path: &'static std::ffi::CStr, flags: c_int) -> io::Result<i64> {
     call!(libc::SYS_openat, libc::AT_FDCWD, path.as_ptr(), flags, 0o600)
 }

@@ -16,7 +16,8 @@ pub enum Lease {
 }
 
 /// Takes a lease, or turns the one that this descriptor has into it; `false` where somebody else's is in the way. Copies of the
-/// descriptor share it, also in other processes; it ends with the last of them.
+/// descriptor share it, also in other processes; it ends with the last of them, or when it is
+/// given back.
 ///
 /// # Errors
 /// What flock(2) says.
@@ -31,6 +32,21 @@ pub fn take(file: impl AsFd, lease: Lease) -> io::Result<bool> {
             Err(Errno::WOULDBLOCK) => return Ok(false),
             Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Ends the lease of this descriptor, and with it that of all its copies, also in other processes.
+///
+/// For who cannot wait until the last of them is closed: a ring of io_uring lets go of a file a while after it was told to.
+///
+/// # Errors
+/// What flock(2) says.
+pub fn give_back(file: impl AsFd) -> io::Result<()> {
+    loop {
+        match flock(&file, FlockOperation::Unlock) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other?),
         }
     }
 }
@@ -72,5 +88,18 @@ mod tests {
         assert!(!take(&copy, Lease::Writer).expect("flock"));
         drop(copy);
         assert!(take(&second, Lease::Writer).expect("flock"));
+    }
+
+    #[test]
+    fn a_lease_that_is_given_back_ends_whatever_copies_are_open() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let open = || File::open(file.path()).expect("opening");
+        let (first, second) = (open(), open());
+        let copy = first.try_clone().expect("a copy");
+        assert!(take(&first, Lease::Writer).expect("flock"));
+        give_back(&first).expect("flock");
+        assert!(take(&second, Lease::Writer).expect("flock"));
+        give_back(&copy).expect("flock");
+        assert!(!take(&copy, Lease::Reader).expect("flock"), "somebody else's lease stays");
     }
 }

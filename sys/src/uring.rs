@@ -8,12 +8,17 @@
 //!
 //! What the kernel uses after a call has returned belongs to the ring: a handle of the guest's memory, and for each slot the list
 //! of its ranges. A step of other memory than the ring's is refused, and a ring that is dropped, or gives its memory up, waits
-//! for all that is in flight. The ring is born disabled and restricted before it starts: it can do these five steps on the
-//! files that it was made with, and nothing else, whoever writes into it.
+//! for all that is in flight. The ring is born disabled and restricted before it starts: it can do these five steps on
+//! registered files, and nothing else, whoever writes into it. Which files are registered is all that can change.
+//!
+//! A program that gives up io_uring_setup(2) reserves rings before ([`reserve`]): from then on a new ring is one of those, and
+//! a dropped one goes back. No system call but io_uring_enter(2), and io_uring_register(2) for files, is made after that.
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use io_uring::register::Restriction;
 use io_uring::squeue::Entry;
@@ -74,11 +79,118 @@ struct Slot {
     first: usize,
 }
 
-/// The ring.
-pub struct Ring {
+/// Files of one ring at most.
+const MAX_FILES: usize = 64;
+
+/// A ring of the kernel's, restricted and enabled, without files.
+struct Bare {
     ring: IoUring,
     /// Raised with each completion.
     done: EventFd,
+}
+
+impl Bare {
+    fn new(depth: u16) -> io::Result<Self> {
+        let ring: IoUring = IoUring::builder().setup_r_disabled().build(depth.next_power_of_two().into())?;
+        if !(ring.params().is_feature_nodrop() && ring.params().is_feature_submit_stable()) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring loses completions"));
+        }
+        let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        let submitter = ring.submitter();
+        submitter.register_files(&[NO_FILE; MAX_FILES])?;
+        submitter.register_eventfd(done.as_raw_fd())?;
+        let fixed = 1u8 << FIXED_FILE_BIT;
+        submitter.register_restrictions(&mut [
+            Restriction::register_op(REGISTER_FILES_UPDATE),
+            Restriction::sqe_op(opcode::Readv::CODE),
+            Restriction::sqe_op(opcode::Writev::CODE),
+            Restriction::sqe_op(opcode::Fsync::CODE),
+            Restriction::sqe_op(opcode::Fallocate::CODE),
+            Restriction::sqe_flags_allowed(fixed),
+            Restriction::sqe_flags_required(fixed),
+        ])?;
+        submitter.register_enable_rings()?;
+        Ok(Self { ring, done })
+    }
+
+    /// Registers these files and no others.
+    fn take_files(&self, files: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let mut table = [NO_FILE; MAX_FILES];
+        if files.len() > table.len() {
+            let why = format!("{} files are too many for one ring, which has places for {MAX_FILES}", files.len());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
+        }
+        table.iter_mut().zip(files).for_each(|(place, file)| *place = file.as_raw_fd());
+        // It ends early where a place is taken by something that cannot be (io_uring_register(2), IORING_REGISTER_FILES_UPDATE).
+        match self.ring.submitter().register_files_update(0, &table)? {
+            MAX_FILES => Ok(()),
+            done => Err(io::Error::other(format!("the kernel took {done} of {MAX_FILES} places of a ring's files"))),
+        }
+    }
+
+    /// As it was made. The kernel closes the files some time later, on Linux 6.1 up to a second.
+    fn forget_files(&mut self) -> io::Result<()> {
+        self.take_files(&[])?;
+        let _ = self.done.read(); // not raised is as good
+        Ok(())
+    }
+}
+
+/// Rings that were made ahead.
+struct Pool {
+    free: Mutex<Vec<Bare>>,
+    depth: u16,
+    made: usize,
+    /// Why there are fewer than were asked for.
+    lack: Option<(io::ErrorKind, String)>,
+}
+
+impl Pool {
+    fn new(count: usize, depth: u16) -> Self {
+        let (mut free, mut lack) = (Vec::new(), None);
+        while free.len() < count && lack.is_none() {
+            match Bare::new(depth) {
+                Ok(bare) => free.push(bare),
+                Err(error) => lack = Some((error.kind(), error.to_string())),
+            }
+        }
+        Self { made: free.len(), free: Mutex::new(free), depth, lack }
+    }
+
+    fn take(&self) -> io::Result<Bare> {
+        if let Some(bare) = self.lock().pop() {
+            return Ok(bare);
+        }
+        let made = self.made;
+        Err(match &self.lack {
+            Some((kind, why)) => {
+                io::Error::new(*kind, format!("{made} rings were made at the start and are taken, for then: {why}"))
+            }
+            None => {
+                let why = format!("all {made} rings that were made at the start are taken");
+                io::Error::new(io::ErrorKind::QuotaExceeded, why)
+            }
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Bare>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The program's, once it has reserved rings.
+static POOL: OnceLock<Arc<Pool>> = OnceLock::new();
+
+/// Makes `count` rings now, of `depth` steps at a time; from now on there are no others. How many were to be had.
+pub fn reserve(count: usize, depth: u16) -> usize {
+    POOL.get_or_init(|| Arc::new(Pool::new(count, depth))).made
+}
+
+/// The ring.
+pub struct Ring {
+    bare: ManuallyDrop<Bare>,
+    /// Where it goes when it is not needed any more.
+    home: Option<Arc<Pool>>,
     /// What the ranges of slots lie in.
     memory: Option<GuestMemoryMmap<()>>,
     slots: Vec<Slot>,
@@ -97,30 +209,24 @@ pub struct Ring {
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// A ring over these files, for as many steps at a time as `depth`.
+    /// A ring over these files, for as many steps at a time as `depth`, or as those have that were reserved.
     ///
     /// # Errors
-    /// What io_uring_setup(2) and io_uring_register(2) say: without io_uring `Unsupported`, where it is forbidden `PermissionDenied`.
+    /// What io_uring_setup(2) and io_uring_register(2) say: without io_uring `Unsupported`, where it is forbidden `PermissionDenied`. That
+    /// all that were reserved are taken.
     pub fn new(files: &[BorrowedFd<'_>], depth: u16) -> io::Result<Self> {
-        let ring: IoUring = IoUring::builder().setup_r_disabled().build(depth.next_power_of_two().into())?;
-        if !(ring.params().is_feature_nodrop() && ring.params().is_feature_submit_stable()) {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring loses completions"));
+        Self::out_of(POOL.get().cloned(), files, depth)
+    }
+
+    fn out_of(home: Option<Arc<Pool>>, files: &[BorrowedFd<'_>], depth: u16) -> io::Result<Self> {
+        let (bare, depth) = match &home {
+            Some(pool) => (pool.take()?, depth.min(pool.depth)),
+            None => (Bare::new(depth)?, depth),
+        };
+        if let Err(error) = bare.take_files(files) {
+            give_back(home.as_deref(), bare);
+            return Err(error);
         }
-        let done = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        let files: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let submitter = ring.submitter();
-        submitter.register_files(&files)?;
-        submitter.register_eventfd(done.as_raw_fd())?;
-        let fixed = 1u8 << FIXED_FILE_BIT;
-        submitter.register_restrictions(&mut [
-            Restriction::sqe_op(opcode::Readv::CODE),
-            Restriction::sqe_op(opcode::Writev::CODE),
-            Restriction::sqe_op(opcode::Fsync::CODE),
-            Restriction::sqe_op(opcode::Fallocate::CODE),
-            Restriction::sqe_flags_allowed(fixed),
-            Restriction::sqe_flags_required(fixed),
-        ])?;
-        submitter.register_enable_rings()?;
         let slot = |_| Slot {
             tag: 0,
             file: 0,
@@ -129,8 +235,8 @@ impl Ring {
             first: 0,
         };
         Ok(Self {
-            ring,
-            done,
+            bare: ManuallyDrop::new(bare),
+            home,
             memory: None,
             slots: (0..depth).map(slot).collect(),
             free: (0..depth).collect(),
@@ -167,7 +273,7 @@ impl Ring {
 
     /// Can be read when `collect` has news.
     pub fn source(&self) -> RawFd {
-        self.done.as_raw_fd()
+        self.bare.done.as_raw_fd()
     }
 
     /// Fills all of `into` from a file.
@@ -227,7 +333,7 @@ impl Ring {
         // SAFETY: the entry's ranges lie in the slot and lead into `memory`. Both stay as they are until the completion of this
         // entry is seen, also when the ring is dropped. The guest may change those bytes meanwhile; only the kernel touches
         // them, and no reference to them exists.
-        let pushed = unsafe { self.ring.submission().push(&entry) };
+        let pushed = unsafe { self.bare.ring.submission().push(&entry) };
         match pushed {
             Ok(()) => self.queued.push_back(index),
             // There are as many entries as slots, so a full ring cannot be; if it is, the step ends with an error.
@@ -246,12 +352,12 @@ impl Ring {
 
     /// Makes the source readable once, for news from elsewhere.
     pub fn raise(&self) {
-        let _ = self.done.write(1); // full is raised, too
+        let _ = self.bare.done.write(1); // full is raised, too
     }
 
     fn submit(&mut self) {
         while !self.queued.is_empty() && self.broken.is_none() {
-            match self.ring.submit() {
+            match self.bare.ring.submit() {
                 Ok(taken) => {
                     let taken = taken.min(self.queued.len());
                     self.queued.drain(..taken);
@@ -291,14 +397,14 @@ impl Ring {
                     }
                 }
                 // Taken back first, looked at afterwards: a completion in between is seen now or raises it again.
-                None if self.done.read().is_ok() => {}
+                None if self.bare.done.read().is_ok() => {}
                 None => return None,
             }
         }
     }
 
     fn completion(&mut self) -> Option<(u16, i32)> {
-        let entry = self.ring.completion().next()?;
+        let entry = self.bare.ring.completion().next()?;
         self.in_flight = self.in_flight.saturating_sub(1);
         Some((u16::try_from(entry.user_data()).ok()?, entry.result()))
     }
@@ -327,7 +433,7 @@ impl Ring {
     /// Waits for a completion without starting anything; `false` where that cannot be.
     fn wait(&self) -> bool {
         // SAFETY: nothing is submitted and no signal mask is passed, so the kernel takes no pointer from this call.
-        let waited = unsafe { self.ring.submitter().enter::<libc::sigset_t>(0, 1, ENTER_GETEVENTS, None) };
+        let waited = unsafe { self.bare.ring.submitter().enter::<libc::sigset_t>(0, 1, ENTER_GETEVENTS, None) };
         waited.is_ok() || waited.is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
     }
 
@@ -341,11 +447,26 @@ impl Ring {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        self.queued.clear(); // entries that the kernel has not taken go with the ring
+        // Entries that the kernel has not taken go with the ring.
+        let is_clean = self.queued.is_empty() && self.broken.is_none();
+        self.queued.clear();
         self.detach();
+        // SAFETY: nothing uses it after this, which happens once.
+        let bare = unsafe { ManuallyDrop::take(&mut self.bare) };
         if self.in_flight > 0 {
             std::mem::forget(std::mem::take(&mut self.slots));
+        } else if is_clean && self.broken.is_none() {
+            give_back(self.home.as_deref(), bare);
         }
+    }
+}
+
+/// A ring without files is free for others; one that keeps them is closed.
+fn give_back(home: Option<&Pool>, mut bare: Bare) {
+    if let Some(pool) = home
+        && bare.forget_files().is_ok()
+    {
+        pool.lock().push(bare);
     }
 }
 
@@ -389,6 +510,11 @@ impl Slot {
         Some(Ok(()))
     }
 }
+
+/// A place without a file (io_uring_register(2), IORING_REGISTER_FILES).
+const NO_FILE: RawFd = -1;
+/// IORING_REGISTER_FILES_UPDATE (io_uring_register(2); include/uapi/linux/io_uring.h).
+pub const REGISTER_FILES_UPDATE: u8 = 6;
 
 /// IOSQE_FIXED_FILE (io_uring_enter(2)): bit 0 of the flags of an entry.
 const FIXED_FILE_BIT: u8 = 0;

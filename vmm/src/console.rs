@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use labyard_devices::virtio::console::{ConsoleInput, ConsoleOutput};
 
 use crate::runtime;
+use crate::seccomp::Role;
 
 /// Bytes kept for a report: a panic with its registers and call trace has about half.
 const TAIL_BYTES: usize = 16 << 10;
@@ -126,7 +127,7 @@ impl ConsoleHub {
             state.watchers.push(ours);
         }
         let hub = Arc::clone(self);
-        runtime::spawn(&format!("{machine} keys"), move || hub.type_in(typed))?;
+        runtime::spawn(Role::Control, &format!("{machine} keys"), move || hub.type_in(typed))?;
         Ok(theirs)
     }
 

@@ -14,6 +14,7 @@ use labyard_sys::message;
 
 use crate::playground::Playground;
 use crate::runtime;
+use crate::seccomp::Role;
 
 /// Connections at most; one more is closed at once.
 const MAX_CONNECTIONS: usize = 64;
@@ -48,7 +49,7 @@ impl Control {
                 continue;
             }
             let this = Arc::clone(self);
-            let spawned = runtime::spawn("control", move || {
+            let spawned = runtime::spawn(Role::Control, "control", move || {
                 if let Err(error) = this.converse(&stream) {
                     log::warn!("a connection to the control socket: {error}");
                 }

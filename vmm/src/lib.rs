@@ -32,6 +32,7 @@
 //! - [`arch`]: addresses, CPUID, registers and ACPI tables of the machine that guests see.
 //! - [`kernel`], [`boot`]: kernel, initramfs and start info in guest memory.
 //! - [`vcpu`], [`runtime`]: the threads.
+//! - [`seccomp`]: what each of them may ask the kernel for, in the program; whoever embeds machines decides that himself.
 //! - [`console`]: what a guest prints, and who watches.
 //! - [`snapshot`]: a playground at rest on disk.
 //! - [`embed`]: the same for a program of one's own; `examples/hello.rs` boots a machine in 30 lines.
@@ -50,5 +51,6 @@ pub mod plan;
 pub mod playground;
 pub mod reclaim;
 pub mod runtime;
+pub mod seccomp;
 pub mod snapshot;
 pub mod vcpu;

@@ -36,6 +36,7 @@ use crate::kvm::Hypervisor;
 use crate::levers::Levers;
 use crate::machine::{self, Parts, Witness};
 use crate::reclaim::Holes;
+use crate::seccomp::Role;
 use crate::vcpu::Signal;
 use crate::{plan, runtime, vcpu};
 use wiring::Wiring;
@@ -211,7 +212,7 @@ impl Playground {
         if let Some(record) = lock(&self.record).machines.iter_mut().find(|known| known.name == name) {
             record.signals = Some(sender.clone());
         }
-        match runtime::spawn(&name, move || machine::run(parts, &hypervisor, signals, &own, &witness)) {
+        match runtime::spawn(Role::Machine, &name, move || machine::run(parts, &hypervisor, signals, &own, &witness)) {
             Ok(thread) => {
                 handles.insert(name, Handle { signals: sender, levers, thread: Some(thread) });
                 Ok(())

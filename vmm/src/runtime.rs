@@ -1,7 +1,8 @@
-//! The threads of a machine, and the loop that its devices share.
+//! The threads of a machine, who makes them, and the loop that its devices share.
 //!
 //! | thread | what it runs |
 //! |---|---|
+//! | `spawner` | makes all others, where there are filters ([`crate::seccomp`]) |
 //! | `control` | one for each connection to the control socket |
 //! | `MACHINE` | the machine's life: build, wait for a signal, stop ([`crate::machine`]) |
 //! | `MACHINE io` | workers of all its devices: one event loop |
@@ -10,21 +11,80 @@
 use std::os::fd::RawFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{Builder, JoinHandle};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, RemoteEndpoint, SubscriberOps};
 use labyard_devices::host::{GaveUp, Host, Running};
 use labyard_devices::worker::{Rest, Source, Worker};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::seccomp::{self, Otherwise, Role};
+
+/// What the spawner is asked for: one thread.
+type Order = Box<dyn FnOnce() + Send>;
+
+/// There in a process that has filters.
+static SPAWNER: OnceLock<Sender<Order>> = OnceLock::new();
+
+/// For tests of filters: what each thread does once it has its own.
+#[cfg(debug_assertions)]
+pub static HOOK: OnceLock<fn(Role)> = OnceLock::new();
+
+/// Takes on the filter of a role, or ends the process.
+fn enter(role: Role) {
+    if let Err(error) = seccomp::enter(role) {
+        log::error!("the filter of system calls: {error}");
+        std::process::abort();
+    }
+    #[cfg(debug_assertions)]
+    if let Some(hook) = HOOK.get() {
+        hook(role);
+    }
+}
+
+/// Filters this process, whose only thread calls this: from now on one thread makes all others, and each has the filter of its role.
+///
+/// # Errors
+/// That there is no thread to be had. A filter that the kernel does not take is the end of the process.
+pub fn confine(otherwise: Otherwise) -> std::io::Result<()> {
+    seccomp::prepare(otherwise)?;
+    let (orders, ordered) = channel::<Order>();
+    let (told, entered) = sync_channel(1);
+    named("spawner").spawn(move || {
+        enter(Role::Spawner);
+        let _ = told.send(()); // who asked waits for it
+        ordered.iter().for_each(|order| order());
+    })?;
+    entered.recv().map_err(std::io::Error::other)?;
+    let _ = SPAWNER.set(orders); // a second one would have no threads to make
+    enter(Role::Main);
+    Ok(())
+}
+
 /// A thread, named for `ps` and profiles; Linux keeps 15 bytes.
 pub fn spawn<T: Send + 'static>(
+    role: Role,
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<JoinHandle<T>> {
-    let name = name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 15).map(|(_, c)| c).collect();
-    std::thread::Builder::new().name(name).spawn(body)
+    let thread = named(name);
+    let body = move || {
+        enter(role);
+        body()
+    };
+    let Some(spawner) = SPAWNER.get() else { return thread.spawn(body) };
+    let (answer, answered) = sync_channel(1);
+    let order = Box::new(move || {
+        let _ = answer.send(thread.spawn(body)); // who ordered it waits for it
+    });
+    spawner.send(order).map_err(|_| std::io::ErrorKind::BrokenPipe)?;
+    answered.recv().map_err(std::io::Error::other)?
+}
+
+fn named(name: &str) -> Builder {
+    Builder::new().name(name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 15).map(|(_, c)| c).collect())
 }
 
 /// The event loop of a machine's devices.
@@ -41,7 +101,7 @@ impl DeviceLoop {
         let endpoint = manager.remote_endpoint();
         let end = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&end);
-        let thread = spawn(&format!("{machine} io"), move || {
+        let thread = spawn(Role::Io, &format!("{machine} io"), move || {
             while !seen.load(Ordering::SeqCst) {
                 if let Err(error) = manager.run() {
                     log::error!("the devices' event loop: {error}");

@@ -25,6 +25,7 @@ use crate::kvm::leave::Leave;
 use crate::kvm::state::VcpuState;
 use crate::machine::hold::Order;
 use crate::runtime;
+use crate::seccomp::Role;
 
 /// Why a machine's thread is woken.
 #[derive(Debug)]
@@ -162,7 +163,7 @@ pub fn start(
 ) -> std::io::Result<Vcpu> {
     let leave = Leave::of(&parts.vcpu)?;
     let (wishes, wanted) = channel();
-    let thread = runtime::spawn(&format!("{machine} cpu{index}"), move || {
+    let thread = runtime::spawn(Role::Vcpu, &format!("{machine} cpu{index}"), move || {
         let Parts { mut vcpu, shared, signals, exits, msrs } = parts;
         let life = || live(&mut vcpu, &wanted, &shared, &exits, &msrs, first_run);
         let signal = match catch_unwind(AssertUnwindSafe(life)) {

@@ -280,6 +280,30 @@ fn the_power_button_of_a_machine_that_has_ended_cannot_be_pressed() {
     assert_eq!(lab.playground.wait("x"), Err("machine x: there is none of this name".into()));
 }
 
+/// What the program says, run without a jail, and its exit code.
+fn program(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_labyard-vmm"));
+    let ended = command.args(arguments).stdin(std::process::Stdio::null()).output().expect("the program");
+    (ended.status.code(), String::from_utf8_lossy(&[ended.stdout, ended.stderr].concat()).into_owned())
+}
+
+#[test]
+fn the_program_runs_no_guest_outside_of_the_jail_and_takes_no_other_words() {
+    let (code, said) = program(&["--rings", "many"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.starts_with("--rings many: not a number of rings"), "{said}");
+    if cfg!(debug_assertions) {
+        return; // it warns only
+    }
+    let (code, said) = program(&[]);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(said.starts_with("error: no guest runs outside of the jail, and it has capabilities\n"), "{said}");
+    assert!(said.contains("use `labyard up` instead"), "{said}");
+    let (code, said) = program(&["--log-calls"]);
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.starts_with("--log-calls: not an option"), "{said}");
+}
+
 #[test]
 fn the_example_boots_a_machine() {
     let mut file = tempfile::NamedTempFile::new().expect("file");

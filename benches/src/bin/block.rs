@@ -14,7 +14,7 @@ use labyard_bench::table::{markdown, median};
 const USAGE: &str = "usage: block --kernel FILE --root FILE --libexec DIR [--folder DIR] [--runs N] [--seconds N] [--mib N]
              [--engine auto|sync|uring] [--qemu PROGRAM|none] [--aio io_uring|threads] [--raw sparse|full]
 FILE of --kernel is an ELF kernel or a bzImage with drivers of drives and ext4 built in, that of --root an ext4 image with fio; DIR holds
-labyard-vmm; the drives lie in --folder, $LABYARD_SCRATCH unless told. 5 rounds that count, 1 second a job, 64 MiB a round.
+labyard-vmm and labyard-jail; the drives lie in --folder, $LABYARD_SCRATCH unless told. 5 rounds that count, 1 second a job, 64 MiB a round.
 The peer's raw file is sparse where it is written, as the overlay is; with `--raw full` it has blocks there, in the host's page cache.";
 
 struct Options {
@@ -78,6 +78,7 @@ fn main() -> Result<()> {
     std::fs::write(&contest.kernel, guest::elf(&options.kernel)?).context("vmlinux")?;
     let vmm = place("labyard-vmm");
     std::fs::copy(options.libexec.join("labyard-vmm"), &vmm).context("labyard-vmm")?;
+    std::fs::copy(options.libexec.join("labyard-jail"), vmm.with_file_name("labyard-jail")).context("labyard-jail")?;
     contest.prepare()?;
 
     let mut own = labyard(&vmm, &contest, &options.engine).context("labyard-vmm")?;

@@ -15,7 +15,7 @@ use labyard_bench::table::{markdown, median};
 use labyard_bench::vmm::{Guest, labyard, qemu, qemu_arguments};
 
 const USAGE: &str = "usage: boot --kernel FILE... --libexec DIR [--runs N] [--memory-mib N] [--qemu PROGRAM|none]
-FILE is an ELF kernel or a bzImage, and `--kernel` may come again: the others are compared with the first. DIR holds labyard-vmm and
+FILE is an ELF kernel or a bzImage, and `--kernel` may come again: the others are compared with the first. DIR holds labyard-vmm, labyard-jail and
 labyard-init. 5 runs of each and 128 MiB unless told; `--qemu none` leaves the peer out.";
 
 struct Options {
@@ -60,6 +60,7 @@ fn main() -> Result<()> {
     }
     let vmm = folder.path().join("labyard-vmm");
     std::fs::copy(options.libexec.join("labyard-vmm"), &vmm).context("labyard-vmm")?;
+    std::fs::copy(options.libexec.join("labyard-jail"), vmm.with_file_name("labyard-jail")).context("labyard-jail")?;
 
     // The first boot of each fills caches and is not counted.
     for run in 0..=options.runs {

@@ -15,7 +15,7 @@ use labyard_bench::vmm::{Guest, labyard, qemu};
 
 const USAGE: &str =
     "usage: memory --kernel FILE --libexec DIR [--machines N,N,...] [--memory-mib N] [--qemu PROGRAM|none]
-FILE is an ELF kernel or a bzImage; DIR holds labyard-vmm and labyard-init. 1,2,5,10 machines of 128 MiB unless told.";
+FILE is an ELF kernel or a bzImage; DIR holds labyard-vmm, labyard-jail and labyard-init. 1,2,5,10 machines of 128 MiB unless told.";
 
 struct Options {
     kernel: PathBuf,
@@ -65,6 +65,7 @@ fn main() -> Result<()> {
     std::fs::write(&guest.initramfs, guest::initramfs(&options.libexec.join("labyard-init"))?).context("initramfs")?;
     let vmm = folder.path().join("labyard-vmm");
     std::fs::copy(options.libexec.join("labyard-vmm"), &vmm).context("labyard-vmm")?;
+    std::fs::copy(options.libexec.join("labyard-jail"), vmm.with_file_name("labyard-jail")).context("labyard-jail")?;
 
     let mut own = Vec::new();
     let mut peer = Vec::new();

@@ -28,6 +28,8 @@ use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
 
+/// System calls beside what all devices make ([`crate::virtio::registry::Entry::calls`]).
+pub(super) const CALLS: &[&str] = &["fallocate", "madvise:MADV_NOHUGEPAGE"];
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 128;
 /// Queues at most (§5.5.2).

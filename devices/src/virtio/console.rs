@@ -21,6 +21,8 @@ use crate::fault::Faults;
 use crate::irq::{Interrupt, Line};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
 
+/// System calls beside what all devices make ([`crate::virtio::registry::Entry::calls`]).
+pub(super) const CALLS: &[&str] = &["sendto", "fallocate"];
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 64;
 /// Bytes of input that wait at most; more is not taken.

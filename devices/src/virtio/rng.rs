@@ -17,6 +17,8 @@ use crate::irq::{Interrupt, Line};
 use crate::limiter::{Bucket, Limiter, Limits, Rate};
 use crate::worker::{Activation, ActiveQueue, Rest, Source, Token, Worker, WorkerFault};
 
+/// System calls beside what all devices make ([`crate::virtio::registry::Entry::calls`]).
+pub(super) const CALLS: &[&str] = &["getrandom", "timerfd_create", "timerfd_settime"];
 /// Entries of the queue.
 pub const QUEUE_SIZE: u16 = 64;
 /// Bytes that one request yields at most; the driver asks again for more.

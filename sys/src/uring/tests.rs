@@ -156,13 +156,13 @@ fn the_kernel_takes_nothing_but_the_five_steps_on_registered_files() {
     let unregistered = opcode::Fsync::new(io_uring::types::Fd(file.as_raw_fd())).build();
     for entry in [opcode::Nop::new().build(), unregistered] {
         // SAFETY: neither entry holds a pointer.
-        let pushed = unsafe { ring.ring.submission().push(&entry) };
+        let pushed = unsafe { ring.bare.ring.submission().push(&entry) };
         pushed.expect("room");
-        ring.ring.submit().expect("submitted");
-        let result = ring.ring.completion().next().expect("refused at once").result();
+        ring.bare.ring.submit().expect("submitted");
+        let result = ring.bare.ring.completion().next().expect("refused at once").result();
         assert_eq!(result, -libc::EACCES);
     }
-    let again = ring.ring.submitter().register_files(&[file.as_raw_fd()]).expect_err("restricted");
+    let again = ring.bare.ring.submitter().register_files(&[file.as_raw_fd()]).expect_err("restricted");
     assert_eq!(again.raw_os_error(), Some(libc::EACCES));
 }
 
@@ -186,4 +186,46 @@ fn a_ring_that_is_dropped_waits_for_what_is_in_flight() {
     let mut bytes = [0; 5];
     mem.read_slice(&mut bytes, GuestAddress(0)).expect("read");
     assert_eq!(&bytes, b"there");
+}
+
+#[test]
+fn rings_that_were_reserved_are_lent_and_come_back_without_their_files() {
+    let pool = Arc::new(Pool::new(2, DEPTH));
+    let (mem, files) = (memory(), [tempfile::tempfile().expect("a file"), tempfile::tempfile().expect("a file")]);
+    let lend = |files: &[&File]| {
+        let files: Vec<_> = files.iter().map(|file| file.as_fd()).collect();
+        Ring::out_of(Some(Arc::clone(&pool)), &files, 256)
+    };
+    for round in 0..3u8 {
+        let (mut one, two) = (lend(&[&files[0], &files[1]]).expect("a ring"), lend(&[&files[0]]).expect("a ring"));
+        let refused = lend(&[]).map(|_| ()).expect_err("no third");
+        assert_eq!(refused.to_string(), "all 2 rings that were made at the start are taken");
+        one.attach(mem.clone());
+        mem.write_slice(&[round], GuestAddress(0)).expect("write");
+        one.write(1, 1, 0, &slices(&mem, &[(0, 1)])).expect("started");
+        one.kick();
+        assert!(matches!(next(&mut one), (1, Ok(()))));
+        let mut byte = [9];
+        files[1].read_exact_at(&mut byte, 0).expect("reading");
+        assert_eq!(byte, [round]);
+        // Its second file is not there for who comes next.
+        drop((one, two));
+        let mut next_one = lend(&[&files[0]]).expect("a ring");
+        next_one.task(2, 1, Task::Sync).expect("started");
+        next_one.kick();
+        let (tag, result) = next(&mut next_one);
+        assert_eq!((tag, result.expect_err("no file").raw_os_error()), (2, Some(libc::EBADF)));
+    }
+    let many: Vec<_> = std::iter::repeat_n(&files[0], MAX_FILES + 1).collect();
+    assert!(lend(&many).map(|_| ()).expect_err("too many").to_string().starts_with("65 files are too many"));
+    assert_eq!(pool.lock().len(), 2);
+}
+
+#[test]
+fn a_ring_lets_nothing_be_registered_but_files() {
+    let ring = Bare::new(DEPTH).expect("a ring");
+    let event = EventFd::new(EFD_NONBLOCK).expect("an eventfd");
+    let refused = ring.ring.submitter().register_eventfd(event.as_raw_fd()).expect_err("restricted");
+    assert_eq!(refused.raw_os_error(), Some(libc::EACCES));
+    assert!(ring.ring.submitter().unregister_files().is_err());
 }

@@ -20,6 +20,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Playground, lock};
 use crate::runtime;
+use crate::seccomp::Role;
 
 /// How often a capture looks whether somebody still reads.
 const LOOK: Duration = Duration::from_millis(500);
@@ -75,7 +76,7 @@ impl Playground {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let capture = plug.capture(machine.is_none())?;
         let listener = Listener { plug, capture };
-        runtime::spawn("capture", move || listener.tell(&ours)).map_err(failed)?;
+        runtime::spawn(Role::Control, "capture", move || listener.tell(&ours)).map_err(failed)?;
         Ok(theirs)
     }
 
@@ -103,7 +104,7 @@ pub(super) fn open_gateways(gateways: Vec<(Plug, Slot)>, files: &HashMap<Slot, A
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.into())).map_err(failed)?;
         }
         let name = format!("{} way out", plug.network());
-        runtime::spawn(&name, move || {
+        runtime::spawn(Role::Io, &name, move || {
             let mut events = [EpollEvent::default(); 2];
             loop {
                 let ready = match epoll.wait(-1, &mut events) {

@@ -1,77 +1,129 @@
-//! Filters of system calls, by thread role (seccomp(2)). A call that is not in [`calls::CALLS`] is the end of the process.
+//! Filters of system calls, by thread role (seccomp(2)): a call that is not in [`CALLS`] is the end of the process.
 //!
-//! | role | threads | may beside the others |
+//! | role | threads | may beside what all may |
 //! |---|---|---|
-//! | process | `main`, control connections, each machine's own, captures, gateways | make threads, machines, memory, rings; take descriptors |
-//! | io | `MACHINE io` | files, taps and rings of its machine |
-//! | vcpu | `MACHINE cpuN` | enter the guest, and what a driver's reset takes |
+//! | main | `main` | accept connections |
+//! | spawner | `spawner` | make threads, which inherit its filter: all that they may, it may. It hears nothing but the program's own threads |
+//! | control | `control`, `capture`, `MACHINE keys` | take and pass descriptors, look at files and make drives of them |
+//! | machine | `MACHINE` | make machines of KVM's and memory, start and stop devices |
+//! | io | `MACHINE io`, `NETWORK way out` | what devices at work need |
+//! | vcpu | `MACHINE cpuN` | enter the guest, and what devices need that a driver starts or resets |
 //!
-//! The process' filter comes first, on the only thread; what is made later inherits it, and adds its role's. All threads share memory,
-//! so what stands between a guest and the kernel is the process' filter; roles are a second wall (docs/adr/0008).
+//! All threads share memory, so what stands between a guest and the kernel is the union of these filters; that roles differ is a
+//! second wall (docs/adr/0007). Rings, which make calls that no filter sees, are made before ([`labyard_sys::uring::reserve`]).
 //!
-//! clone3(2) has its flags in memory, where no filter can look: it is answered with ENOSYS, and the C library takes clone(2).
+//! clone3(2) has its flags in memory, where no filter can look: it is answered with ENOSYS, and glibc takes clone(2).
 
 mod calls;
+pub mod list;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::OnceLock;
 
+use labyard_devices::REGISTRY;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
 
-pub use calls::{CALLS, Call, Only};
+pub use calls::{CALLS, Call, Only, UNSEEN};
 
 /// What a thread does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "the table above says it")]
 pub enum Role {
-    /// Everything that is not below.
-    Process,
-    /// Devices of a machine.
+    Main,
+    Spawner,
+    Control,
+    Machine,
     Io,
-    /// A vCPU.
     Vcpu,
 }
 
 impl Role {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Process, Self::Io, Self::Vcpu];
+    pub const ALL: [Self; 6] = [Self::Main, Self::Spawner, Self::Control, Self::Machine, Self::Io, Self::Vcpu];
 
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
-            Self::Process => "process",
+            Self::Main => "main",
+            Self::Spawner => "spawner",
+            Self::Control => "control",
+            Self::Machine => "machine",
             Self::Io => "io",
             Self::Vcpu => "vcpu",
         }
     }
+
+    /// Whether its threads run devices, or start and stop them.
+    fn works_for_devices(self) -> bool {
+        matches!(self, Self::Machine | Self::Io | Self::Vcpu)
+    }
 }
 
-/// Filters of the roles that threads add to the process' own, once that is in place.
-static FILTERS: OnceLock<[BpfProgram; 2]> = OnceLock::new();
+impl Call {
+    /// Whether a role makes this call, for itself or for devices.
+    pub fn is_made_by(&self, role: Role) -> bool {
+        let mut needed = REGISTRY.iter().flat_map(|device| device.calls);
+        self.roles.contains(&role) || (role.works_for_devices() && needed.any(|name| *name == self.name))
+    }
 
-/// Filters this process, which has one thread. Threads of a role add theirs from then on.
+    /// Whether a role's filter lets it through: the spawner's lets through what threads may that it makes.
+    pub fn is_allowed(&self, role: Role) -> bool {
+        match role {
+            Role::Spawner => Role::ALL.iter().any(|role| *role != Role::Main && self.is_made_by(*role)),
+            role => self.is_made_by(role),
+        }
+    }
+}
+
+/// What becomes of a call that is not allowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Otherwise {
+    /// The end of the process.
+    Kill,
+    /// A line in the kernel's log, and it is made. For finding out what a filter lacks.
+    #[cfg(debug_assertions)]
+    Log,
+}
+
+/// Filters of roles, compiled before the first of them holds.
+struct Filters {
+    no_clone3: BpfProgram,
+    by_role: BTreeMap<Role, BpfProgram>,
+}
+
+/// There in a process that has filters; a program that embeds machines has none.
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+/// Compiles the filters; from now on each thread takes on its own by [`enter`].
 ///
 /// # Errors
-/// What seccomp(2) says.
-pub fn begin() -> io::Result<()> {
-    let filters = [compile(Role::Io)?, compile(Role::Vcpu)?];
-    apply(&no_clone3()?)?;
-    apply(&compile(Role::Process)?)?;
-    let _ = FILTERS.set(filters); // a second call has filtered twice, and the first filters are as good
+/// A mistake in [`CALLS`].
+pub fn prepare(otherwise: Otherwise) -> io::Result<()> {
+    let by_role = Role::ALL.iter().map(|role| Ok((*role, compile(*role, otherwise)?))).collect::<io::Result<_>>()?;
+    let filters = Filters { no_clone3: no_clone3()?, by_role };
+    let _ = FILTERS.set(filters); // whoever was first has compiled the same
     Ok(())
 }
 
-/// Adds the filter of its role to the calling thread; nothing in a process that has none, such as one that embeds machines.
+/// Whether the filters are there.
+pub fn is_prepared() -> bool {
+    FILTERS.get().is_some()
+}
+
+/// Filters the calling thread, on top of what it has inherited; nothing in a process that has no filters.
 ///
 /// # Errors
 /// What seccomp(2) says.
 pub fn enter(role: Role) -> io::Result<()> {
-    match (FILTERS.get(), role) {
-        (Some([io, _]), Role::Io) => apply(io),
-        (Some([_, vcpu]), Role::Vcpu) => apply(vcpu),
-        (None, _) | (_, Role::Process) => Ok(()),
+    let Some(filters) = FILTERS.get() else { return Ok(()) };
+    if role == Role::Spawner {
+        apply(&filters.no_clone3)?;
     }
+    let filter = filters.by_role.get(&role).ok_or(io::ErrorKind::NotFound)?;
+    apply(filter)
 }
 
 fn apply(filter: &BpfProgram) -> io::Result<()> {
@@ -80,35 +132,42 @@ fn apply(filter: &BpfProgram) -> io::Result<()> {
 
 fn no_clone3() -> io::Result<BpfProgram> {
     let refused = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let rules = [(libc::SYS_clone3, Vec::new())].into_iter().collect();
-    filter(rules, SeccompAction::Allow, refused)
+    build(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), SeccompAction::Allow, refused)
 }
 
-/// A role's filter.
-fn compile(role: Role) -> io::Result<BpfProgram> {
-    let mut rules = std::collections::BTreeMap::new();
-    for call in CALLS.iter().filter(|call| call.roles.contains(&role)) {
-        let alternatives: &mut Vec<SeccompRule> = rules.entry(call.number).or_default();
-        for only in call.only {
-            alternatives.push(rule(only)?);
+fn compile(role: Role, otherwise: Otherwise) -> io::Result<BpfProgram> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in CALLS.iter().filter(|call| call.is_allowed(role)) {
+        let alternatives = rules.entry(call.number).or_default();
+        if !call.only.is_empty() {
+            let conditions = call.only.iter().map(|only| only.condition()).collect::<io::Result<_>>()?;
+            alternatives.push(SeccompRule::new(conditions).map_err(io::Error::other)?);
         }
     }
-    filter(rules, SeccompAction::KillProcess, SeccompAction::Allow)
+    let otherwise = match otherwise {
+        Otherwise::Kill => SeccompAction::KillProcess,
+        #[cfg(debug_assertions)]
+        Otherwise::Log => SeccompAction::Log,
+    };
+    build(rules, otherwise, SeccompAction::Allow)
 }
 
-fn rule(only: &[Only]) -> io::Result<SeccompRule> {
-    let conditions = only.iter().map(|only| {
-        let operator = SeccompCmpOp::MaskedEq(only.mask);
-        SeccompCondition::new(only.argument, SeccompCmpArgLen::Dword, operator, only.value).map_err(io::Error::other)
-    });
-    SeccompRule::new(conditions.collect::<io::Result<_>>()?).map_err(io::Error::other)
+impl Only {
+    fn condition(self) -> io::Result<SeccompCondition> {
+        // Conditions are on arguments of which the kernel looks at 32 bits.
+        let operator = SeccompCmpOp::MaskedEq(self.mask);
+        SeccompCondition::new(self.argument, SeccompCmpArgLen::Dword, operator, self.value).map_err(io::Error::other)
+    }
 }
 
-fn filter(
-    rules: std::collections::BTreeMap<i64, Vec<SeccompRule>>,
+fn build(
+    rules: BTreeMap<i64, Vec<SeccompRule>>,
     otherwise: SeccompAction,
     matched: SeccompAction,
 ) -> io::Result<BpfProgram> {
     let filter = SeccompFilter::new(rules, otherwise, matched, TargetArch::x86_64).map_err(io::Error::other)?;
     filter.try_into().map_err(io::Error::other)
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use super::{Engine, FileIndex, Io, IoTag, SyncEngine};
 use crate::Memory;
 
 /// Steps at a time: as many as a drive's queue has entries.
-const DEPTH: u16 = 256;
+pub const DEPTH: u16 = 256;
 
 /// An engine over a ring.
 pub struct UringEngine {

@@ -21,7 +21,7 @@ use labyard_sys::timer::Alarm;
 use super::super::block::{GrowError, NoRoom, Remote};
 use super::super::engine::Engine;
 use super::Overlay;
-use super::layer::{self, Layer, LayerFiles};
+use super::layer::{self, Layer, Leased};
 use super::room::Tries;
 
 /// How long a drive may take to answer: a flush has to end first.
@@ -42,7 +42,7 @@ pub(super) struct Mail {
 
 pub(super) struct Letter {
     /// The top layer's, and what wakes the drive; `None` while no guest uses it.
-    at_work: Option<(Arc<LayerFiles>, Arc<Alarm>)>,
+    at_work: Option<(Arc<Leased>, Arc<Alarm>)>,
     wanted: Option<u64>,
     answer: Option<Result<(), GrowError>>,
     pub(super) tries: Tries,

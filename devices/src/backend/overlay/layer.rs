@@ -4,8 +4,10 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use labyard_spec::overlay::fit::{Misfit, Place};
 use labyard_spec::overlay::{
@@ -82,7 +84,38 @@ pub(super) struct Layer {
     pub(super) header: Header,
     pub(super) bits: Bitmap,
     /// Shared with who makes the drive larger, while a guest uses it.
-    pub(super) files: Arc<LayerFiles>,
+    pub(super) files: Arc<Leased>,
+}
+
+/// The files of a layer, with the drive's lease of them. That of the top is given back with the drive, and not left to the last copy of
+/// its descriptors: a ring keeps some open for a while, and the machine may start again at once. Whoever lets go of it has let go of
+/// the engine before, which has waited for what was in flight.
+pub(super) struct Leased {
+    files: LayerFiles,
+    /// It is the top's: no other drive has these descriptors. Those of frozen layers may be several drives', and their leases, which are
+    /// readers', are in nobody's way.
+    is_top: AtomicBool,
+}
+
+impl Deref for Leased {
+    type Target = LayerFiles;
+
+    fn deref(&self) -> &LayerFiles {
+        &self.files
+    }
+}
+
+impl Drop for Leased {
+    fn drop(&mut self) {
+        if !*self.is_top.get_mut() {
+            return;
+        }
+        for file in [&self.files.data, &self.files.map] {
+            if let Err(error) = lease::give_back(file) {
+                log::warn!("giving back the lease of a drive's layer: {error}");
+            }
+        }
+    }
 }
 
 /// The layers of a chain, lowest first.
@@ -175,7 +208,8 @@ impl Opened {
             grown.map_err(|source| OverlayError::File { layer, doing: "giving it its size", source })?;
         }
         let bits = Bitmap::new(header.pages());
-        self.layers.push(Layer { header, bits, files: Arc::new(files) });
+        let files = Arc::new(Leased { files, is_top: AtomicBool::new(is_top) });
+        self.layers.push(Layer { header, bits, files });
         Ok(())
     }
 }
@@ -216,6 +250,7 @@ impl Layer {
                 // Ours is the only one so far: nobody's can be in the way.
                 lease::take(file, Lease::Reader)?;
             }
+            self.files.is_top.store(false, Ordering::Relaxed);
             Ok(())
         };
         let written = write();

@@ -27,6 +27,23 @@ pub mod request;
 mod tests;
 mod worker;
 
+/// System calls beside what all devices make ([`crate::virtio::registry::Entry::calls`]).
+pub(super) const CALLS: &[&str] = &[
+    "io_uring_enter",
+    "io_uring_register:IORING_REGISTER_FILES_UPDATE",
+    "preadv",
+    "pwritev",
+    "pread64",
+    "pwrite64",
+    "fdatasync",
+    "fsync",
+    "fallocate",
+    "ftruncate",
+    "statx:AT_EMPTY_PATH",
+    "flock",
+    "epoll_create1",
+    "timerfd_settime",
+];
 /// Entries of the queue.
 pub const QUEUE_SIZE: u16 = 256;
 /// Data segments of one request: with header, status and splits at memory regions they fit into a `SliceList`.

@@ -28,6 +28,8 @@ use crate::worker::{Activation, Worker};
 use state::SavedNic;
 use worker::NetWorker;
 
+/// System calls beside what all devices make ([`crate::virtio::registry::Entry::calls`]).
+pub(super) const CALLS: &[&str] = &["timerfd_settime"];
 /// Entries of the receive and transmit queues.
 pub const QUEUE_SIZE: u16 = 256;
 /// Entries of the control queue.

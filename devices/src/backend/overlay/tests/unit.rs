@@ -3,6 +3,8 @@
 use super::*;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
+use labyard_sys::lease::{self, Lease};
+
 const MIB: u64 = 1 << 20;
 
 fn image() -> Vec<u8> {
@@ -218,4 +220,44 @@ fn a_drive_of_half_a_block_keeps_its_end() {
     assert_eq!(guest.read(MIB - 512, 2048), [&[5; 512][..], &[0; 1024], &[6; 512]].concat());
     guest.discard(0, MIB + 1536);
     assert_eq!(guest.read(MIB - 512, 2048), [0; 2048]);
+}
+
+#[test]
+fn the_lease_of_the_top_ends_with_the_drive_and_no_other_does() {
+    let mut place = Place::new(None, MIB);
+    let others = |place: &Place, layer| {
+        let files = place.files(layer);
+        [files.data, files.map].map(|file| lease::take(&file, Lease::Writer).expect("flock"))
+    };
+    let chain = place.chain();
+    // As a ring does that has not let go of its files yet.
+    let copies = [&chain.top.data, &chain.top.map].map(|file| file.try_clone().expect("a copy"));
+    let mut guest = Guest::new(Overlay::new(chain).expect("a drive"));
+    assert_eq!(others(&place, 0), [false, false]);
+    drop(guest);
+    assert_eq!(others(&place, 0), [true, true]);
+    drop(copies);
+
+    // What was the top and is frozen now may be somebody else's, too, by the same descriptors.
+    let chain = place.chain();
+    let shared = |chain: &Chain| LayerFiles {
+        data: chain.top.data.try_clone().expect("a copy"),
+        map: chain.top.map.try_clone().expect("a copy"),
+    };
+    let frozen = [shared(&chain), shared(&chain)];
+    guest = Guest::new(Overlay::new(chain).expect("a drive"));
+    guest.drive.freeze(place.files(1), |files| Ok(SyncEngine::new(files))).expect("frozen");
+    let clones = frozen.into_iter().zip([8, 9]).map(|(frozen, top)| {
+        let chain = Chain { base: None, frozen: vec![frozen], top: place.files(top), live: true, capacity_bytes: MIB };
+        Overlay::new(chain).expect("a clone")
+    });
+    let [one, two] = clones.collect::<Vec<_>>().try_into().ok().expect("two clones");
+    drop(guest);
+    drop(one);
+    assert_eq!((others(&place, 0), others(&place, 1), others(&place, 8)), ([false; 2], [true; 2], [true; 2]));
+    assert_eq!(others(&place, 9), [false; 2]);
+    drop(two);
+    assert_eq!(others(&place, 0), [true; 2]);
+    place.layers = 2;
+    drop(place.guest());
 }
