@@ -3,12 +3,16 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::host::{self, Traces};
 use crate::lab::Lab;
 use crate::uplink::{SERVER, World, fetch};
+
+/// How long a machine's own services may take in the emulated host.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A file of the examples.
 fn file(name: &str) -> PathBuf {
@@ -128,7 +132,9 @@ fn storage_has_a_mirror_volumes_and_a_pool_that_are_there_after_a_restart() -> R
         });
         lab.check("all of it is there after a restart", |lab| {
             host::run(&["restart", "storage/vault"])?.expect(0)?;
-            as_promised(lab)?;
+            // Its agent listens before systemd has put the drives together.
+            let there = || Ok(as_promised(lab).ok());
+            host::wait_for("what was promised", PATIENCE, there, || format!("{:?}", as_promised(lab)))?;
             shell(lab, "vault", "diff -r /srv/home/perl5 /srv/pool/projects/perl5").map(drop)
         });
     })
