@@ -24,8 +24,17 @@ pub(super) async fn adopt(shared: &Arc<Shared>, vmm: &Who) -> Result<String, Run
     };
     shared.note(None, &format!("a new supervisor has taken over the vmm {}", vmm.pid));
     let (events, incoming) = watch::channel();
-    watch::follow(&shared.folder, last_vmm_event(&shared.folder), events);
+    let last_event = last_vmm_event(&shared.folder);
+    watch::follow(&shared.folder, last_event, events);
     match ask_status(shared).await {
+        // One request makes all machines, and the supervisor before was killed before it was sent: nobody else will.
+        Ok(machines) if machines.is_empty() && last_event == 0 && !shared.state().machines.is_empty() => {
+            if let Some(process) = vmm.identity().and_then(|vmm| vmm.open().ok()) {
+                let _ = process.kill(); // it may have ended by itself
+            }
+            let _ = watch::end_of(pidfd)?.await;
+            return Ok("its supervisor was killed before any machine was there".to_owned());
+        }
         Ok(machines) => {
             for (name, state) in &machines {
                 shared.machine_ended(name, state);

@@ -88,6 +88,23 @@ fn a_supervisor_that_died_during_the_boot_is_replaced_by_the_up_that_waits() {
 }
 
 #[test]
+fn a_supervisor_that_died_before_there_was_a_machine_ends_the_lab_for_the_up_that_waits() {
+    let host = Host::new();
+    let file = host.manifest("lab", &["web", "unborn"]);
+    let mut up = Running::start(&mut host.command(&["up", &file, "--timeout", "5m"]));
+    up.wait_for("Jailed");
+    let state: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(host.lab("lab").join("state.json")).expect("a state")).expect("JSON");
+    kill(i32::try_from(state["supervisor"]["pid"].as_i64().expect("a pid")).expect("a pid"), Signal::KILL);
+    let (code, stderr) = up.end();
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("its supervisor was killed before any machine was there"), "{stderr}");
+    assert_eq!(host.ps()["standing"], "stopped");
+    host.expect(0, &["down", "lab"]);
+    host.assert_clean();
+}
+
+#[test]
 fn ctrl_c_asks_once_at_a_terminal_and_then_cleans() {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     let host = Host::new();
