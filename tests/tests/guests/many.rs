@@ -1,13 +1,16 @@
 //! Many machines in one lab, and two labs that look alike.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::host::Traces;
+use crate::host::{self, Traces};
 use crate::lab::{self, Lab};
 
 const MANY: u32 = 16;
+/// How long a machine's systemd may take in the emulated host.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn machine(name: &str, address: &str) -> String {
     format!(
@@ -72,7 +75,9 @@ fn two_labs_with_the_same_addresses_see_nothing_of_each_other() -> Result<()> {
                 "http.server",
                 "80",
             ];
-            lab.exec("b", &serve)?.expect(0)?;
+            // Its agent is there before its systemd.
+            let asked = || Ok((lab.exec("b", &serve)?.code == 0).then_some(()));
+            host::wait_for("systemd takes the wish", PATIENCE, asked, || lab.words())?;
         }
         let fetch = "import sys, time, urllib.request as u\nfor _ in range(60):\n    try: print(u.urlopen('http://b/who', timeout=10).read().decode()); break\n    \
                      except OSError as e: print(e, file=sys.stderr); time.sleep(1)\nelse: sys.exit(1)";
@@ -84,7 +89,7 @@ fn two_labs_with_the_same_addresses_see_nothing_of_each_other() -> Result<()> {
             Ok(())
         });
         left.check("with its own machine gone there is nobody, though the other lab has one", |left| {
-            crate::host::run(&["stop", "left/b", "--grace", "5s"])?.expect(0)?;
+            host::run(&["stop", "left/b", "--grace", "5s"])?.expect(0)?;
             let said = left.exec("a", &["ping", "-c", "2", "-W", "3", "b"])?;
             ensure!(said.code == 1 && said.text().contains("100% packet loss"), "{said:?}");
             let said = right.exec("a", &["ping", "-c", "2", "-W", "10", "b"])?.expect(0)?.text();
