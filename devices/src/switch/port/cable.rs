@@ -172,6 +172,11 @@ impl Port {
         self.wake_for(&line, now);
     }
 
+    /// Port `from` has left.
+    pub(in crate::switch) fn forget_sender(&self, from: usize) {
+        self.line().forget_sender(from);
+    }
+
     /// Delivers what is due; `look` sees each frame first.
     pub(in crate::switch) fn come_due(&self, now: Instant, look: impl Fn(&Frame<'_>)) {
         if let Some(timer) = &self.cable.timer {
