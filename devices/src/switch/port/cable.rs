@@ -235,7 +235,10 @@ impl Port {
     /// What a snapshot keeps of the link; nothing is under way where no driver is to go on.
     pub fn save_cable(&self) -> SavedCable {
         let (sent, received) = self.link_faults();
-        SavedCable { sent, received, under_way: self.line().save(Instant::now()) }
+        let line = self.line();
+        // Where the driver's ring broke something may be under way that nobody will get.
+        let goes_on = !matches!(self.lock().place, Place::Unplugged);
+        SavedCable { sent, received, under_way: if goes_on { line.save(Instant::now()) } else { Vec::new() } }
     }
 
     /// Takes back what `save_cable` gave; it stands still until the NIC goes to work.
