@@ -244,6 +244,9 @@ impl Line {
     pub(super) fn restore(&mut self, frame: Kept, arriving: bool, left_us: u64, now: Instant) -> bool {
         let since = *self.still.get_or_insert(now);
         let due = since.checked_add(Duration::from_micros(left_us)).unwrap_or(since);
+        if arriving {
+            self.receiving.not_before(due);
+        }
         self.insert(frame, due, if arriving { Stage::Arriving } else { Stage::Sent }, None)
     }
 }
@@ -300,6 +303,22 @@ mod tests {
         assert!(line.push(frame(3), at(21), 1, at(21)));
         line.go_on(at(30));
         assert_eq!(there(&mut line, at(30)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn what_was_saved_on_two_cables_arrives_in_its_order() {
+        let (mut line, at) = line();
+        line.receiving.set(labyard_spec::link::LinkFaults { delay_us: 60_000_000, ..Default::default() });
+        assert!(line.push(frame(1), at(0), 0, at(0)));
+        assert!(there(&mut line, at(1)).is_empty(), "on the receiver's cable");
+        assert!(line.push(frame(2), at(3), 0, at(1)));
+        let mut other = Line::new(Way::new(7, at(0)));
+        for SavedFrame { arriving, left_us, bytes } in line.save(at(2)) {
+            assert!(other.restore(Kept::decode(&bytes).expect("a frame"), arriving, left_us, at(100)));
+        }
+        other.go_on(at(200));
+        assert!(there(&mut other, at(257)).is_empty());
+        assert_eq!(there(&mut other, at(258)), [1, 2]);
     }
 
     #[test]
