@@ -84,13 +84,16 @@ pub(super) struct Line {
     under: BinaryHeap<Reverse<Under>>,
     bytes: u64,
     next: u64,
+    /// By port, when the last frame that it sent comes out of its cable; no later one comes before that, however long this line
+    /// stood still and the sender's cable did not.
+    ends: Vec<(usize, Instant)>,
     /// Since when nothing moves: the receiver stands still.
     still: Option<Instant>,
 }
 
 impl Line {
     pub(super) fn new(receiving: Way) -> Self {
-        Self { receiving, under: BinaryHeap::new(), bytes: 0, next: 0, still: None }
+        Self { receiving, under: BinaryHeap::new(), bytes: 0, next: 0, ends: Vec::new(), still: None }
     }
 
     pub(super) fn frames(&self) -> u64 {
@@ -113,7 +116,16 @@ impl Line {
             Some(since) => since.checked_add(due.saturating_duration_since(now)).unwrap_or(since),
             None => due,
         };
-        self.insert(frame, due, Stage::Sent, Some(from))
+        let place = self.ends.iter().position(|(port, _)| *port == from);
+        let due = place.and_then(|place| self.ends.get(place)).map_or(due, |(_, end)| due.max(*end));
+        if !self.insert(frame, due, Stage::Sent, Some(from)) {
+            return false;
+        }
+        match place.and_then(|place| self.ends.get_mut(place)) {
+            Some((_, end)) => *end = due,
+            None => self.ends.push((from, due)),
+        }
+        true
     }
 
     fn insert(&mut self, frame: Kept, due: Instant, stage: Stage, from: Option<usize>) -> bool {
@@ -168,13 +180,21 @@ impl Line {
 
     /// The cable of port `from` was healed: what is on it arrives now.
     pub(super) fn hurry_from(&mut self, from: usize, now: Instant) {
+        let now = self.still.unwrap_or(now);
+        self.forget_sender(from);
         self.hurry(now, |under| under.stage == Stage::Sent && under.from == Some(from));
     }
 
     /// The receiver's cable was healed.
     pub(super) fn hurry_received(&mut self, now: Instant) {
+        let now = self.still.unwrap_or(now);
         self.receiving.clear(now);
         self.hurry(now, |under| under.stage == Stage::Arriving);
+    }
+
+    /// What comes from port `from` next need not wait for what came before: it is another's, or that arrives now.
+    pub(super) fn forget_sender(&mut self, from: usize) {
+        self.ends.retain(|(port, _)| *port != from);
     }
 
     /// Nothing moves from now on.
@@ -192,12 +212,16 @@ impl Line {
             under.due = under.due.checked_add(time).unwrap_or(under.due);
         }
         self.under = frames.into();
+        for (_, end) in &mut self.ends {
+            *end = end.checked_add(time).unwrap_or(*end);
+        }
     }
 
     /// Drops everything; how many frames that were.
     pub(super) fn clear(&mut self, now: Instant) -> u64 {
         let frames = self.frames();
         self.under.clear();
+        self.ends.clear();
         (self.bytes, self.still) = (0, None);
         self.receiving.clear(now);
         frames
@@ -220,10 +244,89 @@ impl Line {
     pub(super) fn restore(&mut self, frame: Kept, arriving: bool, left_us: u64, now: Instant) -> bool {
         let since = *self.still.get_or_insert(now);
         let due = since.checked_add(Duration::from_micros(left_us)).unwrap_or(since);
+        if arriving {
+            self.receiving.not_before(due);
+        }
         self.insert(frame, due, if arriving { Stage::Arriving } else { Stage::Sent }, None)
     }
 }
 
 fn cost(frame: &Kept) -> u64 {
     frame.frame().len().saturating_add(FRAME_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(number: u8) -> Kept {
+        Kept::decode(&[&[0; 12][..], &[number; 60]].concat()).expect("a frame")
+    }
+
+    /// Numbers of the frames that are there at a time.
+    fn there(line: &mut Line, at: Instant) -> Vec<u8> {
+        let here = |due| if let Due::Here(kept) = due { kept.bytes().first().copied() } else { None };
+        std::iter::from_fn(|| line.pop(at)).filter_map(here).collect()
+    }
+
+    fn line() -> (Line, impl Fn(u64) -> Instant) {
+        let now = Instant::now();
+        (Line::new(Way::new(7, now)), move |seconds| now + Duration::from_secs(seconds))
+    }
+
+    #[test]
+    fn what_comes_while_everything_stands_still_overtakes_nothing() {
+        let (mut line, at) = line();
+        // The sender's cable lets one out at 70, and so the next one not before.
+        assert!(line.push(frame(1), at(70), 0, at(0)));
+        line.stand_still(at(10));
+        assert!(line.push(frame(2), at(70), 0, at(20)));
+        assert!(line.push(frame(3), at(21), 1, at(20)), "another's waits for nobody");
+        line.go_on(at(40));
+        assert!(line.push(frame(4), at(71), 0, at(45)), "that cable did not stand still");
+        assert_eq!(there(&mut line, at(50)), [3]);
+        assert!(there(&mut line, at(99)).is_empty());
+        assert_eq!(there(&mut line, at(100)), [1, 2, 4]);
+    }
+
+    #[test]
+    fn a_cable_that_is_healed_while_everything_stands_still_is_empty_afterwards() {
+        let (mut line, at) = line();
+        line.receiving.set(labyard_spec::link::LinkFaults { delay_us: 60_000_000, ..Default::default() });
+        assert!(line.push(frame(1), at(0), 0, at(0)));
+        assert!(there(&mut line, at(1)).is_empty(), "on the receiver's cable");
+        assert!(line.push(frame(2), at(90), 1, at(1)));
+        line.stand_still(at(10));
+        line.receiving.set(Default::default());
+        line.hurry_received(at(20));
+        line.hurry_from(1, at(20));
+        assert!(line.push(frame(3), at(21), 1, at(21)));
+        line.go_on(at(30));
+        assert_eq!(there(&mut line, at(30)), [1, 2, 3]);
+    }
+
+    #[test]
+    fn what_was_saved_on_two_cables_arrives_in_its_order() {
+        let (mut line, at) = line();
+        line.receiving.set(labyard_spec::link::LinkFaults { delay_us: 60_000_000, ..Default::default() });
+        assert!(line.push(frame(1), at(0), 0, at(0)));
+        assert!(there(&mut line, at(1)).is_empty(), "on the receiver's cable");
+        assert!(line.push(frame(2), at(3), 0, at(1)));
+        let mut other = Line::new(Way::new(7, at(0)));
+        for SavedFrame { arriving, left_us, bytes } in line.save(at(2)) {
+            assert!(other.restore(Kept::decode(&bytes).expect("a frame"), arriving, left_us, at(100)));
+        }
+        other.go_on(at(200));
+        assert!(there(&mut other, at(257)).is_empty());
+        assert_eq!(there(&mut other, at(258)), [1, 2]);
+    }
+
+    #[test]
+    fn who_comes_in_the_place_of_one_who_left_does_not_wait_for_what_that_one_sent() {
+        let (mut line, at) = line();
+        assert!(line.push(frame(1), at(70), 0, at(0)));
+        line.forget_sender(0);
+        assert!(line.push(frame(2), at(1), 0, at(1)));
+        assert_eq!(there(&mut line, at(1)), [2]);
+    }
 }

@@ -59,6 +59,11 @@ impl Way {
         (self.free, self.last) = (now, now);
     }
 
+    /// Something that went in before, elsewhere, comes out at `out`: nothing else does before that.
+    pub fn not_before(&mut self, out: Instant) {
+        self.last = self.last.max(out);
+    }
+
     /// Stood still for so long: nothing came closer to its end.
     pub fn stood_still(&mut self, time: Duration) {
         self.free = later(self.free, time);

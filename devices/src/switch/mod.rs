@@ -188,6 +188,8 @@ impl Plug {
             self.switch.change(|table| table.has(self.index, &self.port).then(|| (table.without(self.index), ())));
         if gone.is_some() {
             self.port.forget();
+            // Whoever comes in its place has its number.
+            self.switch.table().ports().for_each(|(_, port)| port.forget_sender(self.index));
         }
     }
 

@@ -172,6 +172,11 @@ impl Port {
         self.wake_for(&line, now);
     }
 
+    /// Port `from` has left.
+    pub(in crate::switch) fn forget_sender(&self, from: usize) {
+        self.line().forget_sender(from);
+    }
+
     /// Delivers what is due; `look` sees each frame first.
     pub(in crate::switch) fn come_due(&self, now: Instant, look: impl Fn(&Frame<'_>)) {
         if let Some(timer) = &self.cable.timer {
@@ -230,7 +235,10 @@ impl Port {
     /// What a snapshot keeps of the link; nothing is under way where no driver is to go on.
     pub fn save_cable(&self) -> SavedCable {
         let (sent, received) = self.link_faults();
-        SavedCable { sent, received, under_way: self.line().save(Instant::now()) }
+        let line = self.line();
+        // Where the driver's ring broke something may be under way that nobody will get.
+        let goes_on = !matches!(self.lock().place, Place::Unplugged);
+        SavedCable { sent, received, under_way: if goes_on { line.save(Instant::now()) } else { Vec::new() } }
     }
 
     /// Takes back what `save_cable` gave; it stands still until the NIC goes to work.

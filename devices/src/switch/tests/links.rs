@@ -192,6 +192,28 @@ fn frames_under_way_stand_still_with_their_receiver_and_are_saved_with_it() {
 }
 
 #[test]
+fn what_was_under_way_to_a_guest_whose_ring_broke_is_not_saved() {
+    let [mut a, mut b] = pair();
+    a.plug.change_link(Direction::Sent, DELAY).expect("it can be");
+    a.send(COMPLETE, &hello(1, 1));
+    b.driver.set_avail(RX, 0x7000);
+    b.driver.kick(RX);
+    a.plug.change_link(Direction::Sent, LinkChange::Heal).expect("it can be");
+    a.send(COMPLETE, &hello(1, 2));
+    b.plug.come_due(Instant::now());
+    assert!(b.driver.needs_reset());
+    a.plug.change_link(Direction::Sent, DELAY).expect("it can be");
+    a.send(COMPLETE, &hello(1, 3));
+    assert_eq!(waiting(&b), 1, "its machine may yet reset it");
+
+    let saved = b.driver.transport().save().expect("a device");
+    let elsewhere = Switch::with_ports("local", &[PortSpec { mac: mac(2), mtu: 1500 }]).remove(0);
+    Net::new("eth0", elsewhere).restore(saved.device()).expect("its own state");
+    b.driver.write(0x70, 0);
+    assert_eq!((waiting(&b), b.count(Count::DroppedUnplugged)), (0, 1));
+}
+
+#[test]
 fn tcpdump_reads_what_was_captured_and_finds_checksums_right() {
     let [mut a, mut b] = pair();
     let all = a.plug.capture(true).expect("the first");
