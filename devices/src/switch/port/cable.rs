@@ -227,7 +227,7 @@ impl Port {
         self.set(UNDER_WAY, false);
     }
 
-    /// What a snapshot keeps of the link; nothing is under way where no driver is to go on.
+    /// What a snapshot keeps of the link.
     pub fn save_cable(&self) -> SavedCable {
         let (sent, received) = self.link_faults();
         SavedCable { sent, received, under_way: self.line().save(Instant::now()) }

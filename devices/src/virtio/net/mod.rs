@@ -210,10 +210,14 @@ impl VirtioDevice for Net {
     }
 
     fn save(&self) -> DeviceState {
-        let (waiting, cable) = match self.plug.port() {
+        let (waiting, mut cable) = match self.plug.port() {
             Some(port) => (port.save(), port.save_cable()),
             None => (None, SavedCable::default()),
         };
+        if waiting.is_none() {
+            // It would arrive at a NIC whose driver has yet to begin anew, and be dropped there.
+            cable.under_way.clear();
+        }
         let link_up = self.plug.port().is_some_and(|port| port.is_link_up());
         let state = SavedNic { offloads: self.offloads, link_up, waiting, cable };
         DeviceState { device_type: DeviceType::Net, version: state::VERSION, bytes: state.encode() }
