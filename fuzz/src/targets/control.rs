@@ -1,11 +1,11 @@
 //! The control socket of a vmm that has no processor to run anything on: requests in any order, playgrounds that nearly make
 //! sense, messages that are cut or too long, descriptors that were not announced.
 //!
-//! Rules: each whole request has one reply; what cannot be is refused; the process goes on.
+//! Rules: each whole request has one reply; what cannot be is refused; events come once and in their order; the process goes on.
 
 use std::cell::OnceCell;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
@@ -13,7 +13,8 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Instant;
 
-use labyard_spec::control::{Change, Limits, RateLimit, Reply, Request, RestoreSpec, SavedFiles};
+use labyard_spec::control::{Change, Event, Limits, RateLimit, Reply, Request, RestoreSpec, SavedFiles};
+use labyard_spec::link::{Direction, LinkChange};
 use labyard_spec::net::{Ipv4Subnet, Mac};
 use labyard_spec::playground::{
     BaseSpec, BootSpec, DriveSpec, Engine, Entry, InterfaceSpec, LayerSlots, MachineSpec, NetworkSpec, OverlaySpec,
@@ -57,12 +58,21 @@ pub(super) fn run(bytes: &[u8]) {
         }
     }
     let _ = client.shutdown(Shutdown::Write); // the other end may be gone
-    // Whatever was said, the conversation ends.
-    let mut left = Vec::new();
-    let _ = client.read_to_end(&mut left); // cut off is as good
+    events(&client);
     let _ = playground.kill(None); // so that its threads end with the input
     for machine in playground.status().machines {
         assert!(playground.wait(&machine.name).is_ok());
+    }
+}
+
+/// Whatever was said, the conversation ends; what comes until then are events, each once and in order.
+fn events(client: &UnixStream) {
+    let mut last = 0;
+    // Cut off is as good.
+    while let Ok(Some((body, _))) = message::recv(client, 1 << 20) {
+        let Ok(event) = serde_json::from_slice::<Event>(&body) else { continue };
+        assert!(event.number > last, "event {} comes behind {last}", event.number);
+        last = event.number;
     }
 }
 
@@ -156,7 +166,7 @@ fn name(input: &mut Input<'_>) -> String {
 
 fn request(input: &mut Input<'_>) -> Request {
     let machine = name(input);
-    match input.byte() % 20 {
+    match input.byte() % 28 {
         0..=3 => Request::Descriptors { first: slot(input), count: 1 + u32::from(input.byte() % 8) },
         4..=6 => Request::Create(Box::new(playground(input))),
         7 => Request::Status,
@@ -169,8 +179,18 @@ fn request(input: &mut Input<'_>) -> Request {
         16 => Request::Resume { machine: (!input.one_in(2)).then_some(machine) },
         17 => Request::Save(saved(input)),
         18 => Request::Restore(Box::new(RestoreSpec { playground: playground(input), saved: saved(input) })),
+        19 => Request::Start(Box::new(one_machine(input))),
+        20 | 21 => Request::Add(Box::new(one_machine(input))),
+        22 => Request::Remove { machine },
+        23 => Request::Links,
+        24 => {
+            let network = input.pick(&["local", "local", "lan", ""]).into();
+            Request::Capture { network, machine: (!input.one_in(2)).then_some(machine) }
+        }
+        25 => Request::AddNetwork(NetworkSpec { private: true, ..network(input.pick(&["lan", "lan", "local", ""])) }),
+        26 => Request::RemoveNetwork { network: input.pick(&["lan", "lan", "local", ""]).into() },
         // Rarely: the other end looks only every two seconds whether we are still there.
-        _ if input.one_in(128) => Request::Events { after: input.byte().into() },
+        _ if input.one_in(64) => Request::Events { after: u64::from(input.byte() % 4) },
         _ => Request::Status,
     }
 }
@@ -190,7 +210,13 @@ fn rate(input: &mut Input<'_>) -> Option<RateLimit> {
 fn change(input: &mut Input<'_>) -> Change {
     let serial = input.pick(&["d00", "d01", "modules"]).to_owned();
     let limits = Limits { bytes: rate(input), operations: rate(input) };
-    match input.byte() % 10 {
+    match input.byte() % 12 {
+        10 => Change::Disturb {
+            interface: u32::from(input.byte() % 3),
+            direction: Direction::Both,
+            change: disturbed(input),
+        },
+        11 => Change::DisturbNetwork { network: input.pick(&["local", "lan"]).to_owned(), change: disturbed(input) },
         0 => Change::Balloon { target_mib: if input.one_in(2) { input.long() } else { input.byte().into() } },
         1 => Change::ConsoleSize { cols: input.short(), rows: input.short() },
         2 => Change::Link { interface: u32::from(input.byte() % 3), up: input.one_in(2) },
@@ -203,14 +229,31 @@ fn change(input: &mut Input<'_>) -> Change {
     }
 }
 
+fn disturbed(input: &mut Input<'_>) -> LinkChange {
+    match input.byte() % 4 {
+        0 => LinkChange::Delay { delay_us: input.word().into(), jitter_us: input.short().into() },
+        1 => LinkChange::Loss { ppm: input.word() % 2_000_000 },
+        2 => LinkChange::Cut,
+        _ => LinkChange::Heal,
+    }
+}
+
 /// Mostly one that can be built.
 fn playground(input: &mut Input<'_>) -> PlaygroundSpec {
-    let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
-    let network =
-        NetworkSpec { name: "local".into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None };
     let names = ["web", if input.one_in(8) { "web" } else { "db" }];
     let machines = names.iter().take(input.byte().into()).map(|name| machine(name, input)).collect();
-    PlaygroundSpec { name: "lab".into(), networks: vec![network], machines }
+    PlaygroundSpec { name: "lab".into(), networks: vec![network("local")], machines }
+}
+
+fn network(name: &str) -> NetworkSpec {
+    let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
+    NetworkSpec { name: name.into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None }
+}
+
+/// One that is there, or is to come.
+fn one_machine(input: &mut Input<'_>) -> MachineSpec {
+    let name = input.pick(&["web", "web", "db", "new", "new", ""]);
+    machine(name, input)
 }
 
 fn machine(name: &str, input: &mut Input<'_>) -> MachineSpec {

@@ -2,12 +2,13 @@
 //! registers out of order, rings that change under the device's hands.
 //!
 //! Beside panics, these rules are checked: what comes back is not longer than the chain's room, and after a reset the device
-//! serves an honest driver again.
+//! serves an honest driver again; and what it gives to be saved is taken by another, whatever its driver had done.
 
 use labyard_devices::REGISTRY;
 use labyard_devices::bus::BusDevice;
 use labyard_devices::testing::{Buffer, GuestDriver, InlineHost, readable, writable};
-use labyard_devices::virtio::device::DeviceType;
+use labyard_devices::virtio::device::{DeviceState, DeviceType};
+use labyard_devices::virtio::transport::mmio::State;
 use labyard_devices::virtio::{Entry, feature};
 
 use super::requests;
@@ -50,6 +51,8 @@ pub(super) fn run(entry: &Entry, bytes: &[u8]) {
     let (device, host_side) = worlds::of(entry, &host, &mut input);
     let mut guest = GuestDriver::power_on_at(device, host);
     let queues = guest.transport().info().queue_sizes.len();
+    // What the driver does uses up all that is left.
+    let mut ending = Input::new(input.bytes(8));
     if !input.one_in(8) {
         set_up(&mut guest, &mut input);
     }
@@ -61,8 +64,9 @@ pub(super) fn run(entry: &Entry, bytes: &[u8]) {
         step(&mut lab, &mut input);
     }
     lab.guest.run();
+    go_on_elsewhere(&mut lab.guest, entry, queues, &mut ending);
     honest_again(&mut lab.guest, entry, queues);
-    go_on_elsewhere(&mut lab.guest, entry, &mut input);
+    go_on_elsewhere(&mut lab.guest, entry, queues, &mut ending);
     assert!(lab.guest.power_off().is_some(), "{}: the device was lost", entry.name);
 }
 
@@ -238,15 +242,50 @@ fn honest_again(guest: &mut GuestDriver, entry: &Entry, queues: usize) {
     }
 }
 
-/// What was saved is taken by a device of the same kind, and nothing else is.
-fn go_on_elsewhere(guest: &mut GuestDriver, entry: &Entry, input: &mut Input<'_>) {
-    let Some(state) = guest.transport().save() else { panic!("{}: the device was lost", entry.name) };
+/// A state that is cut or has another byte is refused, or its device serves an honest driver.
+fn spoilt_elsewhere(state: &State, entry: &Entry, queues: usize, input: &mut Input<'_>) {
+    let DeviceState { mut bytes, device_type, version } = state.device().clone();
+    if bytes.is_empty() || !input.one_in(2) {
+        return;
+    }
+    // What counts is at the beginning; behind that there are frames.
+    let end = if input.one_in(2) { bytes.len() } else { bytes.len().min(128) };
+    let at = input.below(end);
+    match input.byte() % 4 {
+        0 => bytes.truncate(at),
+        1 => bytes.push(input.byte()),
+        _ => bytes[at] = input.byte(),
+    }
+    let mut text = serde_json::to_value(state).expect("plain data has a JSON form");
+    text["device"] = serde_json::to_value(DeviceState { bytes, device_type, version }).expect("plain data");
+    let spoilt: State = serde_json::from_value(text).expect("the same form");
     let mut other = GuestDriver::power_on((entry.sample)());
+    match other.transport().restore(&spoilt) {
+        Ok(()) => {
+            other.run();
+            honest_again(&mut other, entry, queues);
+        }
+        Err(error) => assert!(!error.to_string().is_empty(), "a refusal says why"),
+    }
+}
+
+/// What was saved is taken by a device of the same kind, and nothing else is.
+fn go_on_elsewhere(guest: &mut GuestDriver, entry: &Entry, queues: usize, input: &mut Input<'_>) {
+    let Some(state) = guest.transport().save() else { panic!("{}: the device was lost", entry.name) };
+    spoilt_elsewhere(&state, entry, queues, input);
+    let mut other = GuestDriver::power_on((entry.sample)());
+    other.transport().hold();
     let taken = other.transport().restore(&state);
     if entry.device_type == DeviceType::Block && taken.is_err() {
         return; // the sample has another size, and so it has to be refused
     }
-    assert!(taken.is_ok(), "{}: its own state", entry.name);
+    assert!(taken.is_ok(), "{}: its own state: {taken:?}", entry.name);
+    let again = other.transport().save();
+    // At the sample's console somebody has typed already, and that stays.
+    if entry.device_type != DeviceType::Console {
+        assert_eq!(again.as_ref().map(State::device), Some(state.device()), "{}: what was taken is there", entry.name);
+    }
+    other.transport().release();
     other.run();
     assert!(!format!("{:?}", other.transport().info()).is_empty());
     assert!(other.transport().restore(&state).is_err() || !other.is_at_work(), "{}: a device at work", entry.name);

@@ -1,14 +1,17 @@
 //! What crosses a process as JSON, and the frames of the agent. What is understood must come out again as it went in.
 
 use std::fmt::Debug;
+use std::path::Path;
 use std::str::FromStr;
 
-use labyard_spec::agent::{self, Exec, Exit, HEADER_BYTES, MAX_FRAME_BYTES};
+use labyard_spec::agent::{
+    self, Arrival, Dial, Exec, Exit, HEADER_BYTES, Hosts, Kind, Listen, MAX_FRAME_BYTES, Pack, Protocol, Unpack,
+};
 use labyard_spec::control::{
     Change, Event, FullDrive, Happening, Limits, MachineState, MachineStatus, Milestone, RateLimit, Reply, Request,
     SavedFiles, Status,
 };
-use labyard_spec::guest::{Drive, Entrypoint, Hello, MachineConfig};
+use labyard_spec::guest::{Drive, Entrypoint, Hello, HostEntry, MachineConfig};
 use labyard_spec::jail::JailSpec;
 use labyard_spec::playground::{
     BaseSpec, BootSpec, DriveSpec, Engine, Entry, LayerSlots, MachineSpec, OverlaySpec, PlaygroundSpec, Slot,
@@ -16,6 +19,9 @@ use labyard_spec::playground::{
 use labyard_spec::source::Source;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// Where a manifest may lie: a colon in it is not that of a tag.
+const LABS: &str = "/labs/a:1";
 
 /// Takes the bytes for each message that there is.
 pub(super) fn run(bytes: &[u8]) {
@@ -27,10 +33,26 @@ pub(super) fn run(bytes: &[u8]) {
     both_ways::<MachineConfig>(bytes);
     both_ways::<Hello>(bytes);
     both_ways::<JailSpec>(bytes);
-    if let Ok(text) = std::str::from_utf8(bytes)
-        && let Ok(source) = Source::from_str(text)
-    {
-        assert_eq!(Source::from_str(&source.to_string()), Ok(source), "what was read can be written");
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        source(text);
+    }
+}
+
+/// A source, which a manifest below [`LABS`] names.
+fn source(text: &str) {
+    let source = match Source::from_str(text) {
+        Ok(source) => source,
+        Err(error) => return assert!(error.starts_with(&format!("source `{text}`")), "{error}"),
+    };
+    let labs = Path::new(LABS);
+    let below = source.below(labs);
+    for source in [&source, &below] {
+        assert_eq!(Source::from_str(&source.to_string()).as_ref(), Ok(source), "what was read can be written");
+    }
+    assert_eq!(below.below(Path::new("/elsewhere")), below, "a path that is whole stays");
+    match source.path() {
+        None => assert_eq!(below, source, "it names no file"),
+        Some(path) => assert_eq!(below.path(), Some(&*labs.join(path)), "{text}"),
     }
 }
 
@@ -48,8 +70,58 @@ pub(super) fn frames(bytes: &[u8]) {
         let Ok((kind, len)) = agent::parse_header(*header) else { return };
         assert!(len <= MAX_FRAME_BYTES, "a frame of {len} bytes");
         assert_eq!(agent::header(kind, len), *header);
-        rest = behind.get(len as usize..).unwrap_or_default();
+        let Some((payload, behind)) = behind.split_at_checked(len as usize) else { return };
+        match kind {
+            Kind::Request => asked(payload),
+            Kind::Exit => both_ways::<Exit>(payload),
+            Kind::Stdout => both_ways::<Arrival>(payload),
+            _ => {}
+        }
+        rest = behind;
     }
+}
+
+/// A protocol is told to people by the word that it has in a request.
+fn asked(payload: &[u8]) {
+    both_ways::<agent::Request>(payload);
+    let protocol = match serde_json::from_slice(payload) {
+        Ok(agent::Request::Dial(Dial { protocol, .. }) | agent::Request::Listen(Listen { protocol, .. })) => protocol,
+        _ => return,
+    };
+    let word = serde_json::to_value(protocol).expect("plain data has a JSON form");
+    assert_eq!(word, protocol.name());
+}
+
+/// The calls that there are, from both ends.
+pub(super) fn calls() -> Vec<Vec<u8>> {
+    let frame = |kind, payload: &[u8]| [&agent::header(kind, payload.len() as u32)[..], payload].concat();
+    let json = |message: serde_json::Result<Vec<u8>>| message.expect("plain data has a JSON form");
+    let exec = Exec { argv: vec!["cat".into()], env: Vec::new(), working_dir: Some("/".into()), user: None, tty: None };
+    let entry = HostEntry { address: [10, 0, 0, 2].into(), names: vec!["db".into()] };
+    let requests = [
+        agent::Request::Exec(exec),
+        agent::Request::PowerOff,
+        agent::Request::Hosts(Hosts { here: vec![entry], gone: vec!["web".into()] }),
+        agent::Request::Dial(Dial { protocol: Protocol::Udp, host: "localhost".into(), port: 53 }),
+        agent::Request::Listen(Listen { protocol: Protocol::Tcp, host: "::".into(), port: 0 }),
+        agent::Request::Accept { id: 1 },
+        agent::Request::Pack(Pack { path: "/etc/.".into(), follow: true, archive: false }),
+        agent::Request::Unpack(Unpack { path: "/srv".into(), archive: true }),
+    ];
+    let mut calls: Vec<Vec<u8>> = requests
+        .iter()
+        .map(|request| {
+            let input = [frame(Kind::Stdin, b"a line\n"), frame(Kind::Stdin, b"")].concat();
+            let levers = [frame(Kind::Resize, &[80, 0, 24, 0]), frame(Kind::Signal, &[15])].concat();
+            [frame(Kind::Request, &json(serde_json::to_vec(request))), input, levers].concat()
+        })
+        .collect();
+    let arrivals = [Arrival::Listening(8080), Arrival::Connection(1)].map(|arrival| json(serde_json::to_vec(&arrival)));
+    calls.push(arrivals.map(|arrival| frame(Kind::Stdout, &arrival)).concat());
+    let exit = json(serde_json::to_vec(&Exit::Code(0)));
+    calls.push([frame(Kind::Stderr, b"a word"), frame(Kind::Exit, &exit)].concat());
+    calls.push(frame(Kind::Error, b"no such user"));
+    calls
 }
 
 /// One of each message.
@@ -171,6 +243,10 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         "docker://registry/b",
         "docker-archive:a.tar",
         "rootfs-tar:b.tar",
+        "dockerfile:./app",
+        "dockerfile:",
+        "oci-layout:/x:y/img:latest",
+        "./image",
         "debian",
         &digest,
     ];

@@ -109,7 +109,7 @@ pub fn all() -> Vec<Target> {
         target("kernel-load", kernel::load, &["vmm/src/kernel.rs", "vmm/src/boot.rs", "vmm/src/boot/linux64.rs"]),
         target("control", control::run, &["vmm/src/control.rs", "vmm/src/plan.rs", "sys/src/message.rs"]),
         Target { seeds: messages::seeds, ..target("messages", messages::run, &["spec/src/source.rs"]) },
-        target("agent-frames", messages::frames, &["spec/src/agent.rs"]),
+        Target { seeds: messages::calls, ..target("agent-frames", messages::frames, &["spec/src/agent.rs"]) },
         Target { seeds: saved::bodies, ..target("saved-state", saved::body, &["vmm/src/snapshot/mod.rs"]) },
         Target {
             seeds: saved::devices,

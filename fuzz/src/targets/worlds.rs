@@ -11,7 +11,7 @@ use labyard_devices::backend::overlay::{Chain, LayerFiles, Overlay};
 use labyard_devices::backend::raw::RawFile;
 use labyard_devices::counters::Snapshot;
 use labyard_devices::limiter::{Bucket, Limiter, Limits, Rate};
-use labyard_devices::switch::{PortSpec, Switch};
+use labyard_devices::switch::{Plug, PortSpec, Switch};
 use labyard_devices::testing::{GuestDriver, InlineHost, readable, writable};
 use labyard_devices::virtio::Entry;
 use labyard_devices::virtio::balloon::{Balloon, Reclaim};
@@ -21,6 +21,7 @@ use labyard_devices::virtio::device::{DeviceType, VirtioDevice};
 use labyard_devices::virtio::net::Net;
 use labyard_devices::virtio::rng::{Entropy, Rng};
 use labyard_devices::virtio::vsock::{Hub, Incoming, Vsock};
+use labyard_spec::link::{Direction, LinkChange};
 use labyard_sys::memfd;
 
 use super::requests::{HEADER, LARGE};
@@ -96,8 +97,11 @@ fn block(input: &mut Input<'_>) -> (Box<dyn VirtioDevice>, HostSide) {
     let limiter = Limiter::new(vec![bucket.clone()]).expect("a timer");
     let block = Block::new("d00", backend).limited_by(limiter);
     let handle = block.handle();
-    let host = move |input: &mut Input<'_>| match input.byte() % 4 {
+    let host = move |input: &mut Input<'_>| match input.byte() % 6 {
         3 => assert_eq!(handle.counters().snapshot().len(), 8),
+        // Nothing waits where there is room, nor once the power is being cut; the target `overlay` fills the disk.
+        4 => handle.retry().expect("a disk with room"),
+        5 if input.one_in(4) => handle.give_up(),
         0 => {
             let rate = Rate { per_second: u64::from(input.short()), burst: u64::from(input.short()) };
             bucket.change(Limits { bytes: Some(rate), operations: None });
@@ -141,9 +145,10 @@ fn net(host: &InlineHost) -> (Box<dyn VirtioDevice>, HostSide) {
     let link = net.link();
     let mut other = GuestDriver::power_on_at(Box::new(Net::new("eth1", theirs)), host.clone());
     other.set_up(!labyard_devices::virtio::feature::EVENT_IDX);
-    let side = move |input: &mut Input<'_>| match input.byte() % 8 {
+    let side = move |input: &mut Input<'_>| match input.byte() % 10 {
         0 => link.set(false),
         1 => link.set(true),
+        8 | 9 => disturb(link.plug(), input),
         2 => {
             other.offer(0, &[writable(LARGE, 2048)]);
             other.kick(0);
@@ -158,6 +163,29 @@ fn net(host: &InlineHost) -> (Box<dyn VirtioDevice>, HostSide) {
         }
     };
     (Box::new(net), Box::new(side))
+}
+
+/// The link of a NIC becomes slow, lossy, or well again: as it was asked, or not at all.
+fn disturb(plug: &Plug, input: &mut Input<'_>) {
+    let direction = input.pick(&[Direction::Both, Direction::Sent, Direction::Received]);
+    let change = match input.byte() % 8 {
+        // What is a minute on its way is there to be saved; what is a millisecond arrives meanwhile.
+        0..=2 => {
+            let delay_us = input.pick(&[60_000_000, 60_000_000, 1_000, 0, 60_000_001]);
+            LinkChange::Delay { delay_us, jitter_us: u64::from(input.short()) }
+        }
+        3 => LinkChange::Loss { ppm: input.pick(&[0, 500_000, 1_000_000, 1_000_001]) },
+        4 => LinkChange::Rate { bits_per_second: input.pick(&[None, Some(1000), Some(1 << 30), Some(999)]) },
+        5 => LinkChange::Cut,
+        _ => LinkChange::Heal,
+    };
+    let Some(port) = plug.port() else { return };
+    let (sent, received) = port.link_faults();
+    let changed = plug.change_link(direction, change);
+    let wanted = [(sent, direction.has_sent()), (received, direction.has_received())].map(|(faults, meant)| {
+        if meant && changed.is_ok() { faults.changed(change).expect("it was taken") } else { faults }
+    });
+    assert_eq!(<[_; 2]>::from(port.link_faults()), wanted, "{change:?} of {direction:?} frames: {changed:?}");
 }
 
 /// Randomness that runs out now and then.

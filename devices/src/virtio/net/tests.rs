@@ -1,3 +1,5 @@
+use labyard_spec::link::{Direction, LinkChange};
+
 use super::*;
 use crate::switch::counters::Count;
 use crate::switch::{PortSpec, Switch};
@@ -247,6 +249,20 @@ fn saved_offloads_and_links_come_back() {
         assert!(refused.is_err(), "{bytes:?}");
     }
     assert!(net.restore(&DeviceState { version: 1, ..state }).is_err());
+}
+
+#[test]
+fn what_is_on_its_way_to_a_driver_whose_ring_is_broken_is_not_saved() {
+    let ([mut a, mut b], _, [_, plug]) = pair(ALL);
+    send(&mut a); // it waits for a buffer
+    let change = LinkChange::Delay { delay_us: 60_000_000, jitter_us: 0 };
+    plug.change_link(Direction::Received, change).expect("a minute can be");
+    send(&mut a);
+    b.set_avail(RX, 0x7000);
+    b.kick(RX);
+    assert!(b.needs_reset());
+    let state = b.transport().save().expect("a device").device().clone();
+    sample().restore(&state).expect("its own state");
 }
 
 #[test]

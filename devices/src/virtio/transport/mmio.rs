@@ -55,6 +55,8 @@ pub mod status {
     pub const NEEDS_RESET: u32 = 64;
     /// The driver gave up.
     pub const FAILED: u32 = 128;
+    /// All that a driver may set.
+    pub const OF_DRIVERS: u32 = ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED;
 }
 
 /// InterruptStatus (§4.2.2): a queue, the configuration.
@@ -248,7 +250,11 @@ impl MmioTransport {
         if value == 0 {
             return self.reset();
         }
-        let (had, mut value) = (self.registers.status, value & !status::NEEDS_RESET);
+        // The device's own bit may be among what the driver read. One that is none is not kept: no state has it.
+        if value & !(status::OF_DRIVERS | status::NEEDS_RESET) != 0 {
+            self.faults.note("a status bit that there is not");
+        }
+        let (had, mut value) = (self.registers.status, value & status::OF_DRIVERS);
         if had & !value != 0 {
             return self.faults.note("a status bit was cleared without a reset");
         }

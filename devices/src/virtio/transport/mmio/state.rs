@@ -122,8 +122,7 @@ impl MmioTransport {
         if !sizes_fit.clone().all(|(ring, most)| ring.size.is_power_of_two() && ring.size <= *most) {
             return Err("a size that the queue cannot have");
         }
-        let known = status::ACKNOWLEDGE | status::DRIVER | status::DRIVER_OK | status::FEATURES_OK | status::FAILED;
-        if registers.status & !known != 0 {
+        if registers.status & !status::OF_DRIVERS != 0 {
             return Err("an unknown bit of the status");
         }
         if registers.status & status::DRIVER_OK == 0 || state.needs_reset {

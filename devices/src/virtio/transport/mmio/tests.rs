@@ -188,6 +188,16 @@ fn a_saved_device_goes_on_where_it_stood() {
 }
 
 #[test]
+fn a_driver_that_sets_bits_which_no_status_has_can_be_saved_and_goes_on() {
+    let mut guest = GuestDriver::attach(device());
+    let status = guest.read(0x70);
+    guest.write(0x70, status | 0x10 | 1 << 31);
+    assert_eq!((guest.read(0x70), guest.faults()), (status, 1));
+    let state = guest.transport().save().expect("not lost");
+    GuestDriver::power_on(device()).transport().restore(&state).expect("its own state");
+}
+
+#[test]
 fn a_foreign_or_damaged_state_is_refused() {
     let mut guest = GuestDriver::attach(device());
     let good = guest.transport().save().expect("not lost");
