@@ -4,12 +4,14 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::path::Path;
+use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::sync::{Arc, LazyLock};
 
 use labyard_rootfs_builder::ext4::{self, Options, Size};
 use labyard_rootfs_builder::tree::{Child, Content, Kind, Meta, Node, NodeId, Run, Spools, Time, Tree};
 use labyard_rootfs_builder::{erofs, watch::Watch};
+use labyard_sys::memfd;
 
 use crate::input::Input;
 
@@ -38,38 +40,43 @@ pub(super) fn run(bytes: &[u8]) {
         _ => Size::Bytes(64 * MIB),
     };
     let mut tree = tree(&mut input);
-    let folder = tempfile::tempdir().expect("a folder");
     let spools = spools();
-    let disk = folder.path().join("erofs");
+    let disk = disk();
     let options = erofs::Options { uuid: [1; 16], label: "fuzz".to_owned() };
-    match erofs::write(&tree, &spools, &options, &made(&disk), &Watch::unattended()) {
+    match erofs::write(&tree, &spools, &options, &disk, &Watch::unattended()) {
         Ok(_) if judged => judge("fsck.erofs", &[], &disk),
         Ok(_) => {}
         Err(error) => assert!(error.is_input(), "a stranger's tree is not the machine's fault: {error}"),
     }
-    let disk = folder.path().join("ext4");
+    let disk = self::disk();
     let options = Options { size, uuid: [1; 16], hash_seed: [2; 16], label: "fuzz".to_owned() };
-    match ext4::write(&mut tree, &spools, &options, &made(&disk), &Watch::unattended()) {
+    match ext4::write(&mut tree, &spools, &options, &disk, &Watch::unattended()) {
         Ok(_) if judged => judge("e2fsck", &["-fn"], &disk),
         Ok(_) => {}
         Err(error) => assert!(error.is_input(), "a stranger's tree is not the machine's fault: {error}"),
     }
 }
 
-fn made(path: &Path) -> File {
-    File::options().read(true).write(true).create_new(true).open(path).expect("a file")
+/// In memory: what is flushed to a disk of the host waits for that.
+fn disk() -> File {
+    memfd::create("a disk", 0).expect("a memfd")
 }
 
+/// The same file for every input: it is only read.
 fn spools() -> Spools {
-    let mut file = tempfile::tempfile().expect("a file");
-    let bytes: Vec<u8> = (0..SPOOL).map(|at| (at % 251) as u8).collect();
-    file.write_all(&bytes).expect("room");
+    static SPOOL_FILE: LazyLock<Arc<File>> = LazyLock::new(|| {
+        let mut file = tempfile::tempfile().expect("a file");
+        let bytes: Vec<u8> = (0..SPOOL).map(|at| (at % 251) as u8).collect();
+        file.write_all(&bytes).expect("room");
+        Arc::new(file)
+    });
     let mut spools = Spools::default();
-    spools.push(file);
+    spools.push(Arc::clone(&SPOOL_FILE));
     spools
 }
 
-fn judge(program: &str, options: &[&str], disk: &Path) {
+fn judge(program: &str, options: &[&str], disk: &File) {
+    let disk = format!("/proc/{}/fd/{}", std::process::id(), disk.as_raw_fd());
     let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
     let said = Command::new(program).args(options).arg(disk).env("PATH", path).output();
     let said = said.unwrap_or_else(|error| panic!("{program}: {error}"));
@@ -135,6 +142,9 @@ fn name(input: &mut Input<'_>) -> Box<[u8]> {
 }
 
 fn content(input: &mut Input<'_>) -> Content {
+    if input.one_in(16) {
+        return comb(input);
+    }
     let (mut runs, mut end) = (Vec::new(), 0);
     for _ in 0..input.byte() % 6 {
         let gap = if input.one_in(2) { 0 } else { u64::from(input.word() % 300_000) };
@@ -144,6 +154,15 @@ fn content(input: &mut Input<'_>) -> Content {
     }
     let len = end + if input.one_in(4) { u64::from(input.word()) << (input.byte() % 12) } else { 0 };
     Content { len, runs: runs.into() }
+}
+
+/// So many holes that the extents need blocks of their own, and those a level above them.
+fn comb(input: &mut Input<'_>) -> Content {
+    let teeth = if input.one_in(8) { 1400 } else { input.pick(&[4, 5, 40, 345]) };
+    // A part of 64 KiB is stored where it has a tooth: with one in each there are no holes.
+    let gap = input.pick(&[64 << 10, 128 << 10]);
+    let run = |tooth| Run { at: tooth * gap, len: 1 + tooth, spool: 0, offset: 1 + tooth };
+    Content { len: teeth * gap, runs: (0..teeth).map(run).collect() }
 }
 
 fn meta(input: &mut Input<'_>) -> Meta {
