@@ -102,13 +102,26 @@ fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>, tasks: &Tasks) -> Resu
         .change(|inner| inner.has_tasks(tasks, &come.iter().map(|machine| machine.name.as_str()).collect::<Vec<_>>()));
     let joined = join_each(shared, plan, come);
     if joined.is_err() {
-        // Who could not come has no tasks: nobody waits for those.
-        let there: Vec<String> = shared.state().machines.into_iter().map(|machine| machine.name).collect();
-        let tasks = tasks.clone().of(|machine| there.iter().any(|name| name == machine));
-        tasks.write(&shared.folder)?;
-        shared.change(|inner| inner.has_tasks(&tasks, &[]));
+        forget_tasks(shared, tasks);
     }
     joined
+}
+
+/// Who could not come has no tasks, and nobody waits for those. What needed one of them has failed, and runs where somebody says so.
+fn forget_tasks(shared: &Shared, tasks: &Tasks) {
+    let there: Vec<String> = shared.state().machines.into_iter().map(|machine| machine.name).collect();
+    let is_there = |machine: &str| there.iter().any(|name| name == machine);
+    let is_lost = |name: &&str| tasks.tasks.iter().any(|task| task.name == **name && !is_there(&task.machine));
+    let kept = tasks.clone().of(is_there);
+    shared.change(|inner| inner.has_tasks(&kept, &[]));
+    for task in kept.tasks.iter().filter(|task| tasks.before(&task.name).iter().any(is_lost)) {
+        let why = "the machine of a task that it needs could not come";
+        shared.task(&task.name, TaskStatus::Failed, why, |state| state.why = Some(why.to_owned()));
+    }
+    // Last, so that nothing starts that has just lost what it needs. A full disk may be why nobody came: what runs goes by the state.
+    if let Err(error) = kept.write(&shared.folder) {
+        shared.note(None, &format!("init tasks: {}", chain(&error)));
+    }
 }
 
 fn join_each(shared: &Shared, plan: &Plan, come: Vec<Machine>) -> Result<(), MemberError> {

@@ -274,7 +274,7 @@ impl Output {
 
 impl Shared {
     /// Moves a task, and says so.
-    fn task(&self, name: &str, status: TaskStatus, why: &str, change: impl FnOnce(&mut TaskState)) {
+    pub(super) fn task(&self, name: &str, status: TaskStatus, why: &str, change: impl FnOnce(&mut TaskState)) {
         let why = super::shared::bounded(why);
         self.change(|inner| {
             let Some(task) = inner.state.tasks.iter_mut().find(|task| task.name == name) else { return };

@@ -182,6 +182,20 @@ fn tasks_of_who_cannot_come_keep_nobody_waiting() {
     let (stdout, _) = host.expect(0, &["tasks", "lab", "--json"]);
     assert!(stdout.contains("init_web") && !stdout.contains("init_unwelcome"), "{stdout}");
     assert_eq!(host.ps()["conditions"].as_array().expect("conditions").last().expect("one")["name"], "Ready");
+    // What needed one of them has not got it, and runs where somebody says so.
+    let path = with_tasks(&host, &["web", "db", "unwelcome"], "late");
+    let text = std::fs::read_to_string(&path).expect("reading");
+    let mut text: Value = serde_json::from_str(&text).expect("JSON");
+    text["playground"]["initTasks"]["init_db"]["needs"] = json!(["init_web", "init_unwelcome"]);
+    text["playground"]["initTasks"]["init_unwelcome"] =
+        json!({ "init": true, "machine": "unwelcome", "run": "true", "needs": [] });
+    std::fs::write(&path, text.to_string()).expect("writing");
+    host.expect(1, &["up", &path]);
+    assert_eq!(machines(&host), ["web ready", "db ready"]);
+    let (stdout, _) = host.expect(0, &["tasks", "lab", "--json"]);
+    assert!(stdout.contains("the machine of a task that it needs could not come"), "{stdout}");
+    host.expect(0, &["tasks", "lab", "init_db", "--retry"]);
+    assert_eq!(std::fs::read_to_string(host.home().join("done")).expect("reading"), "web\ndb b late\n");
     // Nor after a restart, by what is written down.
     host.expect(0, &["restart", "lab"]);
     let (stdout, _) = host.expect(0, &["tasks", "lab", "--json"]);
