@@ -130,6 +130,8 @@ pub const FILTERED: &[Attempt] = &[
     Attempt { group: "files", what: "statx of a path", run: || call!(libc::SYS_statx, 0, c"/".as_ptr(), 0, 0, 0) },
     Attempt { group: "sockets", what: "a socket", run: || socket(libc::AF_INET, libc::SOCK_STREAM) },
     Attempt { group: "sockets", what: "a vsock socket", run: || socket(libc::AF_VSOCK, libc::SOCK_STREAM) },
+    Attempt { group: "sockets", what: "a pair of another family", run: || pair(libc::AF_ALG, libc::SOCK_SEQPACKET) },
+    Attempt { group: "sockets", what: "a pair of datagrams", run: || pair(libc::AF_UNIX, libc::SOCK_DGRAM) },
     Attempt { group: "sockets", what: "connect", run: || call!(libc::SYS_connect, 0, 0, 0) },
     Attempt { group: "sockets", what: "bind", run: || call!(libc::SYS_bind, 0, 0, 0) },
     Attempt { group: "sockets", what: "listen", run: || call!(libc::SYS_listen, 0, 0) },
@@ -167,6 +169,10 @@ pub const FILTERED: &[Attempt] = &[
     Attempt { group: "kernel", what: "personality", run: || call!(libc::SYS_personality, 0x0040_0000) },
     Attempt { group: "kernel", what: "calls of 32 bits", run: old_call },
 ];
+
+fn pair(family: c_int, kind: c_int) -> io::Result<i64> {
+    call!(libc::SYS_socketpair, family, kind | libc::SOCK_CLOEXEC, 0, 0)
+}
 
 fn register(operation: c_int) -> io::Result<i64> {
     call!(libc::SYS_io_uring_register, -1, operation, 0, 0)

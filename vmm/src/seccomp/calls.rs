@@ -135,7 +135,8 @@ pub const CALLS: &[Call] = &[
     plain("accept4", libc::SYS_accept4, &[Main]),
     plain("recvmsg", libc::SYS_recvmsg, &[Control]),
     plain("sendmsg", libc::SYS_sendmsg, &[Control]),
-    plain("socketpair", libc::SYS_socketpair, &[Control]),
+    // Of any other family the kernel would load a module and make a socket before it says that there are no pairs of it.
+    when("socketpair:AF_UNIX stream", libc::SYS_socketpair, &[is(0, int(libc::AF_UNIX)), is(1, int(libc::SOCK_STREAM | libc::SOCK_CLOEXEC)), is(2, 0)], &[Control]),
     plain("ppoll", libc::SYS_ppoll, &[Control]),
     plain("shutdown", libc::SYS_shutdown, &[Control]),
     plain("recvfrom", libc::SYS_recvfrom, &[Control]),
@@ -257,7 +258,7 @@ pub const UNSEEN: &[(&str, &[Role], &str)] = &[
     ("recvfrom", &[Machine, Vcpu], DEVICES),
     ("sendto", &[Machine, Vcpu], DEVICES),
     ("shutdown", &[Control, Machine, Vcpu], DEVICES),
-    ("socketpair", &[Machine, Vcpu], DEVICES),
+    ("socketpair:AF_UNIX stream", &[Machine, Vcpu], DEVICES),
     ("statx:AT_EMPTY_PATH", &[Io, Vcpu], DEVICES),
     ("timerfd_create", &[Machine, Io], DEVICES),
     ("timerfd_settime", &[Control, Machine, Io, Vcpu], DEVICES),

@@ -33,7 +33,8 @@ use crate::worker::{Activation, Worker};
 pub use hub::{ConnectError, Hub};
 
 /// System calls beside what all devices make ([`crate::virtio::registry::Entry::calls`]).
-pub(super) const CALLS: &[&str] = &["socketpair", "epoll_create1", "ioctl:FIONBIO", "recvfrom", "sendto", "shutdown"];
+pub(super) const CALLS: &[&str] =
+    &["socketpair:AF_UNIX stream", "epoll_create1", "ioctl:FIONBIO", "recvfrom", "sendto", "shutdown"];
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 128;
 /// The host's context id (§5.10.4, VMADDR_CID_HOST).
