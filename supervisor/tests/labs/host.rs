@@ -212,6 +212,15 @@ pub(crate) fn kill(pid: i32, signal: rustix::process::Signal) {
     let _ = rustix::process::kill_process(pid, signal);
 }
 
+/// Whether all threads of a process have ended, and so its descriptors are closed. Its memory, and with that `exe`, goes before.
+pub(crate) fn has_ended(pid: i32) -> bool {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    // proc_pid_stat(5): the state follows the name in brackets.
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let is_zombie = stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'));
+    threads <= 1 && is_zombie
+}
+
 /// Looks until it holds.
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let since = Instant::now();

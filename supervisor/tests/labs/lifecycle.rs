@@ -2,7 +2,7 @@
 
 use std::fs::File;
 
-use super::host::{Host, Running, kill, until};
+use super::host::{Host, Running, has_ended, kill, until};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::Signal;
 use serde_json::json;
@@ -59,9 +59,7 @@ fn a_killed_supervisor_is_replaced_and_the_lab_never_notices() {
     let before = host.ps();
     let pid = |lab: &serde_json::Value, who: &str| i32::try_from(lab[who].as_i64().expect("a pid")).expect("a pid");
     kill(pid(&before, "supervisor_pid"), Signal::KILL);
-    until("the supervisor is gone", || {
-        !std::path::Path::new(&format!("/proc/{}/exe", pid(&before, "supervisor_pid"))).exists()
-    });
+    until("the supervisor is gone", || has_ended(pid(&before, "supervisor_pid")));
     let (stdout, _) = host.expect(0, &["exec", "lab/db", "--", "echo", "still here"]);
     assert_eq!(stdout, "still here\n");
     let after = host.ps();

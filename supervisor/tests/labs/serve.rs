@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::host::{Host, PATIENCE, Running, kill, text, until};
+use super::host::{Host, PATIENCE, Running, has_ended, kill, text, until};
 
 /// A `labyard serve`, with metrics at a free port.
 struct Served {
@@ -198,7 +198,7 @@ fn a_supervisor_that_was_killed_is_replaced_for_who_asks() {
     let supervisor = || host.ps()["supervisor_pid"].as_i64().and_then(|pid| i32::try_from(pid).ok()).expect("a pid");
     let first = supervisor();
     kill(first, Signal::KILL);
-    until("it is gone", || !std::path::Path::new(&format!("/proc/{first}/exe")).exists());
+    until("it is gone", || has_ended(first));
     let (code, said) = served.ask("GET", "/v1/labs/lab/vmm");
     assert_eq!(code, 200, "{said}");
     assert_ne!(supervisor(), first);
