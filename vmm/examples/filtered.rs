@@ -14,6 +14,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 #[cfg(debug_assertions)]
+#[path = "../tests/guests/elf.rs"]
+mod elf;
+
+#[cfg(debug_assertions)]
 mod hooked {
     use std::fs::File;
     use std::io::Write;
@@ -26,9 +30,14 @@ mod hooked {
     use labyard_vmm::runtime;
     use labyard_vmm::seccomp::{Otherwise, Role};
 
+    use super::elf::elf;
+
     /// What every role may, so that it is seen that the others die of what they try.
     const HARMLESS: Attempt =
         Attempt { group: "none", what: "ask who I am", run: || Ok(i64::from(std::process::id())) };
+
+    /// hlt, and a jump to it.
+    const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
 
     static CHOSEN: OnceLock<(Role, Attempt)> = OnceLock::new();
 
@@ -59,7 +68,7 @@ mod hooked {
         // Everything is opened before, as in the program.
         let mut files = Files::default();
         let mut kernel = tempfile::tempfile()?;
-        kernel.write_all(&kernel_that_halts())?;
+        kernel.write_all(&elf(HALT))?;
         let boot = BootSpec {
             kernel: files.add(kernel),
             initrd: Vec::new(),
@@ -91,26 +100,5 @@ mod hooked {
         })?;
         let _ = control.join();
         anyhow::bail!("there was no thread of this role")
-    }
-
-    /// An ELF kernel with a PVH note whose code is hlt and a jump to it.
-    fn kernel_that_halts() -> Vec<u8> {
-        const ADDRESS: u64 = 0x20_0000;
-        let code = [0xf4, 0xeb, 0xfd];
-        let mut bytes = vec![0; 0x1000];
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
-        put(16, &[2u16, 62].map(u16::to_le_bytes).concat());
-        put(24, &[ADDRESS, 64].map(u64::to_le_bytes).concat());
-        put(54, &[56u16, 2].map(u16::to_le_bytes).concat());
-        put(64, &1u32.to_le_bytes());
-        put(72, &[0x1000, ADDRESS, ADDRESS, 3, 3, 1].map(u64::to_le_bytes).concat());
-        put(120, &4u32.to_le_bytes());
-        put(128, &[0x200, 0, 0, 20, 20, 4].map(u64::to_le_bytes).concat());
-        put(0x200, &[4u32, 4, 18].map(u32::to_le_bytes).concat());
-        put(0x20c, b"Xen\0");
-        put(0x210, &(ADDRESS as u32).to_le_bytes());
-        bytes.extend_from_slice(&code);
-        bytes
     }
 }

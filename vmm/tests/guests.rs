@@ -9,6 +9,8 @@ mod hello;
 
 #[path = "guests/again.rs"]
 mod again;
+#[path = "guests/elf.rs"]
+mod elf;
 #[path = "guests/full.rs"]
 mod full;
 #[path = "guests/saved.rs"]
@@ -24,8 +26,8 @@ use labyard_spec::playground::{BootSpec, Entry, MachineSpec, PlaygroundSpec};
 use labyard_vmm::embed::{self, Files};
 use labyard_vmm::playground::Playground;
 
-/// Where the guest's code is loaded and entered.
-const ADDRESS: u64 = 0x20_0000;
+use elf::elf;
+
 /// hlt; jmp to it. And a jump to itself.
 const HALT: &[u8] = &[0xf4, 0xeb, 0xfd];
 const SPIN: &[u8] = &[0xeb, 0xfe];
@@ -53,25 +55,6 @@ fn file(bytes: &[u8]) -> File {
     let mut file = tempfile::tempfile().expect("file");
     file.write_all(bytes).expect("written");
     file
-}
-
-fn elf(code: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![0; 0x1000];
-    let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-    put(0, &[0x7f, b'E', b'L', b'F', 2, 1, 1]);
-    put(16, &[2u16, 62].map(u16::to_le_bytes).concat());
-    put(24, &[ADDRESS, 64].map(u64::to_le_bytes).concat());
-    put(54, &[56u16, 2].map(u16::to_le_bytes).concat());
-    let len = code.len() as u64;
-    put(64, &1u32.to_le_bytes());
-    put(64 + 8, &[0x1000, ADDRESS, ADDRESS, len, len, 1].map(u64::to_le_bytes).concat());
-    put(120, &4u32.to_le_bytes());
-    put(120 + 8, &[0x200, 0, 0, 20, 20, 4].map(u64::to_le_bytes).concat());
-    put(0x200, &[4u32, 4, 18].map(u32::to_le_bytes).concat());
-    put(0x20c, b"Xen\0");
-    put(0x210, &(ADDRESS as u32).to_le_bytes());
-    bytes.extend_from_slice(code);
-    bytes
 }
 
 struct Lab {
