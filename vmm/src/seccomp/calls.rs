@@ -222,8 +222,7 @@ const END: &str = "a fault or an abort: the process ends, and says why";
 const DEBUG: &str = "what is built for debugging looks at a descriptor before it closes it";
 const KEYS: &str = "the first table with random keys on a thread";
 const ASKS: &str = "kvm-ioctls asks what KVM can before it takes some requests";
-const LINES: &str =
-    "lines of a restored machine are those that it had; devices write routes on whichever thread raises them";
+const LINES: &str = "lines of a restored machine are those that it had";
 const TSC: &str = "the host's TSC runs at another rate than the one where it was saved";
 const HOLES: &str = "where data and holes of a file begin, when a drive is looked at";
 const STOP: &str = "the kernel goes on by it with a wait that a stop has interrupted";
