@@ -3,6 +3,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use labyard_devices::Memory;
 use labyard_devices::backend::block::{BlockBackend, Operation, Tag};
@@ -14,6 +15,8 @@ use labyard_sys::uring;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 const CAPACITY: u64 = 1 << 20;
+/// How long a request may take.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).expect("opening")
@@ -21,7 +24,9 @@ fn open(path: &Path) -> File {
 
 fn end(drive: &mut Overlay<UringEngine>, tag: Tag) {
     drive.kick();
+    let until = Instant::now() + PATIENCE;
     loop {
+        assert!(Instant::now() < until, "request {tag} is still under way");
         match drive.collect() {
             Some(completion) => {
                 completion.result.expect("it succeeds");
