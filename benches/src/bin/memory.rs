@@ -69,6 +69,7 @@ fn main() -> Result<()> {
 
     let mut own = Vec::new();
     let mut peer = Vec::new();
+    let mut peer_program = options.qemu.as_deref();
     for count in options.machines.iter().copied() {
         let running = Running::from(labyard(&vmm, &guest, folder.path(), count)?).context("labyard-vmm")?;
         own.push((count, running.beside_kib(guest.memory_mib)?));
@@ -78,9 +79,18 @@ fn main() -> Result<()> {
             running.to_init.as_secs_f64()
         );
         drop(running);
-        if let Some(program) = &options.qemu {
-            peer.push((count, qemu_kib(program, &guest, folder.path(), count)?));
-            eprintln!("{count} machines: qemu {} KiB", last(&peer));
+        if let Some(program) = peer_program {
+            match qemu_kib(program, &guest, folder.path(), count) {
+                Ok(kib) => {
+                    peer.push((count, kib));
+                    eprintln!("{count} machines: qemu {kib} KiB");
+                }
+                // Our figures stay; the table has none of the peer's from here on.
+                Err(error) => {
+                    eprintln!("{count} machines: {error:#}; the peer is left out from here on");
+                    peer_program = None;
+                }
+            }
         }
     }
     report(&guest, &own, &peer);
