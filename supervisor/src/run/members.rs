@@ -98,8 +98,8 @@ fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>, tasks: &Tasks) -> Resu
     // What nobody asked for grows with the lab: whoever comes would be out of memory in the limits of those who were there.
     cgroup::change(&shared.folder, &plan.host_limits(), plan.limits.allow_unlimited)?;
     tasks.write(&shared.folder)?;
-    shared
-        .change(|inner| inner.has_tasks(tasks, &come.iter().map(|machine| machine.name.as_str()).collect::<Vec<_>>()));
+    let names: Vec<&str> = come.iter().map(|machine| machine.name.as_str()).collect();
+    shared.change(|inner| inner.has_tasks(tasks, &names));
     let joined = join_each(shared, plan, come);
     if joined.is_err() {
         forget_tasks(shared, tasks);
