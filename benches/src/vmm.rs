@@ -191,9 +191,54 @@ pub(crate) fn empty(path: &Path, len_bytes: u64) -> Result<File> {
     Ok(file)
 }
 
+/// What a machine of QEMU's has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// What each machine of labyard's has, too: a console, an entropy source, a balloon that free memory is reported to, and vsock where
+    /// the host's kernel has its side of it.
+    Alike,
+    /// No device but the serial port that the marker comes through.
+    Bare,
+}
+
+impl Peer {
+    /// In tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alike => "QEMU microvm, same devices",
+            Self::Bare => "QEMU microvm, no devices",
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        const DEVICES: [&str; 10] = [
+            "-device",
+            "virtio-serial-device",
+            "-chardev",
+            "null,id=console",
+            "-device",
+            "virtconsole,chardev=console",
+            "-device",
+            "virtio-rng-device",
+            "-device",
+            "virtio-balloon-device,free-page-reporting=on",
+        ];
+        match self {
+            Self::Alike => &DEVICES,
+            Self::Bare => &[],
+        }
+    }
+
+    /// vsock is made by the host's kernel; each machine needs a number of its own.
+    fn vsock(self, number: usize) -> Option<[String; 2]> {
+        let there = self == Self::Alike && Path::new("/dev/vhost-vsock").exists();
+        there.then(|| ["-device".to_owned(), format!("vhost-vsock-device,guest-cid={}", 3 + number)])
+    }
+}
+
 /// The arguments of QEMU's microvm, without what it does not need to boot. Leaner still would be
 /// `kernel-irqchip=split,pit=off,pic=off`; in the emulated test host one boot of 14 stood still that way, and why is not known.
-pub fn qemu_arguments(guest: &Guest, drive: &Path) -> Vec<String> {
+pub fn qemu_arguments(guest: &Guest, peer: Peer, drive: &Path, number: usize) -> Vec<String> {
     let memory = format!("{}M", guest.memory_mib);
     let (kernel, initramfs) = (guest.kernel.display().to_string(), guest.initramfs.display().to_string());
     let line = Guest::command_line();
@@ -222,7 +267,8 @@ pub fn qemu_arguments(guest: &Guest, drive: &Path) -> Vec<String> {
         "-append",
         &line,
     ];
-    let mut words = words.map(str::to_owned).to_vec();
+    let mut words: Vec<_> = words.iter().chain(peer.arguments()).map(|word| (*word).to_owned()).collect();
+    words.extend(peer.vsock(number).into_iter().flatten());
     if guest.furnished {
         let drive = format!("file={},if=none,id=drive,format=raw", drive.display());
         let network = ["-netdev", "hubport,id=network,hubid=0", "-device", "virtio-net-device,netdev=network"];
@@ -233,13 +279,14 @@ pub fn qemu_arguments(guest: &Guest, drive: &Path) -> Vec<String> {
 }
 
 /// QEMU's microvm; `number` tells the drives of several apart.
-pub fn qemu(program: &Path, guest: &Guest, folder: &Path, number: usize) -> Result<Started> {
+pub fn qemu(program: &Path, guest: &Guest, peer: Peer, folder: &Path, number: usize) -> Result<Started> {
     let drive = folder.join(format!("{number}.raw"));
     if guest.furnished {
         empty(&drive, DRIVE_BYTES)?;
     }
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("{HERE} \"$0\" \"$@\" </dev/null")]).arg(program).args(qemu_arguments(guest, &drive));
+    command.args(["-c", &format!("{HERE} \"$0\" \"$@\" </dev/null")]).arg(program);
+    command.args(qemu_arguments(guest, peer, &drive, number));
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("sh")?;
     Ok(Started { process: child.into(), consoles: Vec::new(), control: None })
 }

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::CpuId;
@@ -36,6 +37,7 @@ use crate::console::ConsoleHub;
 use crate::kvm::memory::{self, GuestMemory, MemoryError};
 use crate::kvm::{Hypervisor, KvmError, Vm};
 use crate::runtime::{self, DeviceLoop};
+use crate::seccomp::Role;
 use crate::vcpu::{self, Exits, Shared, Signal, Vcpu};
 use restore::{Restored, TakeBackError};
 
@@ -138,7 +140,7 @@ impl Parts {
 /// Runs a machine until it ends. `signals` come from vCPUs, power registers and whoever pulls the plug.
 pub fn run(
     mut parts: Parts,
-    hypervisor: &Hypervisor,
+    hypervisor: &Arc<Hypervisor>,
     signals: Receiver<Signal>,
     sender: &Sender<Signal>,
     witness: &Arc<dyn Witness>,
@@ -197,7 +199,7 @@ impl Signals {
 
 fn live(
     parts: &mut Parts,
-    hypervisor: &Hypervisor,
+    hypervisor: &Arc<Hypervisor>,
     devices: &Arc<DeviceLoop>,
     signals: &mut Signals,
     sender: &Sender<Signal>,
@@ -247,6 +249,18 @@ fn live(
     }
 }
 
+/// Has KVM make a machine while memory is filled: for the thread that KVM gives it Linux waits for grace periods of RCU, some ticks of doing
+/// nothing (`kvm_vm_create_worker_thread` and `cgroup_attach_task_all`, up to Linux 6.13).
+fn make_vm(
+    name: &str,
+    hypervisor: &Arc<Hypervisor>,
+    mem: &Memory,
+) -> Result<JoinHandle<Result<Vm, KvmError>>, BuildError> {
+    let (hypervisor, mem) = (Arc::clone(hypervisor), mem.clone());
+    let make = move || hypervisor.create_vm(&mem);
+    runtime::spawn(Role::Machine, &format!("{name} kvm"), make).map_err(BuildError::Host)
+}
+
 /// A machine with vCPUs.
 struct Running {
     /// Dropped last: vCPUs and devices use it.
@@ -277,7 +291,7 @@ enum Origin<'a> {
 impl Running {
     fn build(
         parts: &mut Parts,
-        hypervisor: &Hypervisor,
+        hypervisor: &Arc<Hypervisor>,
         devices: &Arc<DeviceLoop>,
         sender: &Sender<Signal>,
         witness: &Arc<dyn Witness>,
@@ -285,12 +299,24 @@ impl Running {
         let saved = parts.saved.take();
         let GuestMemory { mem, page_size } = memory::map(&parts.name, parts.memory_bytes, parts.huge_pages)?;
         witness.mapped(page_size);
-        let vm = hypervisor.create_vm(&mem)?;
         let virtio: Vec<(u64, u32)> = (0..)
             .zip(layout::VIRTIO_FIRST_GSI..)
             .take(parts.devices.len())
             .map(|(index, gsi): (u64, u32)| (layout::VIRTIO + index * mmio::WINDOW_BYTES, gsi))
             .collect();
+        let description = Description { cpu_count: parts.processors.count, virtio };
+
+        let made = make_vm(&parts.name, hypervisor, &mem)?;
+        let filled = match &saved {
+            Some(restored) => restored.fill(&mem).map(|()| Origin::Saved(restored)).map_err(BuildError::from),
+            None => {
+                boot::load(&mem, page_size, &parts.images, &description).map(Origin::Boot).map_err(BuildError::from)
+            }
+        };
+        let vm = made.join().map_err(|_| BuildError::Host(std::io::Error::other("making the machine panicked")))??;
+        let origin = filled?;
+        boot::write_generation(&mem, parts.generation)?;
+        witness.loaded();
 
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         let line = Arc::new(vm.line(layout::SERIAL_GSI)?);
@@ -313,19 +339,9 @@ impl Running {
         parts.events.connect(Arc::new(vm.line(layout::EVENTS_GSI)?));
         let events = ged::Ged(Arc::clone(&parts.events));
         ports.insert(layout::EVENTS_PORT, ged::WINDOW_BYTES, Arc::new(Mutex::new(events)))?;
-        let io_apic = Arc::new(Mutex::new(ioapic::IoApic::new(layout::lines(virtio.len()), vm.msi_routes())));
+        let io_apic =
+            Arc::new(Mutex::new(ioapic::IoApic::new(layout::lines(description.virtio.len()), vm.msi_routes())));
         mmio.insert(layout::IO_APIC.into(), ioapic::WINDOW_BYTES, Arc::clone(&io_apic) as _)?;
-
-        let description = Description { cpu_count: parts.processors.count, virtio };
-        let origin = match &saved {
-            Some(restored) => {
-                restored.fill(&mem)?;
-                Origin::Saved(restored)
-            }
-            None => Origin::Boot(boot::load(&mem, page_size, &parts.images, &description)?),
-        };
-        boot::write_generation(&mem, parts.generation)?;
-        witness.loaded();
 
         // From here on devices are in transports; on an error they go with the machine, which has ended then.
         let mut transports = Vec::new();

@@ -5,6 +5,7 @@
 //! | `spawner` | makes all others, where there are filters ([`crate::seccomp`]) |
 //! | `control` | one for each connection to the control socket |
 //! | `MACHINE` | the machine's life: build, wait for a signal, stop ([`crate::machine`]) |
+//! | `MACHINE kvm` | making the machine in KVM, while memory is filled |
 //! | `MACHINE io` | workers of all its devices: one event loop |
 //! | `MACHINE cpuN` | one vCPU ([`crate::vcpu`]) |
 
@@ -83,8 +84,13 @@ pub fn spawn<T: Send + 'static>(
     answered.recv().map_err(std::io::Error::other)?
 }
 
+/// Of each thread's stack. Less than a huge page of 2 MiB: where the host makes those for any memory, the first touch of a stack of 2 MiB
+/// would clear one and keep it.
+const STACK_BYTES: usize = 1 << 20;
+
 fn named(name: &str) -> Builder {
-    Builder::new().name(name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 15).map(|(_, c)| c).collect())
+    let builder = Builder::new().stack_size(STACK_BYTES);
+    builder.name(name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= 15).map(|(_, c)| c).collect())
 }
 
 /// The event loop of a machine's devices.

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use labyard_bench::boot::{Boot, watch};
 use labyard_bench::guest;
 use labyard_bench::table::{markdown, median};
-use labyard_bench::vmm::{Guest, labyard, qemu, qemu_arguments};
+use labyard_bench::vmm::{Guest, Peer, labyard, qemu, qemu_arguments};
 
 const USAGE: &str = "usage: boot --kernel FILE... --libexec DIR [--runs N] [--memory-mib N] [--qemu PROGRAM|none]
 FILE is an ELF kernel or a bzImage, and `--kernel` may come again: the others are compared with the first. DIR holds labyard-vmm, labyard-jail and
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
         let kernel = folder.path().join(format!("vmlinux-{number}"));
         std::fs::write(&kernel, guest::elf(source)?).context("vmlinux")?;
         let guest = Guest { kernel, initramfs: initramfs.clone(), memory_mib: options.memory_mib, furnished: false };
-        contests.push(Contest { source, guest, ours: Vec::new(), peers: Vec::new() });
+        contests.push(Contest { source, guest, ours: Vec::new(), peers: Default::default() });
     }
     let vmm = folder.path().join("labyard-vmm");
     std::fs::copy(options.libexec.join("labyard-vmm"), &vmm).context("labyard-vmm")?;
@@ -65,23 +65,7 @@ fn main() -> Result<()> {
     // The first boot of each fills caches and is not counted.
     for run in 0..=options.runs {
         for contest in &mut contests {
-            let guest = &contest.guest;
-            let own = watch(labyard(&vmm, guest, folder.path(), 1)?, guest.memory_mib).context("labyard-vmm")?;
-            eprint!("run {run}: {}: labyard {:.3} s", contest.source.display(), own.to_init.as_secs_f64());
-            let peer = options
-                .qemu
-                .as_ref()
-                .map(|program| watch(qemu(program, guest, folder.path(), 0)?, guest.memory_mib))
-                .transpose();
-            let peer = peer.context("qemu")?;
-            eprintln!(
-                "{}",
-                peer.as_ref().map_or(String::new(), |peer| format!(", qemu {:.3} s", peer.to_init.as_secs_f64()))
-            );
-            if run > 0 {
-                contest.ours.push(own);
-                contest.peers.extend(peer);
-            }
+            contest.round(&options, &vmm, folder.path(), run)?;
         }
     }
     println!("\n{} boots of each in turns, 1 vCPU, {} MiB; medians; {}", options.runs, options.memory_mib, processor());
@@ -89,19 +73,56 @@ fn main() -> Result<()> {
     compare(&contests);
     println!("\ncommand line of all guests: {}", Guest::command_line());
     if let (Some(program), Some(contest)) = (&options.qemu, contests.first()) {
-        let arguments = quoted(&qemu_arguments(&contest.guest, Path::new("")));
-        println!("the peer, {}:\n  {} {arguments}", version(program), program.display());
+        println!("the peer, {}:", version(program));
+        for peer in PEERS {
+            let arguments = quoted(&qemu_arguments(&contest.guest, peer, Path::new(""), 0));
+            println!("{}:\n  {} {arguments}", peer.name(), program.display());
+        }
     }
     Ok(())
 }
+
+/// Writes to more memory than a guest has, and frees it, before each boot of either VMM. What was freed last is given out first, so it is
+/// the last guest's memory that the next one gets; and in an emulated host the first write to a page that was executed throws away what
+/// the page was translated to, which took 50 ms for one huge page of a kernel. Whose boot that fell into was chance.
+fn overwrite_free_memory(guest_mib: u64) {
+    std::hint::black_box(vec![1u8; (guest_mib as usize) << 21]);
+}
+
+/// In the order of their columns.
+const PEERS: [Peer; 2] = [Peer::Alike, Peer::Bare];
 
 /// One kernel's boots.
 struct Contest<'a> {
     source: &'a Path,
     guest: Guest,
     ours: Vec<Boot>,
-    /// Empty where nobody asked for the peer.
-    peers: Vec<Boot>,
+    /// Of each of [`PEERS`]; empty where nobody asked for them.
+    peers: [Vec<Boot>; PEERS.len()],
+}
+
+impl Contest<'_> {
+    /// Each VMM once. What the first round shows is not kept.
+    fn round(&mut self, options: &Options, vmm: &Path, folder: &Path, run: usize) -> Result<()> {
+        let keep = |boots: &mut Vec<Boot>, name: &str, boot: Boot| {
+            eprint!(", {name} {:.3} s", boot.to_init.as_secs_f64());
+            if run > 0 {
+                boots.push(boot);
+            }
+        };
+        eprint!("run {run}: {}", self.source.display());
+        overwrite_free_memory(self.guest.memory_mib);
+        let own = watch(labyard(vmm, &self.guest, folder, 1)?, self.guest.memory_mib).context("labyard-vmm")?;
+        keep(&mut self.ours, "labyard", own);
+        for (peer, boots) in PEERS.into_iter().zip(&mut self.peers) {
+            let Some(program) = &options.qemu else { continue };
+            overwrite_free_memory(self.guest.memory_mib);
+            let started = qemu(program, &self.guest, peer, folder, 0)?;
+            keep(boots, peer.name(), watch(started, self.guest.memory_mib).with_context(|| peer.name())?);
+        }
+        eprintln!();
+        Ok(())
+    }
 }
 
 fn seconds(boots: &[Boot]) -> f64 {
@@ -116,17 +137,18 @@ fn report(contest: &Contest<'_>) {
     let Contest { source, ours, peers, .. } = contest;
     println!("\n{}:\n", source.display());
     let row = |name: &str, unit: &str, of: fn(&[Boot]) -> f64| {
-        let peer = (!peers.is_empty()).then(|| of(peers));
-        let (own, dash) = (of(ours), || "-".to_owned());
-        let ratio = peer.map_or_else(dash, |peer| format!("{:.2}", own / peer));
-        vec![
-            name.to_owned(),
-            format!("{own:.2} {unit}"),
-            peer.map_or_else(dash, |peer| format!("{peer:.2} {unit}")),
-            ratio,
-        ]
+        let own = of(ours);
+        let mut cells = vec![name.to_owned(), format!("{own:.2} {unit}")];
+        for boots in peers.iter().filter(|boots| !boots.is_empty()) {
+            let peer = of(boots);
+            cells.extend([format!("{peer:.2} {unit}"), format!("{:.2}", own / peer)]);
+        }
+        cells
     };
-    let head = ["", "labyard", "QEMU microvm", "ratio"].map(str::to_owned).to_vec();
+    let mut head = vec![String::new(), "labyard".to_owned()];
+    for (peer, _) in PEERS.iter().zip(peers).filter(|(_, boots)| !boots.is_empty()) {
+        head.extend([peer.name(), "ratio"].map(str::to_owned));
+    }
     let rows =
         [head, row("exec to guest init", "s", seconds), row("memory beside the guest's (PSS)", "MiB", beside_mib)];
     print!("{}", markdown(&rows));

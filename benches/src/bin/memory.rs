@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use labyard_bench::boot::Running;
 use labyard_bench::guest;
 use labyard_bench::table::markdown;
-use labyard_bench::vmm::{Guest, labyard, qemu};
+use labyard_bench::vmm::{Guest, Peer, labyard, qemu};
 
 const USAGE: &str =
     "usage: memory --kernel FILE --libexec DIR [--machines N,N,...] [--memory-mib N] [--qemu PROGRAM|none]
@@ -103,7 +103,8 @@ fn last(figures: &[(usize, u64)]) -> u64 {
 
 /// So many processes, all at once: what they share counts once.
 fn qemu_kib(program: &Path, guest: &Guest, folder: &Path, count: usize) -> Result<u64> {
-    let started: Vec<_> = (0..count).map(|number| qemu(program, guest, folder, number)).collect::<Result<_>>()?;
+    let started: Vec<_> =
+        (0..count).map(|number| qemu(program, guest, Peer::Alike, folder, number)).collect::<Result<_>>()?;
     // Each is read from its start on: a guest that nobody listens to waits.
     let waiting: Vec<_> = started.into_iter().map(|one| std::thread::spawn(|| Running::from(one))).collect();
     let running = waiting.into_iter().map(|one| one.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);

@@ -5,7 +5,7 @@
 //! | main | `main` | accept connections |
 //! | spawner | `spawner` | make threads, which inherit its filter: all that they may, it may. It hears nothing but the program's own threads |
 //! | control | `control`, `capture`, `MACHINE keys` | take and pass descriptors, look at files and make drives of them |
-//! | machine | `MACHINE` | make machines of KVM's and memory, start and stop devices |
+//! | machine | `MACHINE`, `MACHINE kvm` | make machines of KVM's and memory, start and stop devices |
 //! | io | `MACHINE io`, `NETWORK way out` | what devices at work need |
 //! | vcpu | `MACHINE cpuN` | enter the guest, and what devices need that a driver starts or resets |
 //!
@@ -17,9 +17,9 @@
 mod calls;
 pub mod list;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use labyard_devices::REGISTRY;
 use seccompiler::{
@@ -62,11 +62,14 @@ impl Role {
     }
 }
 
+/// Names of the calls that devices make. Collected once: every start of the process compiles the filters.
+static OF_DEVICES: LazyLock<BTreeSet<&str>> =
+    LazyLock::new(|| REGISTRY.iter().flat_map(|device| device.calls).copied().collect());
+
 impl Call {
     /// Whether a role makes this call, for itself or for devices.
     pub fn is_made_by(&self, role: Role) -> bool {
-        let mut needed = REGISTRY.iter().flat_map(|device| device.calls);
-        self.roles.contains(&role) || (role.works_for_devices() && needed.any(|name| *name == self.name))
+        self.roles.contains(&role) || (role.works_for_devices() && OF_DEVICES.contains(self.name))
     }
 
     /// Whether a role's filter lets it through: the spawner's lets through what threads may that it makes.
