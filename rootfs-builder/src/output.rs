@@ -19,7 +19,7 @@ const COLLECTED: usize = 1 << 20;
 pub(crate) struct Output<'a> {
     file: &'a File,
     follower: Option<&'a Follower>,
-    collected: Vec<u8>,
+    collected: Aligned,
     /// Where `collected` begins.
     at: u64,
 }
@@ -29,7 +29,7 @@ impl<'a> Output<'a> {
     pub(crate) fn new(file: &'a File, len: u64, follower: Option<&'a Follower>) -> io::Result<Self> {
         file.set_len(0)?;
         file.set_len(len)?;
-        Ok(Self { file, follower, collected: Vec::with_capacity(COLLECTED), at: 0 })
+        Ok(Self { file, follower, collected: Aligned::default(), at: 0 })
     }
 
     /// Puts whole blocks at block number `block`.
@@ -40,23 +40,61 @@ impl<'a> Output<'a> {
                 continue;
             }
             let at = (block + offset as u64) * BLOCK as u64;
-            if at != self.at + self.collected.len() as u64 || self.collected.len() + one.len() > COLLECTED {
+            let have = self.collected.bytes().len();
+            if at != self.at + have as u64 || have + one.len() > COLLECTED {
                 self.flush()?;
                 self.at = at;
             }
-            self.collected.extend_from_slice(one);
+            self.collected.push(one);
         }
         Ok(())
     }
 
     /// Writes what is collected.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.collected, self.at)?;
-        if let Some(follower) = self.follower {
-            follower.wrote(self.at, self.collected.len() as u64);
+        if self.collected.bytes().is_empty() {
+            return Ok(());
+        }
+        match self.follower {
+            Some(follower) => follower.write(self.at, &mut self.collected)?,
+            None => self.file.write_all_at(self.collected.bytes(), self.at)?,
         }
         self.collected.clear();
         Ok(())
+    }
+}
+
+/// Room for [`COLLECTED`] bytes that begin at the start of a page, as direct I/O wants them (open(2), O_DIRECT).
+#[derive(Debug)]
+pub(crate) struct Aligned {
+    room: Vec<u8>,
+    start: usize,
+}
+
+impl Default for Aligned {
+    fn default() -> Self {
+        let mut room: Vec<u8> = Vec::with_capacity(COLLECTED + BLOCK);
+        let start = room.as_ptr().addr().next_multiple_of(BLOCK) - room.as_ptr().addr();
+        room.resize(start, 0);
+        Self { room, start }
+    }
+}
+
+impl Aligned {
+    /// What is in it.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.room[self.start..]
+    }
+
+    /// Empty again.
+    pub(crate) fn clear(&mut self) {
+        self.room.truncate(self.start);
+    }
+
+    /// Appends; more than there is room for would move it.
+    fn push(&mut self, bytes: &[u8]) {
+        debug_assert!(self.room.len() + bytes.len() <= self.room.capacity());
+        self.room.extend_from_slice(bytes);
     }
 }
 

@@ -206,7 +206,11 @@ impl Merged {
                     hash_seed: uuid_of(&self.key, "directory hashes"),
                     label: LABEL.to_owned(),
                 };
-                let follower = Follower::new(&file, request.size_bytes).map_err(failed)?;
+                // What is taken from earlier images is in the page cache there, if anywhere: a copy would only push out more. What is
+                // new stays in it, for the boot that comes next.
+                let copies = self.layers.iter().any(|layer| layer.taken);
+                let direct = copies.then(|| disk::past_page_cache(path)).flatten();
+                let follower = Follower::new(&file, direct, request.size_bytes).map_err(failed)?;
                 let followed = ext4::write_followed(&mut self.tree, &self.spools, &options, &file, watch, &follower);
                 let (written, places) = followed?;
                 let disk = contents(follower.finish("taking the digest", watch))?;
