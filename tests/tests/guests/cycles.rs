@@ -83,7 +83,8 @@ fn ps_is_true(context: &str) -> Result<()> {
 
 #[test]
 fn whoever_is_killed_at_whatever_moment_ps_is_true_down_cleans_and_nothing_leaks() -> Result<()> {
-    let seed = number("LABYARD_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    let seed = number("LABYARD_SEED").unwrap_or_else(|| u64::from(now.subsec_micros()));
     let moments = if is_soak() { SOAK_MOMENTS } else { MOMENTS };
     eprintln!("  LABYARD_SEED={seed}, {moments} moments");
     let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;

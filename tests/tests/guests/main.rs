@@ -5,6 +5,7 @@
 
 mod access;
 mod block;
+mod crowd;
 mod cycles;
 mod examples;
 mod full;
