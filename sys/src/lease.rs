@@ -2,9 +2,13 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, OFlags, fcntl_getfl, flock};
 use rustix::io::Errno;
+
+/// How often a lease is tried that somebody else has.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What a lease is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +38,23 @@ pub fn take(file: impl AsFd, lease: Lease) -> io::Result<bool> {
             Err(error) => return Err(error.into()),
         }
     }
+}
+
+/// As [`take`], but somebody else's lease may end within `patience`: a process that was killed has its own until the kernel has taken its
+/// rings down, which takes a moment after everybody has heard of its end.
+///
+/// # Errors
+/// What flock(2) says.
+pub fn take_in_time(file: impl AsFd, lease: Lease, patience: Duration) -> io::Result<bool> {
+    let until = Instant::now() + patience;
+    while !take(&file, lease)? {
+        if Instant::now() >= until {
+            return Ok(false);
+        }
+        // Nobody tells when a lease ends; futex(2), not nanosleep(2), is what every thread of the vmm may call.
+        std::thread::park_timeout(LOOK);
+    }
+    Ok(true)
 }
 
 /// Ends the lease of this descriptor, and with it that of all its copies, also in other processes.
@@ -88,6 +109,21 @@ mod tests {
         assert!(!take(&copy, Lease::Writer).expect("flock"));
         drop(copy);
         assert!(take(&second, Lease::Writer).expect("flock"));
+    }
+
+    #[test]
+    fn a_lease_that_ends_soon_is_waited_for_and_one_that_does_not_is_told_of() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let open = || File::open(file.path()).expect("opening");
+        let (first, second) = (open(), open());
+        assert!(take(&first, Lease::Writer).expect("flock"));
+        assert!(!take_in_time(&second, Lease::Writer, 3 * LOOK).expect("flock"));
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| take_in_time(&second, Lease::Writer, Duration::from_secs(60)));
+            // Whether it waits already is the same to it.
+            drop(first);
+            assert!(waiter.join().expect("a thread").expect("flock"));
+        });
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::ops::Deref;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use labyard_spec::overlay::fit::{Misfit, Place};
 use labyard_spec::overlay::{
@@ -306,9 +307,12 @@ pub(super) fn write_capacity(files: &LayerFiles, header: &mut Header, capacity_b
     Ok(())
 }
 
+/// How long a lease of one that was killed may outlive it.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 fn lease(files: &LayerFiles, kind: Lease, layer: usize) -> Result<(), OverlayError> {
     for file in [&files.data, &files.map] {
-        let taken = lease::take(file, kind);
+        let taken = lease::take_in_time(file, kind, PATIENCE);
         if !taken.map_err(|source| OverlayError::File { layer, doing: "taking its lease", source })? {
             return Err(OverlayError::Taken { layer });
         }
