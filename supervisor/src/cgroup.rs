@@ -132,6 +132,8 @@ enum Version {
 struct Places {
     one: BTreeMap<Controller, PathBuf>,
     two: Option<PathBuf>,
+    /// The group of version 2 that the caller is in.
+    own: Option<PathBuf>,
 }
 
 impl Places {
@@ -157,6 +159,7 @@ impl Places {
                 "cgroup2" => {
                     let path = group(&|number, controllers| number == "0" && controllers.is_empty());
                     let path = path.unwrap_or_default();
+                    places.own = Some(point.join(&path));
                     let beside = point.join(&path).parent().map(Path::to_owned).filter(|_| !path.is_empty());
                     places.two = Some(beside.unwrap_or(point));
                 }
@@ -203,6 +206,16 @@ impl Places {
         }
         Ok((Version::Two, place))
     }
+}
+
+/// Where a group of version 2 would be made; `None` where that version is not mounted.
+pub(crate) fn place_of_version_two() -> Option<PathBuf> {
+    Places::here().two
+}
+
+/// The group of version 2 that this process is in.
+pub(crate) fn own_of_version_two() -> Option<PathBuf> {
+    Places::here().own
 }
 
 fn at(path: &Path, error: &io::Error) -> String {

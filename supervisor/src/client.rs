@@ -20,7 +20,9 @@ use crate::plan::Plan;
 use crate::ports::Port;
 use crate::record::{Expiry, Machine, Standing, State, Who};
 use crate::saved::{self, Written};
+use crate::scope;
 use crate::tasks::Tasks;
+use crate::words;
 
 /// What a raw stream is called in an upgrade.
 pub const STREAM_PROTOCOL: &str = "labyard-stream";
@@ -107,11 +109,22 @@ pub struct Client {
 /// # Errors
 /// Where it does not come up; its log says more.
 pub fn launch(folder: &Folder, state: &mut State) -> Result<(), ClientError> {
+    if scope::is_needed() {
+        match launch_in(folder, state, true) {
+            Ok(()) => return Ok(()),
+            // Without one the lab runs, too; whether it may be without limits is decided where they are set.
+            Err(error) => words::log(&format!("in a scope of the user's systemd: {}", words::chain(&error))),
+        }
+    }
+    launch_in(folder, state, false)
+}
+
+fn launch_in(folder: &Folder, state: &mut State, scoped: bool) -> Result<(), ClientError> {
     let failed = |why: String| ClientError::Launch { name: folder.name.clone(), why };
     let own = std::env::current_exe().map_err(|error| failed(format!("the path of this program: {error}")))?;
     let home = folder.path.ancestors().nth(2).unwrap_or(&folder.path);
     let log = append_to(&folder.file(names::SUPERVISOR_LOG))?;
-    let mut command = Command::new(&own);
+    let mut command = if scoped { scope::command(&own, &folder.name) } else { Command::new(&own) };
     command.args([SUPERVISE, &folder.name]).env("LABYARD_HOME", home).current_dir("/");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(log);
     spawn::in_own_session(&mut command);
@@ -132,7 +145,7 @@ pub fn launch(folder: &Folder, state: &mut State) -> Result<(), ClientError> {
             let mut byte = [0];
             if stdout.read(&mut byte).map_err(|error| failed(error.to_string()))? == 0 {
                 let log = folder.file(names::SUPERVISOR_LOG);
-                let words = crate::words::last_line(&log).unwrap_or_else(|| "it ended without a word".to_owned());
+                let words = words::last_line(&log).unwrap_or_else(|| "it ended without a word".to_owned());
                 return Err(failed(words));
             }
             said.extend(byte);
@@ -267,7 +280,7 @@ impl Client {
         let path = format!("/v1/machines/{machine}/stop?grace_ms={}", grace.as_millis());
         let response = self.send(Method::POST, &path, false).await?;
         let text = self.body(response).await?;
-        Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+        Ok(words::printable(&String::from_utf8_lossy(&text)))
     }
 
     /// Ends a machine and has it leave the lab; how it ended, in words. Its folder stays.
@@ -278,7 +291,7 @@ impl Client {
         let path = format!("/v1/machines/{machine}?grace_ms={}", grace.as_millis());
         let response = self.send(Method::DELETE, &path, false).await?;
         let text = self.body(response).await?;
-        Ok(crate::words::printable(&String::from_utf8_lossy(&text)))
+        Ok(words::printable(&String::from_utf8_lossy(&text)))
     }
 
     /// Has machines and networks come that are not there.

@@ -54,6 +54,7 @@ pub mod record;
 pub mod room;
 pub mod run;
 pub mod saved;
+pub mod scope;
 pub mod tasks;
 pub mod wayout;
 pub mod words;

@@ -5,7 +5,7 @@ use std::io::Read;
 use labyard_spec::manifest::check_name;
 use labyard_supervisor::client::{GO, SERVING};
 use labyard_supervisor::home::Home;
-use labyard_supervisor::run;
+use labyard_supervisor::{run, scope, words};
 
 use super::{Failure, Outcome, output};
 
@@ -15,6 +15,9 @@ pub(crate) fn supervise(home: &Home, name: &str) -> Outcome {
     let mut heard = vec![0; GO.len()];
     if std::io::stdin().lock().read_exact(&mut heard).is_err() || heard != GO {
         return Err(Failure::input("this is started by other commands: use `labyard up`"));
+    }
+    if let Err(error) = scope::settle() {
+        words::log(&format!("making room in the scope of the user's systemd: {error}"));
     }
     run::run(&home.folder(name), || output::line(SERVING))?;
     Ok(0)

@@ -22,6 +22,7 @@ mod net;
 mod quiet;
 mod reference;
 mod refused;
+mod rootless;
 mod rounds;
 mod saved;
 mod sizes;

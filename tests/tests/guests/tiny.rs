@@ -1,7 +1,7 @@
 //! Labs whose guests are a few bytes of machine code: everything around a guest, and hardly a guest. They run where KVM runs at all.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -22,18 +22,28 @@ pub(crate) struct Tiny {
 
 impl Tiny {
     pub(crate) fn new() -> Result<Self> {
-        let kernel = host::given("LABYARD_HOME")?.join("kernels").join(KERNEL);
+        Self::within(&host::given("LABYARD_HOME")?)
+    }
+
+    /// The same in the state directory of somebody else.
+    pub(crate) fn within(home: &Path) -> Result<Self> {
+        let kernel = home.join("kernels").join(KERNEL);
         fs::create_dir_all(&kernel)?;
         let tiny = Self { kernel, folder: tempfile::tempdir()? };
         fs::write(tiny.kernel.join("vmlinux"), elf())?;
         let record = json!({
             "id": KERNEL, "version": "0.0.1", "series": "0.0", "digest": "sha256:0", "early_modules": [], "late_modules": [],
-            "stock": true, "format": format()?,
+            "stock": true, "format": format(home)?,
         });
         fs::write(tiny.kernel.join("kernel.json"), record.to_string())?;
         // Two blocks of zeros end an archive of nothing (pax(1), ustar).
         fs::write(tiny.folder.path().join("empty.tar"), [0; 1024])?;
         Ok(tiny)
+    }
+
+    /// Where its manifests lie.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A manifest of a lab with these machines, which is never ready.
@@ -65,8 +75,8 @@ impl Drop for Tiny {
 }
 
 /// The format of kernels that this store has, by one that is in it; the first where there is none.
-fn format() -> Result<u64> {
-    for entry in fs::read_dir(host::given("LABYARD_HOME")?.join("kernels"))?.flatten() {
+fn format(home: &Path) -> Result<u64> {
+    for entry in fs::read_dir(home.join("kernels"))?.flatten() {
         if let Ok(text) = fs::read(entry.path().join("kernel.json"))
             && let Some(format) = serde_json::from_slice::<serde_json::Value>(&text)?["format"].as_u64()
         {

@@ -25,7 +25,7 @@ use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::State;
 use labyard_supervisor::tasks::Tasks;
-use labyard_supervisor::{client, end, ports, quota};
+use labyard_supervisor::{client, end, ports, quota, scope};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::access::publish;
@@ -206,6 +206,9 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         let mut events = Reader::open(folder)?.context("the journal vanished")?;
         events.skip()?;
         client::launch(folder, &mut state)?;
+        if let Some(warning) = scope::warning() {
+            output::complain(&warning);
+        }
         Ok::<_, Failure>(events)
     };
     let events = match prepared.await {

@@ -1,0 +1,168 @@
+//! Somebody who is not root, with a systemd of his own as after a login: limits hold in a scope that it gives.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+
+use crate::host::{self, Said, Traces};
+use crate::tiny::Tiny;
+
+/// A user and a group that own nothing.
+const ANYBODY: u32 = 65534;
+const GROUPS: &str = "/sys/fs/cgroup";
+/// How long his systemd may take to come, and to clean up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A user's systemd, and the groups that the host's would have made for a login: one above that is root's, one that his systemd
+/// may do with as it likes, and one for the session, where he may make none.
+struct Login {
+    place: tempfile::TempDir,
+    groups: PathBuf,
+    manager: Option<Child>,
+}
+
+fn make(path: &Path, mode: u32) -> Result<()> {
+    fs::create_dir_all(path)?;
+    fs::set_permissions(path, Permissions::from_mode(mode))?;
+    chown(path, Some(ANYBODY), Some(ANYBODY)).with_context(|| path.display().to_string())
+}
+
+impl Login {
+    fn new() -> Result<Self> {
+        let place = tempfile::tempdir()?;
+        fs::set_permissions(place.path(), Permissions::from_mode(0o755))?;
+        make(&place.path().join("run"), 0o700)?;
+        make(&place.path().join("home"), 0o700)?;
+        let libexec = place.path().join("libexec");
+        make(&libexec, 0o755)?;
+        for name in ["labyard", "labyard-init", "labyard-jail", "labyard-uplink", "labyard-vmm", "rootfs-builder"] {
+            fs::copy(host::given("LABYARD_LIBEXEC")?.join(name), libexec.join(name)).context(name)?;
+        }
+        // What a user's systemd looks at, to know that the host has one (sd_booted(3)).
+        fs::create_dir_all("/run/systemd/system")?;
+        let groups = Path::new(GROUPS).join("labyard-test-login");
+        let login = Self { place, groups, manager: None };
+        for (folder, has) in [
+            (Path::new(GROUPS), true),
+            (&login.groups, true),
+            (&login.groups.join("manager"), false),
+            (&login.groups.join("session"), false),
+        ] {
+            fs::create_dir_all(folder)?;
+            if has {
+                fs::write(folder.join("cgroup.subtree_control"), "+cpu +memory +pids")?;
+            }
+        }
+        // As the host's systemd delegates it: the folder, and who is in it.
+        for file in ["", "cgroup.procs", "cgroup.subtree_control", "cgroup.threads"] {
+            chown(login.groups.join("manager").join(file), Some(ANYBODY), Some(ANYBODY))?;
+        }
+        // His systemd may move processes from one to the other; on a real host it asks root's to.
+        chown(login.groups.join("cgroup.procs"), Some(ANYBODY), Some(ANYBODY))?;
+        Ok(login)
+    }
+
+    /// A command of his, in one of his groups.
+    fn command(&self, group: &str, argv: &[&str]) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo 0 > \"$0\" && exec setpriv --reuid=65534 --regid=65534 --clear-groups \"$@\""]);
+        command.arg(self.groups.join(group).join("cgroup.procs")).args(argv).env_clear();
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", self.place.path().join("home"));
+        command
+            .env("XDG_RUNTIME_DIR", self.place.path().join("run"))
+            .env("USER", "nobody")
+            .env("TMPDIR", self.place.path().join("home"));
+        command
+            .env("LABYARD_HOME", self.home())
+            .env("LABYARD_LIBEXEC", self.place.path().join("libexec"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn home(&self) -> PathBuf {
+        self.place.path().join("home/labyard")
+    }
+
+    fn labyard(&self, arguments: &[&str]) -> Result<Said> {
+        let program = self.place.path().join("libexec/labyard");
+        let argv = [&[program.to_str().context("a path in UTF-8")?], arguments].concat();
+        host::run_with(self.command("session", &argv), &[])
+    }
+
+    fn start_manager(&mut self) -> Result<()> {
+        let mut command = self.command("manager", &["/lib/systemd/systemd", "--user"]);
+        self.manager = Some(command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0).spawn()?);
+        let socket = self.place.path().join("run/systemd/private");
+        host::wait_for("his systemd", PATIENCE, || Ok(socket.exists().then_some(())), || socket.display().to_string())
+    }
+
+    /// Names of groups below his systemd's that are labs'.
+    fn scopes(&self) -> Vec<String> {
+        let folder = fs::read_dir(self.groups.join("manager/app.slice"));
+        let names =
+            folder.into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("labyard-")).collect()
+    }
+}
+
+impl Drop for Login {
+    fn drop(&mut self) {
+        if let Some(mut manager) = self.manager.take() {
+            // SIGRTMIN+24 is its order to leave (systemd(1)).
+            let _ = host::signal(manager.id(), "TERM");
+            let _ = host::reap(&mut manager);
+        }
+        // From the leaves on; what is left of them the trace at the end shows.
+        let _ =
+            Command::new("find").arg(&self.groups).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).status();
+        let _ = fs::remove_dir("/run/systemd/system");
+    }
+}
+
+#[test]
+fn limits_of_somebody_who_is_not_root_hold_in_a_scope_of_his_systemd() -> Result<()> {
+    let _ = fs::set_permissions("/dev/kvm", Permissions::from_mode(0o666)); // as a member of its group has it
+    let before = Traces::now()?;
+    {
+        let mut login = Login::new()?;
+        login.start_manager()?;
+        let tiny = Tiny::within(&login.home())?;
+        let manifest = tiny.manifest("mine", &["one"])?;
+        let owned =
+            Command::new("chown").args(["-R", "65534:65534"]).args([login.home().as_path(), tiny.folder()]).status()?;
+        ensure!(owned.success());
+        let said = login.labyard(&["up", &manifest, "--detach", "--limit-cpus", "1.5"])?.expect(0)?;
+        ensure!(said.stderr.contains("loginctl enable-linger"), "{}", said.stderr);
+        login.labyard(&["wait", "mine", "--for", "kernel-started", "--timeout", "1m"])?.expect(0)?;
+        let told: Value = serde_json::from_slice(&login.labyard(&["ps", "--json"])?.expect(0)?.stdout)?;
+        let pid = told["labs"][0]["vmm_pid"].as_u64().with_context(|| told.to_string())?;
+        let group = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+        ensure!(group.contains("/manager/app.slice/labyard-mine-"), "{group}");
+        let group = Path::new(GROUPS).join(group.trim().trim_start_matches("0::/"));
+        ensure!(fs::read_to_string(group.join("cpu.max"))?.trim() == "150000 100000");
+        ensure!(fs::read_to_string(group.join("memory.max"))?.trim().parse::<u64>().is_ok(), "no limit of memory");
+        login.labyard(&["down", "mine"])?.expect(0)?;
+        let gone = || Ok(login.scopes().is_empty().then_some(()));
+        host::wait_for("its scope is gone", PATIENCE, gone, || format!("{:?}", login.scopes()))?;
+    }
+    {
+        // Without one a limit that was asked for is refused, and one that nobody asked for is not.
+        let login = Login::new()?;
+        let tiny = Tiny::within(&login.home())?;
+        let manifest = tiny.manifest("mine", &["one"])?;
+        let owned =
+            Command::new("chown").args(["-R", "65534:65534"]).args([login.home().as_path(), tiny.folder()]).status()?;
+        ensure!(owned.success());
+        let said = login.labyard(&["up", &manifest, "--detach", "--limit-cpus", "1.5"])?.expect(1)?;
+        ensure!(said.stderr.contains("--allow-unlimited"), "{}", said.stderr);
+        login.labyard(&["up", &manifest, "--detach"])?.expect(0)?;
+        login.labyard(&["down", "mine"])?.expect(0)?;
+    }
+    before.wait_until_back()
+}
