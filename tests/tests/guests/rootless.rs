@@ -159,7 +159,7 @@ fn limits_of_somebody_who_is_not_root_hold_in_a_scope_of_his_systemd() -> Result
         let owned =
             Command::new("chown").args(["-R", "65534:65534"]).args([login.home().as_path(), tiny.folder()]).status()?;
         ensure!(owned.success());
-        let said = login.labyard(&["up", &manifest, "--detach", "--limit-cpus", "1.5"])?.expect(1)?;
+        let said = login.labyard(&["up", &manifest, "--limit-cpus", "1.5"])?.expect(1)?;
         ensure!(said.stderr.contains("--allow-unlimited"), "{}", said.stderr);
         login.labyard(&["up", &manifest, "--detach"])?.expect(0)?;
         login.labyard(&["down", "mine"])?.expect(0)?;
