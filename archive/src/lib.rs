@@ -1,4 +1,5 @@
-//! Trees of files to tar and back: what `labyard cp` does on both of its sides, in the guest's agent and in the command.
+//! Trees of files to tar and back: what `labyard cp` does on both of its sides, in the guest's agent and in the command, and how `labyard bake`
+//! gets a root file system out of a guest.
 //!
 //! Whoever wrote an archive is not trusted: a guest's arrives in the command, which runs with the rights of the person. Names are
 //! checked (`name`), files are made below one open folder without following a link (`below`), nothing is written through a
@@ -16,7 +17,7 @@ mod pack;
 mod read;
 mod unpack;
 
-pub use pack::{PackError, Packing, pack};
+pub use pack::{Choice, PackError, Packing, pack};
 pub use read::ArchiveError;
 pub use unpack::{UnpackError, Unpacking, place, unpack};
 

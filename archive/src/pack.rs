@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -19,6 +19,12 @@ const CHUNK: usize = 128 << 10;
 const MAX_PARTS: usize = 1 << 16;
 /// Holes that are worth a map.
 const WORTH: u64 = 64 << 10;
+/// Most bytes of names, and of one value, of a file's extended attributes (xattr(7)).
+const MAX_ATTRIBUTE: usize = 64 << 10;
+/// Records of GNU's sparse files.
+const SPARSE: &[u8] = b"GNU.sparse.";
+/// Records of extended attributes (star, and with it every OCI tool).
+const ATTRIBUTE: &[u8] = b"SCHILY.xattr.";
 
 /// How to pack.
 #[derive(Debug, Clone, Default)]
@@ -27,7 +33,25 @@ pub struct Packing {
     pub follow: bool,
     /// Devices and named pipes, too.
     pub specials: bool,
+    /// Extended attributes, capabilities and ACLs among them, and times to the nanosecond, too.
+    pub attributes: bool,
+    /// How much of an entry is packed, by its name in the archive; all of everything where missing.
+    pub choose: Option<fn(&[u8]) -> Choice>,
 }
+
+/// How much of an entry is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Choice {
+    /// All of it.
+    Whole,
+    /// A folder without what is in it, a file without its bytes.
+    Empty,
+    /// It is left out.
+    Nothing,
+}
+
+/// Records of a pax header.
+type Records = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// Why not everything is packed.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +116,13 @@ pub fn pack(path: &Path, how: &Packing, out: impl Write, note: &mut dyn FnMut(St
     Ok(work.totals)
 }
 
+/// What is known of a folder beside what stat(2) says.
+struct Inner {
+    depth: usize,
+    choice: Choice,
+    more: Records,
+}
+
 struct Work<'a, W> {
     how: &'a Packing,
     out: W,
@@ -111,23 +142,35 @@ impl<W: Write> Work<'_, W> {
             Err(Errno::NOENT) if depth > 0 => return Ok(()),
             other => other.map_err(failed(&name, "looking at it"))?,
         };
+        let choice = self.how.choose.map_or(Choice::Whole, |choose| choose(&name));
+        if choice == Choice::Nothing {
+            return Ok(());
+        }
         if depth > MAX_DEPTH {
             return Err(refused("it is too deep"));
         }
         if self.totals.entries >= MAX_ENTRIES {
             return Err(refused("it is one file too many for an archive"));
         }
-        match FileType::from_raw_mode(found.st_mode) {
-            FileType::Directory => self.folder(folder, &file_c, &found, name, depth),
-            FileType::RegularFile => self.file(folder, &file_c, name),
+        let kind = FileType::from_raw_mode(found.st_mode);
+        let packed =
+            self.how.specials || !matches!(kind, FileType::Fifo | FileType::CharacterDevice | FileType::BlockDevice);
+        let more = match kind {
+            FileType::Socket | FileType::Unknown => Records::new(),
+            _ if packed && self.how.attributes => self.attributes(folder, &file_c, &found, &name)?,
+            _ => Records::new(),
+        };
+        match kind {
+            FileType::Directory => self.folder(folder, &file_c, &found, name, Inner { depth, choice, more }),
+            FileType::RegularFile => self.file(folder, &file_c, name, choice, more),
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(folder, &file_c, Vec::new());
                 let target = target.map_err(failed(&name, "reading where it leads"))?;
-                self.header(&name, &found, b'2', 0, target.as_bytes(), &[])
+                self.header(&name, &found, b'2', 0, target.as_bytes(), &more)
             }
-            FileType::Fifo if self.how.specials => self.header(&name, &found, b'6', 0, b"", &[]),
-            FileType::CharacterDevice if self.how.specials => self.header(&name, &found, b'3', 0, b"", &[]),
-            FileType::BlockDevice if self.how.specials => self.header(&name, &found, b'4', 0, b"", &[]),
+            FileType::Fifo if packed => self.header(&name, &found, b'6', 0, b"", &more),
+            FileType::CharacterDevice if packed => self.header(&name, &found, b'3', 0, b"", &more),
+            FileType::BlockDevice if packed => self.header(&name, &found, b'4', 0, b"", &more),
             _ => {
                 (self.note)(format!("{}: a socket, pipe or device is passed over", shown(&name)));
                 Ok(())
@@ -141,11 +184,15 @@ impl<W: Write> Work<'_, W> {
         file: &std::ffi::CStr,
         found: &Stat,
         name: Vec<u8>,
-        depth: usize,
+        inner: Inner,
     ) -> Result<(), PackError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let open = rustix::fs::openat(folder, file, flags, Mode::empty()).map_err(failed(&name, "opening it"))?;
-        self.header(&[name.as_slice(), b"/"].concat(), found, b'5', 0, b"", &[])?;
+        self.header(&[name.as_slice(), b"/"].concat(), found, b'5', 0, b"", &inner.more)?;
+        if inner.choice == Choice::Empty {
+            return Ok(());
+        }
+        let depth = inner.depth.saturating_add(1);
         let mut names = Vec::new();
         for entry in Dir::read_from(&open).map_err(failed(&name, "listing it"))? {
             let entry = entry.map_err(failed(&name, "listing it"))?;
@@ -157,12 +204,19 @@ impl<W: Write> Work<'_, W> {
         names.sort_unstable();
         for inner in names {
             let inner_name = [name.as_slice(), b"/", &inner].concat();
-            self.item(&open, &inner, inner_name, depth.saturating_add(1))?;
+            self.item(&open, &inner, inner_name, depth)?;
         }
         Ok(())
     }
 
-    fn file(&mut self, folder: &OwnedFd, file: &std::ffi::CStr, name: Vec<u8>) -> Result<(), PackError> {
+    fn file(
+        &mut self,
+        folder: &OwnedFd,
+        file: &std::ffi::CStr,
+        name: Vec<u8>,
+        choice: Choice,
+        mut more: Records,
+    ) -> Result<(), PackError> {
         // Not to wait where a pipe has taken the file's place.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = rustix::fs::openat(folder, file, flags, Mode::empty()).map_err(failed(&name, "opening it"))?;
@@ -177,11 +231,14 @@ impl<W: Write> Work<'_, W> {
             }
             self.linked.insert(id, name.clone());
         }
-        let size = u64::try_from(found.st_size).unwrap_or(0);
+        let size = match choice {
+            Choice::Empty => 0,
+            _ => u64::try_from(found.st_size).unwrap_or(0),
+        };
         let parts = parts(&open, size);
         let data = parts.iter().fold(0u64, |sum, (_, len)| sum.saturating_add(*len));
         if size.saturating_sub(data) < WORTH {
-            self.header(&name, &found, b'0', size, b"", &[])?;
+            self.header(&name, &found, b'0', size, b"", &more)?;
             return self.data(&open, &name, &[(0, size)], size);
         }
         let mut map = format!("{}\n", parts.len());
@@ -192,16 +249,48 @@ impl<W: Write> Work<'_, W> {
         let filled = map.len().saturating_add(usize::try_from(padding(map.len() as u64)).unwrap_or(0));
         map.resize(filled, 0);
         let real = size.to_string();
-        let records: [(&str, &[u8]); 4] = [
-            ("GNU.sparse.major", b"1"),
-            ("GNU.sparse.minor", b"0"),
-            ("GNU.sparse.name", &name),
-            ("GNU.sparse.realsize", real.as_bytes()),
-        ];
+        let sparse: [(&str, &[u8]); 4] =
+            [("major", b"1"), ("minor", b"0"), ("name", &name), ("realsize", real.as_bytes())];
+        more.extend(sparse.map(|(key, value)| ([SPARSE, key.as_bytes()].concat(), value.to_vec())));
         let stored = data.saturating_add(map.len() as u64);
-        self.header(&name, &found, b'0', stored, b"", &records)?;
+        self.header(&name, &found, b'0', stored, b"", &more)?;
         self.out.write_all(&map)?;
         self.data(&open, &name, &parts, data)
+    }
+
+    /// Extended attributes, and the time where the header has no room for it.
+    fn attributes(
+        &mut self,
+        folder: &OwnedFd,
+        file: &std::ffi::CStr,
+        found: &Stat,
+        name: &[u8],
+    ) -> Result<Records, PackError> {
+        let mut more = Records::new();
+        if found.st_mtime_nsec != 0 || found.st_mtime < 0 {
+            more.push((b"mtime".to_vec(), time(found.st_mtime, found.st_mtime_nsec).into_bytes()));
+        }
+        // Links and devices cannot be opened; their names can be led to by way of their folder.
+        let path = [format!("/proc/self/fd/{}/", folder.as_raw_fd()).as_bytes(), file.to_bytes()].concat();
+        let doing = "reading its extended attributes";
+        let mut names = vec![0; MAX_ATTRIBUTE];
+        let len = match rustix::fs::llistxattr(path.as_slice(), names.as_mut_slice()) {
+            Err(Errno::OPNOTSUPP | Errno::NOENT) => return Ok(more),
+            other => other.map_err(failed(name, doing))?,
+        };
+        let mut value = vec![0; MAX_ATTRIBUTE];
+        for key in names.get(..len).unwrap_or_default().split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
+            if key.contains(&b'=') {
+                (self.note)(format!("{}: its attribute {} has no place in an archive", shown(name), shown(key)));
+                continue;
+            }
+            let len = match rustix::fs::lgetxattr(path.as_slice(), key, value.as_mut_slice()) {
+                Err(Errno::NODATA) => continue,
+                other => other.map_err(failed(name, doing))?,
+            };
+            more.push(([ATTRIBUTE, key].concat(), value.get(..len).unwrap_or_default().to_vec()));
+        }
+        Ok(more)
     }
 
     fn data(&mut self, file: &OwnedFd, name: &[u8], parts: &[(u64, u64)], sum: u64) -> Result<(), PackError> {
@@ -239,18 +328,18 @@ impl<W: Write> Work<'_, W> {
         kind: u8,
         size: u64,
         link: &[u8],
-        more: &[(&str, &[u8])],
+        more: &[(Vec<u8>, Vec<u8>)],
     ) -> Result<(), PackError> {
         self.totals.entries = self.totals.entries.saturating_add(1);
         let mut records = Vec::new();
         more.iter().for_each(|(key, value)| record(&mut records, key, value));
-        let sparse = !more.is_empty();
+        let sparse = more.iter().any(|(key, _)| key.starts_with(SPARSE));
         // A name that ends in a slash and is cut there would be another name.
         if name.len() >= 100 && !sparse {
-            record(&mut records, "path", name);
+            record(&mut records, b"path", name);
         }
         if link.len() >= 100 {
-            record(&mut records, "linkpath", link);
+            record(&mut records, b"linkpath", link);
         }
         for (key, value, most) in [
             ("size", size, 1 << 33),
@@ -258,7 +347,7 @@ impl<W: Write> Work<'_, W> {
             ("gid", u64::from(found.st_gid), 1 << 21),
         ] {
             if value >= most {
-                record(&mut records, key, value.to_string().as_bytes());
+                record(&mut records, key.as_bytes(), value.to_string().as_bytes());
             }
         }
         let fields = Fields {
@@ -295,15 +384,30 @@ impl<W: Write> Work<'_, W> {
 }
 
 /// `LENGTH KEY=VALUE\n`, the length counting its own digits, too.
-fn record(into: &mut Vec<u8>, key: &str, value: &[u8]) {
+fn record(into: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     let rest = key.len().saturating_add(value.len()).saturating_add(3);
     let mut len = rest;
     while len.to_string().len().saturating_add(rest) != len {
         len = len.to_string().len().saturating_add(rest);
     }
-    into.extend_from_slice(format!("{len} {key}=").as_bytes());
+    into.extend_from_slice(format!("{len} ").as_bytes());
+    into.extend_from_slice(key);
+    into.push(b'=');
     into.extend_from_slice(value);
     into.push(b'\n');
+}
+
+/// Seconds since 1970 with a fraction; before that, both count backwards.
+fn time(seconds: i64, nanoseconds: u64) -> String {
+    let nanoseconds = i64::try_from(nanoseconds).unwrap_or(0);
+    if seconds < 0 && nanoseconds > 0 {
+        return format!(
+            "-{}.{:09}",
+            seconds.saturating_add(1).unsigned_abs(),
+            1_000_000_000i64.saturating_sub(nanoseconds)
+        );
+    }
+    format!("{seconds}.{nanoseconds:09}")
 }
 
 /// Where a file has data (lseek(2), SEEK_DATA); all of it where the file system does not tell.

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use labyard_archive::{ArchiveError, MAX_BYTES, Packing, Totals, UnpackError, Unpacking, pack, place, unpack};
+use labyard_archive::{ArchiveError, Choice, MAX_BYTES, Packing, Totals, UnpackError, Unpacking, pack, place, unpack};
 
 fn how() -> Unpacking {
     Unpacking { rename: None, owners: false, devices: false, max_bytes: MAX_BYTES }
@@ -383,4 +383,59 @@ fn what_cannot_be_packed_is_said() {
     assert_eq!((totals.entries, notes.len()), (1, 1));
     let error = pack(&from.path().join("none"), &Packing::default(), io::sink(), &mut |_| {}).expect_err("nothing");
     assert!(error.to_string().contains("none"), "{error}");
+}
+
+/// Python's tarfile as the peer: what it says of each entry.
+fn told(archive: &[u8]) -> String {
+    const LIST: &str = "import sys, tarfile
+for one in tarfile.open(fileobj=sys.stdin.buffer, mode='r|'):
+    more = {key: value for key, value in one.pax_headers.items() if key == 'mtime' or 'xattr' in key}
+    print(one.name, one.size, oct(one.mode), sorted(more.items()))";
+    let mut python = Command::new("python3");
+    let mut child =
+        python.args(["-c", LIST]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("python3 starts");
+    child.stdin.take().expect("piped").write_all(archive).expect("writing");
+    let output = child.wait_with_output().expect("waiting");
+    assert!(output.status.success());
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn attributes_and_fractions_of_seconds_go_along_where_they_are_asked_for() {
+    // Not in /tmp, which may be of a kind that has no attributes.
+    let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
+    let file = folder.path().join("file");
+    fs::write(&file, "hello").expect("writing");
+    rustix::fs::setxattr(&file, "user.labyard", b"a\nb=", rustix::fs::XattrFlags::empty()).expect("an attribute");
+    let time = std::time::UNIX_EPOCH + std::time::Duration::new(1_234_567_890, 123_456_789);
+    fs::File::open(&file).expect("opening").set_modified(time).expect("a time");
+    let how = Packing { attributes: true, ..Packing::default() };
+    let mut archive = Vec::new();
+    pack(&file, &how, &mut archive, &mut |note| panic!("{note}")).expect("packing");
+    assert_eq!(
+        told(&archive),
+        "file 5 0o644 [('SCHILY.xattr.user.labyard', 'a\\nb='), ('mtime', '1234567890.123456789')]\n"
+    );
+    assert_eq!(told(&packed(&file)), "file 5 0o644 []\n");
+}
+
+#[test]
+fn who_packs_chooses_what_is_packed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for name in ["run", "etc", "secret"] {
+        fs::create_dir(folder.path().join(name)).expect("a folder");
+        fs::write(folder.path().join(name).join("file"), "hello").expect("writing");
+    }
+    fs::write(folder.path().join("id"), "one").expect("writing");
+    let choose = |name: &[u8]| match name {
+        b"./run" | b"./id" => Choice::Empty,
+        b"./secret" => Choice::Nothing,
+        _ => Choice::Whole,
+    };
+    let how = Packing { choose: Some(choose), ..Packing::default() };
+    let mut archive = Vec::new();
+    pack(&folder.path().join("."), &how, &mut archive, &mut |note| panic!("{note}")).expect("packing");
+    let told = told(&archive);
+    let lines: Vec<_> = told.lines().map(|line| line.split(" 0o").next().expect("a part")).collect();
+    assert_eq!(lines, [". 0", "./etc 0", "./etc/file 5", "./id 0", "./run 0"], "{told}");
 }

@@ -66,6 +66,13 @@ Blobs that the registry has are not sent, and what broke off is taken up again w
 
 Exit code 1 where something is damaged.")]
     Verify(images::Verify),
+    /// Make an image of a root file system that comes as a tar on standard input
+    #[command(after_help = "Example:
+  rootfs-builder bake ./web --like oci-layout:./debian:latest < root.tar
+  rootfs-builder push oci-layout:./web:baked oci://registry.example/team/web:1
+
+The image is an OCI layout with one layer; what it starts, its environment and its labels are those of the other image.")]
+    Bake(images::Bake),
     /// Guest kernels
     #[command(subcommand)]
     Kernel(Kernel),
@@ -172,6 +179,7 @@ pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
         Command::Import(import) => images::import(import, watch),
         Command::Push(push) => images::push(push, watch),
         Command::Verify(verify) => images::verify(verify, watch),
+        Command::Bake(bake) => images::bake(bake, watch),
         Command::Kernel(Kernel::Add { folder, image, modules, common }) => {
             let store = common.open()?;
             let (image, modules) = match (folder, image, modules) {

@@ -151,6 +151,48 @@ pub fn unpack(
     Ok(Unpacked { diff_id, digest: found, bytes })
 }
 
+/// What a plain archive has in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Checked {
+    /// SHA-256 of it.
+    pub(crate) diff_id: Digest,
+    /// Its entries.
+    pub(crate) entries: u64,
+    /// Its length.
+    pub(crate) bytes: u64,
+}
+
+/// Reads a plain archive to its end, as [`unpack`] would, and keeps nothing of it.
+pub(crate) fn check(name: &str, archive: impl Read, limits: Limits, watch: &Watch) -> Result<Checked, LayerError> {
+    let layer = || name.to_owned();
+    let nowhere = File::options().write(true).open("/dev/null");
+    let mut spool = Spool::new(nowhere.map_err(|source| LayerError::Spool { layer: layer(), source })?, 0);
+    let (mut entries, mut names_bytes) = (0u64, 0u64);
+    let mut count = |entry: Entry| {
+        entries += 1;
+        let attributes = entry.meta.xattrs.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+        names_bytes += (entry.path.len() + attributes) as u64;
+        match () {
+            () if entries > limits.entries => Err(ArchiveError::Entries { limit: limits.entries }),
+            () if names_bytes > limits.names_bytes => Err(ArchiveError::Names { limit: limits.names_bytes }),
+            () => Ok(()),
+        }
+    };
+    let limit = limits.unpacked_bytes;
+    let mut stream = Stream { inner: archive, hash: Sha256::new(), bytes: 0, limit, watch, total: 0 };
+    let result = archive::read(&mut stream, &mut spool, &mut count).and_then(|()| stream.drain());
+    let (diff_id, bytes) = (Digest::from(stream.hash), stream.bytes);
+    result.map_err(|error| match error {
+        ArchiveError::Interrupted(interrupted) => interrupted.into(),
+        ArchiveError::Read(source) => LayerError::Read { layer: layer(), source },
+        ArchiveError::TooLong { limit } => LayerError::TooLong { layer: layer(), limit },
+        source => LayerError::Archive { layer: layer(), source },
+    })?;
+    // Who was told to stop may have read an end that was none.
+    watch.check()?;
+    Ok(Checked { diff_id, entries, bytes })
+}
+
 /// An error of the system is the machine's; any other comes from the decoder.
 fn unreadable(layer: &Layer, source: io::Error) -> LayerError {
     let layer = layer.name.clone();

@@ -9,12 +9,15 @@
 //! - [`merge`]: layers become one [`tree`].
 //! - [`ext4`]: a tree becomes a disk; [`erofs`]: one that is only ever read.
 //! - [`build`]: all of it, into the store; [`workdir`] is where unfinished work lies; `earlier`: layers that an image of the store has already.
+//! - [`baked`]: the other way round: a root file system as a tar becomes an image.
 //! - [`transfer`]: images as files that travel; [`verify`]: whether what lies in the store is whole; [`disk`]: the digest of a disk.
 //! - [`kernel`]: guest kernels, their modules and the initramfs.
 //! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "build")]
+pub mod baked;
 #[cfg(feature = "build")]
 pub mod build;
 #[cfg(feature = "build")]

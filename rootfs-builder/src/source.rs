@@ -47,6 +47,8 @@ pub struct Image {
     pub whiteouts: bool,
     /// What the image's configuration starts.
     pub entrypoint: Option<Entrypoint>,
+    /// `config` of the configuration as it is, where there is one.
+    pub config: Option<serde_json::Value>,
     /// What it needs of the kernel.
     pub kernel: KernelNeeds,
     /// Blobs of the store that it is made of.

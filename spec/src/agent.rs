@@ -94,6 +94,12 @@ pub enum Request {
     Pack(Pack),
     /// Takes a tar on [`Kind::Stdin`], which an empty frame ends, and makes the files in it.
     Unpack(Unpack),
+    /// Sends all files of a drive as a tar on [`Kind::Stdout`], with all that an image keeps of them. Only a machine that was booted for it
+    /// ([`crate::guest::MachineConfig::bake`]) does, and nothing else but to power off. Lines on [`Kind::Stderr`] say what was passed over.
+    Bake {
+        /// The drive's.
+        serial: String,
+    },
 }
 
 /// Machines that the guest finds by name. Done twice, the second time changes nothing.

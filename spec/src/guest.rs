@@ -44,6 +44,10 @@ pub struct MachineConfig {
     /// Who may log in, and how they are greeted.
     #[serde(default)]
     pub users: Vec<User>,
+    /// Run nothing of the image: mount the drives for reading, and send what is on them to whoever asks the agent's port
+    /// ([`crate::agent::Request::Bake`]).
+    #[serde(default)]
+    pub bake: bool,
     /// Write [`BOOT_MARKER`] to ttyS0 as the very first act (benches).
     pub boot_marker: bool,
 }

@@ -2,8 +2,8 @@
 //!
 //! A machine behaves as its name begins: `mute` never says hello, `crash` crashes, `hostile` floods the readiness port first,
 //! `stubborn` does not power off, `doom` takes the whole process with it, `unsavable` cannot be saved, `lost` not be restored, `full`
-//! has no room on the host's disk while a drive of it is limited, `unborn` and those beside it are never made. All others become ready
-//! at once.
+//! has no room on the host's disk while a drive of it is limited, `unborn` and those beside it are never made, `endless` and
+//! `cut` send a drive without an end and half of one. All others become ready at once.
 
 #[path = "fake/access.rs"]
 mod access;
@@ -422,6 +422,7 @@ fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
         agent::Request::Dial(dial) => access::dial(stream, &dial),
         agent::Request::Pack(pack) => access::pack(stream, &pack),
         agent::Request::Unpack(unpack) => access::unpack(stream, &unpack),
+        agent::Request::Bake { serial } => access::bake(stream, machine, &serial),
         agent::Request::Exec(exec) => {
             let mut command = Command::new(exec.argv.first().expect("a program"));
             command.args(&exec.argv[1..]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

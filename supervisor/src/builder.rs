@@ -1,5 +1,6 @@
 //! `rootfs-builder`, called as a process: it reads what strangers wrote, so none of its code is linked here.
 
+use std::io::PipeReader;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -108,6 +109,19 @@ pub struct Finding {
     pub removed: bool,
 }
 
+/// What `bake --json` answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Baked {
+    /// The layout.
+    pub path: PathBuf,
+    /// Digest of its manifest.
+    pub digest: String,
+    /// Files, folders, links and nodes in it.
+    pub entries: u64,
+    /// Bytes of its layer.
+    pub bytes: u64,
+}
+
 #[derive(Debug, Deserialize)]
 struct Initramfs {
     path: PathBuf,
@@ -183,15 +197,39 @@ impl Builder {
         self.ask(arguments, progress, cancelled).await
     }
 
+    /// Makes an image of a tar that comes through `tar`: `arguments` are those of `rootfs-builder bake`.
+    ///
+    /// # Errors
+    /// What it says itself, or that `cancelled` came first.
+    pub async fn bake(
+        &self,
+        arguments: &[&str],
+        tar: PipeReader,
+        progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<Baked, BuilderError> {
+        self.ask_of(&[&["bake"], arguments].concat(), tar.into(), progress, cancelled).await
+    }
+
     async fn ask<T: for<'de> Deserialize<'de>>(
         &self,
         arguments: &[&str],
+        progress: impl FnMut(&str),
+        cancelled: impl Future<Output = ()>,
+    ) -> Result<T, BuilderError> {
+        self.ask_of(arguments, Stdio::null(), progress, cancelled).await
+    }
+
+    async fn ask_of<T: for<'de> Deserialize<'de>>(
+        &self,
+        arguments: &[&str],
+        stdin: Stdio,
         mut progress: impl FnMut(&str),
         cancelled: impl Future<Output = ()>,
     ) -> Result<T, BuilderError> {
         let mut command = std::process::Command::new(&self.program);
         command.args(arguments).arg("--store").arg(&self.home).arg("--json");
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         // Nobody could find it again once this command has been killed.
         spawn::dies_with_parent(&mut command);
         let mut command = tokio::process::Command::from(command);
@@ -199,6 +237,8 @@ impl Builder {
             .kill_on_drop(true)
             .spawn()
             .map_err(|source| BuilderError::Start { program: self.program.clone(), source })?;
+        // With it goes our end of what it reads: who feeds it is to notice that it has gone.
+        drop(command);
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err(BuilderError::Read(std::io::ErrorKind::BrokenPipe.into()));
         };

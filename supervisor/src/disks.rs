@@ -194,6 +194,7 @@ mod tests {
             late_modules: vec![],
             startup_files: vec![],
             users: vec![],
+            bake: false,
             boot_marker: false,
         };
         machine_archive(&path, &config).expect("writing");

@@ -12,6 +12,7 @@
 //! - [`disks`]: the drives of a machine as files.
 //! - [`plan`]: from the manifest to what the vmm is told, and which files it gets.
 //! - [`export`]: a drive as one file.
+//! - [`bake`]: a lab whose tasks have run as a manifest that needs none.
 //! - [`control`]: the caller's side of the control socket.
 //! - [`jailed`]: starts the vmm in its jail.
 //! - [`cgroup`]: what the vmm may take of the host.
@@ -31,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bake;
 pub mod boots;
 pub mod builder;
 pub mod call;

@@ -321,6 +321,7 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
         late_modules: found.kernel.record.late_modules.clone(),
         startup_files: startup_files(machine),
         users: users(machine),
+        bake: false,
         boot_marker: false,
     }
 }

@@ -107,6 +107,7 @@ pub(super) fn calls() -> Vec<Vec<u8>> {
         agent::Request::Accept { id: 1 },
         agent::Request::Pack(Pack { path: "/etc/.".into(), follow: true, archive: false }),
         agent::Request::Unpack(Unpack { path: "/srv".into(), archive: true }),
+        agent::Request::Bake { serial: "d00".into() },
     ];
     let mut calls: Vec<Vec<u8>> = requests
         .iter()
@@ -219,6 +220,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         startup_files: Vec::new(),
         users: Vec::new(),
         late_modules: Vec::new(),
+        bake: false,
         boot_marker: true,
     };
     let jail = JailSpec {

@@ -43,8 +43,7 @@ pub(super) enum CallError {
 
 /// Carries out the call on `stream`.
 pub(super) fn serve(agent: &Agent, stream: BorrowedFd<'_>) -> Result<(), CallError> {
-    never_block(stream).map_err(|source| CallError::Stream { source })?;
-    let mut talk = Talk { stream, incoming: Incoming::default(), outgoing: Outgoing::default() };
+    let mut talk = Talk::on(stream)?;
     match talk.request()? {
         None => Ok(()),
         Some(Err(why)) => talk.end(Kind::Error, why.as_bytes()),
@@ -73,6 +72,7 @@ pub(super) fn serve(agent: &Agent, stream: BorrowedFd<'_>) -> Result<(), CallErr
         Some(Ok(Request::Accept { id })) => forward::accept(agent, talk, id),
         Some(Ok(Request::Pack(pack))) => copy::send(talk, &pack),
         Some(Ok(Request::Unpack(unpack))) => copy::take(talk, &unpack),
+        Some(Ok(Request::Bake { .. })) => talk.end(Kind::Error, b"this machine was not booted to be baked"),
     }
 }
 
@@ -112,9 +112,15 @@ pub(super) struct Talk<'a> {
     pub(super) outgoing: Outgoing,
 }
 
-impl Talk<'_> {
+impl<'a> Talk<'a> {
+    /// On a stream that nothing was said on.
+    pub(super) fn on(stream: BorrowedFd<'a>) -> Result<Self, CallError> {
+        never_block(stream).map_err(|source| CallError::Stream { source })?;
+        Ok(Self { stream, incoming: Incoming::default(), outgoing: Outgoing::default() })
+    }
+
     /// The first frame; `None` where the caller went away before.
-    fn request(&mut self) -> Result<Option<Result<Request, String>>, CallError> {
+    pub(super) fn request(&mut self) -> Result<Option<Result<Request, String>>, CallError> {
         let until = Instant::now() + REQUEST_WITHIN;
         loop {
             match self.incoming.next() {

@@ -13,12 +13,16 @@ use super::frames::Moved;
 use crate::console::chain;
 
 /// Packs what the caller asks for.
-pub(super) fn send(mut talk: Talk<'_>, asked: &Pack) -> Result<(), CallError> {
-    let path = absolute(&asked.path);
-    let how = Packing { follow: asked.follow, specials: asked.archive };
+pub(super) fn send(talk: Talk<'_>, asked: &Pack) -> Result<(), CallError> {
+    let how = Packing { follow: asked.follow, specials: asked.archive, ..Packing::default() };
+    send_packed(talk, absolute(&asked.path).as_ref(), &how)
+}
+
+/// Packs what is at `path`.
+pub(super) fn send_packed(mut talk: Talk<'_>, path: &Path, how: &Packing) -> Result<(), CallError> {
     let mut notes = Vec::new();
     let out = io::BufWriter::with_capacity(MAX_FRAME_BYTES as usize, Output(&mut talk));
-    let packed = pack(path.as_ref(), &how, out, &mut |note| notes.push(note));
+    let packed = pack(path, how, out, &mut |note| notes.push(note));
     for note in notes {
         talk.outgoing.push(Kind::Stderr, format!("{note}\n").as_bytes());
     }

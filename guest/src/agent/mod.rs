@@ -3,6 +3,7 @@
 //! It is a child of PID 1 that init starts before it hands over, in a session of its own, and so survives a new PID 1. Who
 //! connects is the host, which may do anything here; still its frames are bounded, so that its mistakes stay small.
 
+pub(crate) mod bake;
 mod call;
 mod copy;
 mod forward;

@@ -3,9 +3,12 @@
 //! What the supervisor wrote is trusted; the image is not: paths in it are resolved strictly below its root, and its programs
 //! run only after the hand-over. A step that fails ends the boot with a reason, on the console and on the readiness port.
 //!
+//! A machine that is baked goes another way once its drives are found (`bake`).
+//!
 //! The initramfs holds this program as `/init`, `/machine.json`, the early modules in `/modules`, and nodes for `/dev/console`
 //! (5, 1) and `/dev/null` (1, 3): a program that starts without standard descriptors and without these cannot run.
 
+mod bake;
 mod drives;
 mod files;
 mod fstab;
@@ -55,6 +58,8 @@ enum InitError {
     #[error(transparent)]
     Network(#[from] network::NetworkError),
     #[error(transparent)]
+    Bake(#[from] bake::BakeError),
+    #[error(transparent)]
     HandOver(#[from] handover::HandOverError),
 }
 
@@ -100,6 +105,9 @@ fn prepare() -> Result<Infallible, InitError> {
     let modules_at = drives.modules.as_deref().map(|device| mounts::modules(device, &release)).transpose()?;
     let mut modules = modules_at.as_deref().map(Modules::read).transpose()?;
     load_late(&config, modules.as_mut());
+    if config.bake {
+        return bake::serve(&config, &drives, modules.as_mut(), &release).map_err(InitError::from);
+    }
 
     mounts::root(&drives.root, modules.as_mut())?;
     let root = Below::open(NEW_ROOT).map_err(|source| files::FileError { path: "/".to_owned(), source })?;

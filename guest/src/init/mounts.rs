@@ -117,6 +117,16 @@ pub(super) fn drive(root: &Below, found: &Found<'_>, modules: Option<&mut Module
     mount_device(found, &path_of(&folder), at)
 }
 
+/// Mounts a drive at a place of the initramfs, so that nothing on it changes, runs or is a device.
+pub(super) fn for_reading(found: &Found<'_>, at: &Path, modules: Option<&mut Modules>) -> Result<(), MountError> {
+    let shown = at.display().to_string();
+    make(&shown)?;
+    know(&found.drive.filesystem, modules);
+    let flags = MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let what = format!("drive `{}` ({}, {})", found.drive.serial, found.device.display(), found.drive.filesystem);
+    mount(&found.device, at, found.drive.filesystem.as_str(), flags, None).map_err(fail(what, shown))
+}
+
 fn mount_device(found: &Found<'_>, target: &Path, at: &str) -> Result<(), MountError> {
     let flags = if found.drive.read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     let what = format!("drive `{}` ({}, {})", found.drive.serial, found.device.display(), found.drive.filesystem);

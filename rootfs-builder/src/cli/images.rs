@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use labyard_rootfs_builder::baked;
 use labyard_rootfs_builder::build::{self, Destination, Format, Request};
 use labyard_rootfs_builder::registry::settings::Settings;
 use labyard_rootfs_builder::registry::{self, RegistryError};
-use labyard_rootfs_builder::source::SourceError;
 use labyard_rootfs_builder::source::parcel::Parcel;
+use labyard_rootfs_builder::source::{self, Places, SourceError};
 use labyard_rootfs_builder::store::ImageRecord;
 use labyard_rootfs_builder::transfer::{self, Found, TransferError};
 use labyard_rootfs_builder::verify;
@@ -67,6 +68,51 @@ pub(super) struct Verify {
     remove: bool,
     #[command(flatten)]
     common: Common,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Bake {
+    /// The folder to make
+    folder: PathBuf,
+    /// The image's name in it
+    #[arg(long, default_value = "baked")]
+    tag: String,
+    /// The image that it comes from
+    #[arg(long, value_name = "SOURCE")]
+    like: Option<Source>,
+    /// Length of the disk that it is for, which bounds the archive
+    #[arg(long, default_value = "4GiB", value_parser = size)]
+    size: u64,
+    /// Speak to registries without TLS; those on this machine need no asking
+    #[arg(long)]
+    plain_http: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn bake(bake: Bake, watch: &Watch) -> Result<(), Failure> {
+    let home = bake.common.home()?;
+    let config = match &bake.like {
+        None => None,
+        Some(source) => {
+            let temporary = bake.common.open()?.images_dir();
+            let places = Places { temporary: &temporary, home: &home, plain_http: bake.plain_http };
+            let image = source::open(source, places, watch);
+            image.map_err(|error| Failure::new(&error, error.is_input()))?.config
+        }
+    };
+    let request = baked::Request { to: &bake.folder, tag: &bake.tag, config, disk_bytes: bake.size };
+    let made = baked::bake(std::io::stdin().lock(), &request, watch)
+        .map_err(|error| Failure::new(&error, error.is_input()))?;
+    if bake.common.json {
+        let answer = json!({
+            "path": bake.folder, "digest": made.digest.to_string(), "entries": made.entries, "bytes": made.bytes,
+        });
+        println!("{answer}");
+    } else {
+        println!("{}: {} entries, {} bytes", bake.folder.display(), made.entries, made.bytes);
+    }
+    Ok(())
 }
 
 fn failed(error: TransferError) -> Failure {

@@ -15,7 +15,7 @@ struct Document {
     #[serde(default)]
     os: Option<String>,
     #[serde(default)]
-    config: Option<Runtime>,
+    config: Option<serde_json::Value>,
     rootfs: Rootfs,
 }
 
@@ -43,6 +43,8 @@ struct Runtime {
 pub(super) struct Config {
     pub(super) diff_ids: Vec<Digest>,
     pub(super) entrypoint: Option<Entrypoint>,
+    /// `config` as it is.
+    pub(super) whole: Option<serde_json::Value>,
     /// By its labels and by the annotations of its manifest.
     pub(super) kernel: KernelNeeds,
 }
@@ -67,13 +69,17 @@ pub(super) fn read(what: &str, text: &[u8], layers: usize, annotations: &Annotat
         return Err(wrong(format!("{layers} layers, more than {MAX_LAYERS}")));
     }
     let diff_ids = diff_ids.iter().map(|text| text.parse()).collect::<Result<_, _>>().map_err(wrong)?;
-    let mut runtime = document.config.unwrap_or_default();
+    let mut runtime: Runtime = match &document.config {
+        Some(config) => Runtime::deserialize(config)
+            .map_err(|error| wrong(format!("its config is not what it should be: {error}")))?,
+        None => Runtime::default(),
+    };
     // Whoever annotates a manifest knows the labels of the image.
     let mut labels = runtime.labels.take().unwrap_or_default();
     labels.extend(annotations.iter().map(|(name, text)| (name.clone(), text.clone())));
     let labels = labels.iter().map(|(name, text)| (name.as_str(), text.as_str()));
     let kernel = KernelNeeds::from_labels(labels).map_err(wrong)?;
-    Ok(Config { diff_ids, entrypoint: entrypoint(runtime), kernel })
+    Ok(Config { diff_ids, entrypoint: entrypoint(runtime), whole: document.config, kernel })
 }
 
 fn entrypoint(runtime: Runtime) -> Option<Entrypoint> {

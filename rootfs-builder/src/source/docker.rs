@@ -54,6 +54,7 @@ pub(super) fn open(path: &Path, temporary: &Path, watch: &Watch) -> Result<Image
         layers,
         whiteouts: true,
         entrypoint: config.entrypoint,
+        config: config.whole,
         kernel: config.kernel,
         blobs: Vec::new(),
     })

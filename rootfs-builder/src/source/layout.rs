@@ -165,7 +165,15 @@ impl Layout {
         });
         let layers: Vec<Layer> = layers.collect::<Result<_, _>>()?;
         let blobs = [digest, config_digest].into_iter().chain(layers.iter().filter_map(|layer| layer.digest)).collect();
-        Ok(Image { digest, layers, whiteouts: true, entrypoint: config.entrypoint, kernel: config.kernel, blobs })
+        Ok(Image {
+            digest,
+            layers,
+            whiteouts: true,
+            entrypoint: config.entrypoint,
+            config: config.whole,
+            kernel: config.kernel,
+            blobs,
+        })
     }
 
     /// What an artifact says that the image needs, where it is about one of the subjects.

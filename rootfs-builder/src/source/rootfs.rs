@@ -25,6 +25,7 @@ pub(super) fn open(path: &Path) -> Result<Image, SourceError> {
         layers: vec![layer],
         whiteouts: false,
         entrypoint: None,
+        config: None,
         kernel: KernelNeeds::default(),
         blobs: Vec::new(),
     })

@@ -111,7 +111,7 @@ pub(crate) fn pack(stream: &UnixStream, asked: &Pack) -> Option<()> {
         let outcome = std::fs::read(path).and_then(|bytes| Frames(stream, Vec::new()).write_all(&bytes));
         return end(stream, outcome.map_err(|error| error.to_string()));
     }
-    let how = Packing { follow: asked.follow, specials: asked.archive };
+    let how = Packing { follow: asked.follow, specials: asked.archive, ..Packing::default() };
     let packed = labyard_archive::pack(path, &how, Frames(stream, Vec::new()), &mut |_| {});
     end(stream, packed.map(|_| ()).map_err(|error| error.to_string()))
 }
@@ -123,4 +123,18 @@ pub(crate) fn unpack(stream: &UnixStream, asked: &Unpack) -> Option<()> {
         labyard_archive::unpack(Frames(stream, Vec::new()), folder.as_fd(), &how).map_err(|error| error.to_string())
     });
     end(stream, outcome.map(|_| ()))
+}
+
+/// Not an archive, but what would be one. Of a machine whose name begins with `endless` it never ends, of one with `cut` in the middle.
+pub(crate) fn bake(stream: &UnixStream, machine: &str, serial: &str) -> Option<()> {
+    let piece = format!("drive {serial} of {machine}\n");
+    let mut frames = Frames(stream, Vec::new());
+    while machine.starts_with("endless") {
+        frames.write_all(piece.as_bytes()).ok()?;
+    }
+    frames.write_all(piece.as_bytes()).ok()?;
+    match machine.starts_with("cut") {
+        true => end(stream, Err("reading /baked/d00: it is broken".to_owned())),
+        false => end(stream, Ok(())),
+    }
 }

@@ -59,6 +59,20 @@ Examples:
   labyard up lab.yaml --publish 8080:web:80
   labyard up lab.yaml --json | jq -r '.machines[].addresses'")]
     Up(Up),
+    /// Run a manifest's init tasks once, and keep the disks as images for a manifest that needs none
+    #[command(after_help = "\
+The lab comes up under a name of its own, its tasks run, its machines power off, and their drives are read by our own init: nothing of
+them runs, and this host never reads their file systems. DIR gets an OCI layout for each drive, which `labyard image push` gives to a
+registry, and lab.yaml, which starts from them. Host names, keys of ssh servers, machine ids and what is in /tmp and /run stay behind.
+
+A task that fails ends it with 4, as with `labyard up`; Ctrl-C too removes all that was made.
+
+Examples:
+  labyard bake lab.yaml && labyard up baked/lab.yaml
+  labyard bake lab.yaml --out nightly --machine web -i dataset=large
+  labyard bake lab.yaml --json | jq -r '.images[].digest'
+  labyard image push oci-layout:baked/web:baked oci://registry.example/team/web:1")]
+    Bake(Bake),
     /// Show labs and their machines
     #[command(after_help = "\
 Examples:

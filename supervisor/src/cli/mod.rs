@@ -2,6 +2,7 @@
 
 mod access;
 mod args;
+mod bake;
 mod building;
 mod console;
 mod down;
@@ -153,6 +154,7 @@ fn run(command: Command) -> Outcome {
     let home = Home::open()?;
     match command.verb {
         Verb::Up(up) => up::up(&home, &up),
+        Verb::Bake(bake) => bake::bake(&home, &bake),
         Verb::Ps(json) => ps::ps(&home, json.json),
         Verb::Exec(exec) => exec::exec(&home, exec),
         Verb::Cp(copy) => access::copy::copy(&home, &copy),

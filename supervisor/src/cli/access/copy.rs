@@ -75,7 +75,8 @@ async fn into_machine(stream: Stream, asked: &Copy, path: String, here: &Path) -
     let request = Request::Unpack(Unpack { path, archive: asked.archive });
     call::send(&mut to_guest, Kind::Request, &serde_json::to_vec(&request)?).await?;
     let (pieces, mut queue) = mpsc::channel::<Vec<u8>>(QUEUE);
-    let (here, how) = (here.to_owned(), Packing { follow: asked.follow_link, specials: asked.archive });
+    let (here, how) =
+        (here.to_owned(), Packing { follow: asked.follow_link, specials: asked.archive, ..Packing::default() });
     let packing = tokio::task::spawn_blocking(move || -> Result<Totals, Failure> {
         let mut out = io::BufWriter::with_capacity(PIECE, Pieces(pieces));
         if here == Path::new("-") {

@@ -84,6 +84,33 @@ fn processors(text: &str) -> Result<u64, String> {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Bake {
+    /// The manifest
+    pub(crate) file: PathBuf,
+    /// The folder to make
+    #[arg(long, value_name = "DIR", default_value = "baked")]
+    pub(crate) out: PathBuf,
+    /// Keep the disks of this machine alone; may be given several times. The others keep their images and their tasks
+    #[arg(long = "machine", value_name = "NAME")]
+    pub(crate) machines: Vec<String>,
+    /// Choose a parameter of the manifest (initConditions) for its init tasks
+    #[arg(short = 'i', long = "input", value_name = "KEY=VALUE", value_parser = input)]
+    pub(crate) inputs: Vec<(String, String)>,
+    /// Where it fails, leave the lab that it made, for a look at it
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Print what was made as one JSON document at the end; progress goes to standard error
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// How long all machines may take until they can be used and their tasks are done, such as 90s or 10m
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = duration)]
+    pub(crate) timeout: Duration,
+    /// How long guests may take to power off; one that does not is not kept
+    #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration)]
+    pub(crate) grace: Duration,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Down {
     /// The lab; the only one where not given
     #[arg(conflicts_with = "all")]

@@ -11,7 +11,7 @@ mod again;
 pub(in crate::cli) mod follow;
 mod members;
 mod needs;
-mod prepare;
+pub(in crate::cli) mod prepare;
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use labyard_spec::manifest::{Manifest, check_name};
-use labyard_supervisor::home::{Folder, Home, names};
+use labyard_supervisor::home::{Home, names};
 use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::State;
@@ -145,9 +145,19 @@ pub(crate) fn up(home: &Home, up: &Up) -> Outcome {
     home.sweep();
     let manifest = read_manifest(up)?;
     let runtime = event_loop()?;
-    let outcome = runtime.block_on(bring_up(home, up, &manifest));
+    let outcome = runtime.block_on(async {
+        let progress = Progress::new(up.json);
+        let cancel = Cancel::default();
+        cancel.on_signals()?;
+        bring_up(home, up, &manifest, &progress, &cancel).await
+    });
     runtime.shutdown_background();
-    outcome
+    outcome?;
+    if up.json {
+        let folder = home.folder(&manifest.0.lab.name);
+        output::document(&State::read(&folder)?.context("the state vanished")?)?;
+    }
+    Ok(0)
 }
 
 fn read_manifest(up: &Up) -> Result<(Manifest, String), Failure> {
@@ -159,10 +169,14 @@ fn read_manifest(up: &Up) -> Result<(Manifest, String), Failure> {
     Ok((manifest, text))
 }
 
-async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -> Outcome {
-    let progress = Progress::new(up.json);
-    let cancel = Cancel::default();
-    cancel.on_signals()?;
+/// Brings it up, and returns once it can be used.
+pub(in crate::cli) async fn bring_up(
+    home: &Home,
+    up: &Up,
+    (manifest, text): &(Manifest, String),
+    progress: &Progress,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
     let lab = &manifest.lab;
     for line in &lab.notes {
         progress.say(&format!("note: {line}"));
@@ -177,8 +191,8 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
         home,
         folder: home.folder(&lab.name),
         programs: Programs::locate()?,
-        progress: &progress,
-        cancel: &cancel,
+        progress,
+        cancel,
         expiry: super::expire::of(&up.lifetime),
         tasks: Tasks::choose(lab, &up.inputs).map_err(Failure::input)?,
         limits: up.limits.said(),
@@ -191,8 +205,7 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     let lock = folder.lock(true, LOCK_PATIENCE)?.context("the folder vanished")?;
     if let Some(state) = State::read(folder)? {
         let again = again::Again { up, preparation: &preparation, text, kernels: &kernels };
-        again.apply(state, lock).await?;
-        return finish(up, folder);
+        return again.apply(state, lock).await;
     }
     let prepared = async {
         // Nobody else is let in until what this one takes is written down.
@@ -224,9 +237,9 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
     // From here on another command may change the lab: this one only looks on.
     drop(lock);
     if up.detach {
-        return finish(up, folder);
+        return Ok(());
     }
-    let reached = follow::until_ready(&progress, folder, events, None, up.timeout, &cancel).await;
+    let reached = follow::until_ready(progress, folder, events, None, up.timeout, cancel).await;
     if let Err(failure) = &reached
         && failure.code == code::INTERRUPTED
     {
@@ -235,13 +248,5 @@ async fn bring_up(home: &Home, up: &Up, (manifest, text): &(Manifest, String)) -
             end::end(folder, &lock, CLEANUP_GRACE, |note| progress.say(note)).await?;
         }
     }
-    reached?;
-    finish(up, folder)
-}
-
-fn finish(up: &Up, folder: &Folder) -> Outcome {
-    if up.json {
-        output::document(&State::read(folder)?.context("the state vanished")?)?;
-    }
-    Ok(0)
+    reached
 }

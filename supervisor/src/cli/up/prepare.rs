@@ -49,24 +49,7 @@ type Images = BTreeMap<ImageKey, (ImageRecord, PathBuf)>;
 impl Preparation<'_> {
     /// The kernel of each machine.
     pub(super) fn kernels(&self) -> Result<Vec<KernelRecord>, Failure> {
-        let store = Store::open(&self.home.path)?;
-        let machines = self.manifest.lab.machines.iter().enumerate();
-        let kernels = machines.map(|(position, machine)| {
-            let kernel = match &machine.kernel {
-                None => store.default_kernel().map_err(|error| Failure::input(error.to_string()))?,
-                Some(wanted) => store.kernel(&wanted.value).map_err(|error| {
-                    self.manifest.fault(wanted.place, format!("machines[{position}].kernel"), error.to_string())
-                })?,
-            };
-            if machine.memory_mib < kernel.min_memory_mib {
-                return Err(Failure::input(format!(
-                    "machines[{position}].resources.ramSize: {} MiB are too few for kernel {}: give `{}` {} MiB or more",
-                    machine.memory_mib, kernel.id, machine.name, kernel.min_memory_mib
-                )));
-            }
-            Ok(kernel)
-        });
-        kernels.collect()
+        kernels(self.home, self.manifest)
     }
 
     /// Whether the files that drives name are there: known before anything is made.
@@ -329,6 +312,28 @@ impl Preparation<'_> {
             other => Ok(other?),
         }
     }
+}
+
+/// The kernel of each machine.
+pub(in crate::cli) fn kernels(home: &Home, manifest: &Manifest) -> Result<Vec<KernelRecord>, Failure> {
+    let store = Store::open(&home.path)?;
+    let machines = manifest.lab.machines.iter().enumerate();
+    let kernels = machines.map(|(position, machine)| {
+        let kernel = match &machine.kernel {
+            None => store.default_kernel().map_err(|error| Failure::input(error.to_string()))?,
+            Some(wanted) => store.kernel(&wanted.value).map_err(|error| {
+                manifest.fault(wanted.place, format!("machines[{position}].kernel"), error.to_string())
+            })?,
+        };
+        if machine.memory_mib < kernel.min_memory_mib {
+            return Err(Failure::input(format!(
+                "machines[{position}].resources.ramSize: {} MiB are too few for kernel {}: give `{}` {} MiB or more",
+                machine.memory_mib, kernel.id, machine.name, kernel.min_memory_mib
+            )));
+        }
+        Ok(kernel)
+    });
+    kernels.collect()
 }
 
 fn source_field(machine: usize, drive: usize) -> String {
