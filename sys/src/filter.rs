@@ -18,7 +18,7 @@ pub enum Leave {
     Nothing,
     /// Make sockets by which names are looked up and TCP is spoken.
     Network,
-    /// That, and end its children.
+    /// That, and watch and end its children.
     Children,
     /// Run programs, and what those need for it, but none of the rest.
     Programs,
@@ -92,8 +92,8 @@ fn program(leave: Leave) -> io::Result<BpfProgram> {
         }
         Leave::Network | Leave::Children => {
             if leave == Leave::Children {
-                rules.remove(&libc::SYS_kill);
-                rules.remove(&libc::SYS_pidfd_send_signal);
+                let children = [libc::SYS_kill, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
+                children.iter().for_each(|number| drop(rules.remove(number)));
             }
             let other = |family: &libc::c_int| {
                 let (length, is_not) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne);
