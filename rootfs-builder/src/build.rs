@@ -10,6 +10,7 @@ use labyard_spec::needs::KernelNeeds;
 use labyard_spec::source::Source;
 use sha2::{Digest as _, Sha256};
 
+use crate::confine::{self, Confined, Needs};
 use crate::digest::Digest;
 use crate::earlier::index;
 use crate::earlier::places::Places;
@@ -84,12 +85,43 @@ pub struct Request {
     pub home: PathBuf,
     /// Registries are spoken to without TLS.
     pub plain_http: bool,
+    /// The process gives up all that reading does not need, for good, before anything of a stranger is read ([`crate::confine`]).
+    pub confined: bool,
 }
 
 impl Request {
-    fn open(&self, temporary: &Path, watch: &Watch) -> Result<Image, SourceError> {
+    fn open(&self, temporary: &Path, watch: &Watch) -> Result<(Image, Option<Confined>), BuildError> {
         let places = source::Places { temporary, home: &self.home, plain_http: self.plain_http };
-        source::open(&self.source, places, watch)
+        let prepared = source::prepare(&self.source, places, watch)?;
+        let (reads, is_elsewhere) = (prepared.reads(), prepared.is_elsewhere());
+        if is_elsewhere {
+            let writes = ["blobs", "access"].iter().map(|name| self.home.join(name)).collect();
+            // What comes after is forbidden by the next step: a rule of now that lacks it would forbid it then.
+            self.confine(&reads, writes, temporary, true)?;
+        }
+        let fetched = prepared.fetch(places, watch)?;
+        let confined = self.confine(&reads, Vec::new(), temporary, false)?;
+        if confined.as_ref().is_some_and(|confined| confined.landlock.is_none()) {
+            let note = "note: this kernel has no Landlock that can confine the builder: only its capabilities and system calls are limited";
+            watch.at(note, 0, 0).map_err(Ext4Error::from)?;
+        }
+        Ok((fetched.open(places, watch)?, confined))
+    }
+
+    fn confine(
+        &self,
+        reads: &[PathBuf],
+        mut writes: Vec<PathBuf>,
+        temporary: &Path,
+        network: bool,
+    ) -> Result<Option<Confined>, BuildError> {
+        if !self.confined {
+            return Ok(None);
+        }
+        writes.push(temporary.to_owned());
+        // Damaged blobs are removed, to be fetched again.
+        let needs = Needs { reads: reads.to_vec(), writes, removes: vec![self.home.join("blobs")], network };
+        confine::enter(&needs).map(Some).map_err(BuildError::Confine)
     }
 }
 
@@ -102,6 +134,8 @@ pub struct Built {
     pub path: PathBuf,
     /// It was there before.
     pub cached: bool,
+    /// What the process was limited to.
+    pub confined: Option<Confined>,
 }
 
 /// Why there is no disk.
@@ -120,6 +154,8 @@ pub enum BuildError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Workdir(#[from] WorkdirError),
+    #[error("giving up what reading an image does not need")]
+    Confine(#[source] io::Error),
     #[error("{path}: writing")]
     Write { path: PathBuf, source: io::Error },
 }
@@ -132,7 +168,7 @@ impl BuildError {
             Self::Layer(error) => error.is_input(),
             Self::Ext4(error) => error.is_input(),
             Self::Erofs(error) => error.is_input(),
-            Self::Store(_) | Self::Workdir(_) | Self::Write { .. } => false,
+            Self::Store(_) | Self::Workdir(_) | Self::Confine(_) | Self::Write { .. } => false,
         }
     }
 }
@@ -149,21 +185,27 @@ pub fn build(request: &Request, watch: &Watch) -> Result<Built, BuildError> {
 fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, BuildError> {
     let images = store.images_dir();
     workdir::remove_stale(&images).map_err(|source| BuildError::Write { path: images.clone(), source })?;
-    let image = request.open(&images, watch)?;
+    let (image, confined) = request.open(&images, watch)?;
+    let built = from_image(request, store, &image, watch)?;
+    Ok(Built { confined, ..built })
+}
+
+fn from_image(request: &Request, store: &Store, image: &Image, watch: &Watch) -> Result<Built, BuildError> {
+    let images = store.images_dir();
     // Knowing what an image is made of is no right to it.
     let found = |key: &str| -> Result<Option<Built>, BuildError> {
         let Some(record) = store.image(key)? else { return Ok(None) };
-        let before = shown::files(&image);
-        let Some(claims) = earlier::claims_on(store, &record, &image) else { return Ok(None) };
+        let before = shown::files(image);
+        let Some(claims) = earlier::claims_on(store, &record, image) else { return Ok(None) };
         if !claims.is_empty() {
             watch.at("checking layers", 0, 0).map_err(Ext4Error::from)?;
         }
-        Ok(Some(given(store, record, &image, &claims, &before, watch)?))
+        Ok(Some(given(store, record, image, &claims, &before, watch)?))
     };
     let known = image.layers.iter().map(|layer| layer.diff_id).collect::<Option<Vec<_>>>();
     let mut work = None;
     if let Some(diff_ids) = known {
-        let key = key(request, &diff_ids, &image);
+        let key = key(request, &diff_ids, image);
         if let Some(built) = found(&key.hex())? {
             return Ok(built);
         }
@@ -172,9 +214,9 @@ fn to_store(request: &Request, store: &Store, watch: &Watch) -> Result<Built, Bu
             return Ok(built);
         }
     }
-    let mut donors = if work.is_some() { Donors::find(store, &image) } else { Donors::none() };
+    let mut donors = if work.is_some() { Donors::find(store, image) } else { Donors::none() };
     loop {
-        match from_layers(request, store, &image, &mut donors, &mut work, watch) {
+        match from_layers(request, store, image, &mut donors, &mut work, watch) {
             Err(_) if donors.are_damaged() => {
                 let note = "note: an earlier image that shares layers is damaged; reading them again";
                 watch.at(note, 0, 0).map_err(Ext4Error::from)?;
@@ -198,7 +240,7 @@ fn given(
     watch.check().map_err(Ext4Error::from)?;
     let path = store.image_dir(&record);
     shown::remember(&path, image, before).map_err(|source| BuildError::Write { path, source })?;
-    Ok(Built { path: store.disk(&record), record, cached: true })
+    Ok(Built { path: store.disk(&record), record, cached: true, confined: None })
 }
 
 /// Builds an image of the store; what `donors` have is not read again.
@@ -255,7 +297,7 @@ fn from_layers(
     write_record(&folder.join("image.json"), &record)?;
     let work = work.take().expect("it was entered");
     work.publish(&images.join(&record.key))?;
-    Ok(Built { path: store.disk(&record), record, cached: false })
+    Ok(Built { path: store.disk(&record), record, cached: false, confined: None })
 }
 
 fn to_file(request: &Request, path: &Path, watch: &Watch) -> Result<Built, BuildError> {
@@ -263,13 +305,13 @@ fn to_file(request: &Request, path: &Path, watch: &Watch) -> Result<Built, Build
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let image = request.open(folder, watch)?;
+    let (image, confined) = request.open(folder, watch)?;
     let mut merged = Merged::complete(&image, request, folder, &mut Donors::none(), watch)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let unfinished = Unfinished(folder.join(format!(".{name}.{}", std::process::id())));
     let (record, _) = merged.write(request, &unfinished.0, watch)?;
     fs::rename(&unfinished.0, path).map_err(|source| BuildError::Write { path: path.to_owned(), source })?;
-    Ok(Built { record, path: path.to_owned(), cached: false })
+    Ok(Built { record, path: path.to_owned(), cached: false, confined })
 }
 
 /// A file that is removed unless it was given another name.

@@ -237,7 +237,7 @@ fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {
         Some(path) => Destination::File(path),
         None => Destination::Store(common.open()?),
     };
-    let request = Request { source, size_bytes: size, format, destination, home, plain_http };
+    let request = Request { source, size_bytes: size, format, destination, home, plain_http, confined: true };
     let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
     let record = &built.record;
     if common.json {
@@ -247,6 +247,7 @@ fn build(arguments: Build, watch: &Watch) -> Result<(), Failure> {
             "cached": built.cached,
             "entries": record.entries,
             "bytes": record.size_bytes,
+            "confined": built.confined,
         });
         println!("{answer}");
     } else {

@@ -12,6 +12,7 @@
 //! - [`baked`]: the other way round: a root file system as a tar becomes an image.
 //! - [`transfer`]: images as files that travel; [`verify`]: whether what lies in the store is whole; [`disk`]: the digest of a disk.
 //! - [`kernel`]: guest kernels, their modules and the initramfs.
+//! - [`confine`]: what the process gives up before it reads what a stranger wrote.
 //! - [`watch`], [`report`], [`digest`], [`section`]: progress and interruption, errors on one line, sums, parts of files.
 
 #![forbid(unsafe_code)]
@@ -23,6 +24,8 @@ pub mod build;
 #[cfg(feature = "build")]
 mod bytes;
 pub mod catalogue;
+#[cfg(feature = "build")]
+pub mod confine;
 #[cfg(feature = "build")]
 pub mod digest;
 #[cfg(feature = "build")]

@@ -3,7 +3,6 @@
 use std::cell::{Cell, RefCell};
 use std::io::IsTerminal;
 use std::rc::Rc;
-use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use labyard_rootfs_builder::watch::Report;
@@ -11,9 +10,6 @@ use labyard_rootfs_builder::watch::Report;
 /// A step of which nobody knows how long it is, one with bytes that are counted, and one with an end.
 const STYLES: [&str; 3] =
     ["{spinner} {msg}", "{spinner} {msg}: {bytes}", "{msg} [{wide_bar}] {bytes}/{total_bytes} {bytes_per_sec}"];
-/// Between two movements of the line.
-const TICK: Duration = Duration::from_millis(100);
-
 /// Where progress goes.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -21,11 +17,8 @@ pub(crate) struct Progress {
 
 impl Progress {
     pub(crate) fn new() -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::new_spinner();
-            bar.enable_steady_tick(TICK);
-            bar
-        });
+        // It moves when it is told to: a thread that moves it could not be confined.
+        let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
         Self { bar }
     }
 
@@ -46,6 +39,7 @@ impl Progress {
                     }
                     bar.set_length(of);
                     bar.set_position(done);
+                    bar.tick();
                 })
             }
             None => {

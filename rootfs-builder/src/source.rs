@@ -24,10 +24,12 @@ use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::registry::access::Access;
 use crate::registry::blobs::Blobs;
+use crate::registry::fetch::Asked;
 use crate::registry::origins::Origins;
 use crate::registry::settings::Settings;
 use crate::registry::{self, RegistryError};
 use crate::watch::{Interrupted, Watch};
+use crate::workdir::Workdir;
 
 /// The machines that we build for, in the words of an image (Go's GOARCH).
 pub(crate) const ARCHITECTURE: &str = "amd64";
@@ -112,33 +114,125 @@ pub struct Places<'a> {
     pub plain_http: bool,
 }
 
-/// Opens the source. A registry's image is fetched; an archive that is compressed as a whole is unpacked.
-pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image, SourceError> {
+/// A source of which nothing has been read that a stranger wrote: what is the caller's own (settings, logins, the catalogue) has been, and
+/// other programs have ended.
+#[derive(Debug)]
+pub enum Prepared {
+    /// An image of a registry.
+    Registry(Asked),
+    /// What lies on this machine.
+    Local(Source),
+    /// A Dockerfile that was built: the folder goes with this, and the path leads to a layout in it.
+    Made(Workdir, PathBuf),
+}
+
+/// A source that has all its bytes on this machine.
+#[derive(Debug)]
+pub enum Fetched {
+    /// Blobs of the store.
+    Blobs(registry::fetch::Fetched),
+    /// As in [`Prepared`].
+    Local(Source),
+    /// As in [`Prepared`].
+    Made(Workdir, PathBuf),
+}
+
+/// Reads what is the caller's own, and lets other programs do their part.
+pub fn prepare(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Prepared, SourceError> {
     match source {
         Source::Registry(reference) => {
             let reference = registry::reference(reference)?;
             let settings = Settings::load(places.plain_http)?;
-            let blobs = Blobs::open(places.home)
-                .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
-            let access = Access::open(places.home)
-                .map_err(|source| SourceError::Temporary { path: places.home.join("access"), source })?;
-            let origins = Origins::open(places.home)
-                .map_err(|source| SourceError::Temporary { path: places.home.join("blobs"), source })?;
-            let stored = registry::fetch::Stored { blobs: &blobs, origins: &origins, access: &access };
-            let fetched = registry::fetch::image(&reference, &settings, stored, watch)?;
-            let mut image = layout::image(places.home, &fetched.manifest)?;
-            for (attached, subject) in &fetched.attached {
-                layout::attach(places.home, attached, std::slice::from_ref(subject), &mut image)?;
-            }
-            Ok(image)
+            // Where blobs go is there before the caller can only write below it.
+            Stores::open(places.home)?;
+            Ok(Prepared::Registry(Asked::of(&reference, &settings)?))
         }
         // It stands for no other name.
-        Source::Alias(name) => open(Catalogue::load(places.home)?.resolve(name)?, places, watch),
-        Source::Dockerfile(path) => dockerfile::open(path, places.temporary, watch),
-        Source::OciLayout { path, tag } => layout::open(path, tag.as_deref(), places.temporary, watch),
-        Source::DockerArchive(path) => docker::open(path, places.temporary, watch),
-        Source::RootfsTar(path) => rootfs::open(path),
+        Source::Alias(name) => prepare(Catalogue::load(places.home)?.resolve(name)?, places, watch),
+        Source::Dockerfile(path) => {
+            dockerfile::make(path, places.temporary, watch).map(|(work, layout)| Prepared::Made(work, layout))
+        }
+        local => Ok(Prepared::Local(local.clone())),
     }
+}
+
+impl Prepared {
+    /// Whether a registry has to be asked.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::Registry(_))
+    }
+
+    /// What is read, beside the blobs of the store.
+    pub fn reads(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Local(Source::OciLayout { path, .. } | Source::DockerArchive(path) | Source::RootfsTar(path)) => {
+                vec![path.clone()]
+            }
+            Self::Made(_, path) => vec![path.clone()],
+            Self::Local(_) | Self::Registry(_) => Vec::new(),
+        }
+    }
+
+    /// Has a registry give what is missing.
+    pub fn fetch(self, places: Places<'_>, watch: &Watch) -> Result<Fetched, SourceError> {
+        Ok(match self {
+            Self::Registry(asked) => {
+                let Stores { blobs, access, origins } = Stores::open(places.home)?;
+                let stored = registry::fetch::Stored { blobs: &blobs, origins: &origins, access: &access };
+                Fetched::Blobs(registry::fetch::image(&asked, stored, watch)?)
+            }
+            Self::Local(source) => Fetched::Local(source),
+            Self::Made(work, path) => Fetched::Made(work, path),
+        })
+    }
+}
+
+impl Fetched {
+    /// Opens it; an archive that is compressed as a whole is unpacked.
+    pub fn open(self, places: Places<'_>, watch: &Watch) -> Result<Image, SourceError> {
+        match self {
+            Self::Blobs(fetched) => {
+                let mut image = layout::image(places.home, &fetched.manifest)?;
+                for (attached, subject) in &fetched.attached {
+                    layout::attach(places.home, attached, std::slice::from_ref(subject), &mut image)?;
+                }
+                Ok(image)
+            }
+            // Its files stay open when the folder goes.
+            Self::Made(_work, path) => layout::open(&path, Some(dockerfile::TAG), places.temporary, watch),
+            Self::Local(Source::OciLayout { path, tag }) => {
+                layout::open(&path, tag.as_deref(), places.temporary, watch)
+            }
+            Self::Local(Source::DockerArchive(path)) => docker::open(&path, places.temporary, watch),
+            Self::Local(Source::RootfsTar(path)) => rootfs::open(&path),
+            Self::Local(Source::Registry(_) | Source::Alias(_) | Source::Dockerfile(_)) => {
+                unreachable!("prepared sources are none of these")
+            }
+        }
+    }
+}
+
+/// What a store has of registries.
+struct Stores {
+    blobs: Blobs,
+    access: Access,
+    origins: Origins,
+}
+
+impl Stores {
+    fn open(home: &Path) -> Result<Self, SourceError> {
+        let failed = |name| move |source| SourceError::Temporary { path: home.join(name), source };
+        Ok(Self {
+            blobs: Blobs::open(home).map_err(failed("blobs"))?,
+            access: Access::open(home).map_err(failed("access"))?,
+            origins: Origins::open(home).map_err(failed("blobs"))?,
+        })
+    }
+}
+
+/// Opens the source. A registry's image is fetched; an archive that is compressed as a whole is unpacked.
+pub fn open(source: &Source, places: Places<'_>, watch: &Watch) -> Result<Image, SourceError> {
+    prepare(source, places, watch)?.fetch(places, watch)?.open(places, watch)
 }
 
 /// What a tar is, where it is an image packed as one: an OCI layout, or what `docker save` writes. New versions of Docker write

@@ -70,8 +70,20 @@ pub fn empty_root() -> io::Result<()> {
 /// # Errors
 /// What prctl(2) says.
 pub fn drop_bounding_set() -> io::Result<()> {
+    drop_bounding_set_but(CapabilitySet::empty())
+}
+
+/// Lets exec bring back nothing but changing the networks of the own network namespace.
+///
+/// # Errors
+/// What prctl(2) says.
+pub fn drop_bounding_set_but_network() -> io::Result<()> {
+    drop_bounding_set_but(CapabilitySet::NET_ADMIN)
+}
+
+fn drop_bounding_set_but(kept: CapabilitySet) -> io::Result<()> {
     // Which is the kernel's last capability is not known here: the first number that it refuses is past the end.
-    for number in 0..64 {
+    for number in (0..64).filter(|number| kept.bits() >> number & 1 == 0) {
         match remove_capability_from_bounding_set(CapabilitySet::from_bits_retain(1 << number)) {
             Ok(()) => {}
             Err(rustix::io::Errno::INVAL) => break,
@@ -89,6 +101,54 @@ pub fn drop_capabilities() -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     let none = CapabilitySet::empty();
     Ok(set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?)
+}
+
+/// A capability that is given up last, or kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// Reading files of others.
+    ReadSearch,
+    /// Writing files of others.
+    Override,
+    /// Changing the networks of its own network namespace.
+    Network,
+}
+
+/// Gives up what files of others are opened with, for now: what is left is what the caller may as a user. [`drop_capabilities_but`] is next.
+///
+/// # Errors
+/// What capset(2) says.
+pub fn lower_capabilities() -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    sets.effective = CapabilitySet::empty();
+    Ok(set_capabilities(None, sets)?)
+}
+
+/// Gives up all capabilities that the caller has, but these.
+///
+/// # Errors
+/// What prctl(2) or capset(2) says.
+pub fn drop_capabilities_but(kept: &[Kept]) -> io::Result<()> {
+    rustix::thread::clear_ambient_capability_set()?;
+    let one = |kept: &Kept| match kept {
+        Kept::ReadSearch => CapabilitySet::DAC_READ_SEARCH,
+        Kept::Override => CapabilitySet::DAC_OVERRIDE,
+        Kept::Network => CapabilitySet::NET_ADMIN,
+    };
+    let some = kept.iter().map(one).fold(CapabilitySet::empty(), |all, one| all | one);
+    let some = some & rustix::thread::capabilities(None)?.permitted;
+    Ok(set_capabilities(
+        None,
+        CapabilitySets { effective: some, permitted: some, inheritable: CapabilitySet::empty() },
+    )?)
+}
+
+/// How many threads this process has.
+///
+/// # Errors
+/// That `/proc` cannot be read.
+pub fn threads() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
 }
 
 /// Sets no_new_privs: no exec gives more than the caller has (prctl(2)).

@@ -1,9 +1,13 @@
-//! Landlock: this process, and what it becomes, opens nothing, connects nowhere and signals nobody outside (landlock(7)).
+//! Landlock: this process, and what it becomes, opens nothing that it was not told it may, connects nowhere and signals nobody outside
+//! (landlock(7)).
 //!
 //! Rights are those that the kernel knows; what is newer than this list is not handled, and what is older than the kernel's list is left out.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, fstat, openat};
 
 /// How much of it the kernel has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,36 +34,128 @@ struct PathBeneath {
 }
 
 const EXECUTE: u64 = 1;
+const WRITE_FILE: u64 = 1 << 1;
 const READ_FILE: u64 = 1 << 2;
+const READ_DIR: u64 = 1 << 3;
+const REMOVE_DIR: u64 = 1 << 4;
+const REMOVE_FILE: u64 = 1 << 5;
+const MAKE_DIR: u64 = 1 << 7;
+const MAKE_REG: u64 = 1 << 8;
+const REFER: u64 = 1 << 13;
+const TRUNCATE: u64 = 1 << 14;
+/// What a rule on something else than a folder may say.
+const OF_FILES: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE;
+/// Binding to TCP ports, and connecting.
+const BIND: u64 = 1;
+const CONNECT: u64 = 2;
+/// Signals to who has not the same rules.
+const SIGNAL: u64 = 1 << 1;
 const RULE_PATH_BENEATH: libc::c_int = 1;
 const CREATE_RULESET_VERSION: libc::c_uint = 1;
+
+/// What may be done with a file, or with what is below a folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Read it and list it.
+    Read,
+    /// That, and remove files.
+    Remove,
+    /// Read it, list it and execute it.
+    Execute,
+    /// Change it.
+    Change,
+    /// Make, change and remove files and folders, and nothing of another kind.
+    Write,
+}
+
+impl Access {
+    fn rights(self) -> u64 {
+        let read = READ_FILE | READ_DIR;
+        match self {
+            Self::Read => read,
+            Self::Remove => read | REMOVE_FILE,
+            Self::Execute => read | EXECUTE,
+            Self::Change => read | WRITE_FILE | TRUNCATE,
+            Self::Write => read | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER | TRUNCATE,
+        }
+    }
+}
 
 /// Forbids everything but executing `program`, which has no name in an empty root. Needs no_new_privs.
 ///
 /// # Errors
 /// What the kernel says; that it has no Landlock is none.
 pub fn forbid_all_but(program: RawFd) -> io::Result<Landlock> {
-    let abi = match version() {
-        Ok(abi) => abi,
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => {
-            return Ok(Landlock::Missing);
+    let Landlock::Abi(abi) = known()? else { return Ok(Landlock::Missing) };
+    restrict(abi, ruleset(abi), &[(program, EXECUTE | READ_FILE)])
+}
+
+/// What is let through beside files.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Beside {
+    /// TCP is spoken to others.
+    pub connects: bool,
+    /// Processes that were started before are ended.
+    pub signals: bool,
+}
+
+/// Forbids all files but those at `paths` and below, which may be missing. Needs no_new_privs, and holds for the calling thread and those
+/// that it makes. A version that cannot let files be moved between folders counts as none.
+///
+/// # Errors
+/// What the kernel says; that it has no Landlock is none.
+pub fn allow_only(paths: &[(&Path, Access)], beside: Beside) -> io::Result<Landlock> {
+    let Landlock::Abi(abi @ 2..) = known()? else { return Ok(Landlock::Missing) };
+    let (mut rights, size) = ruleset(abi);
+    if beside.connects {
+        rights.handled_access_net &= !CONNECT;
+    }
+    if beside.signals {
+        rights.scoped &= !SIGNAL;
+    }
+    let mut open = Vec::new();
+    for (path, access) in paths {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        match openat(CWD, *path, flags, Mode::empty()) {
+            Ok(file) => open.push((file, access.rights() & rights.handled_access_fs)),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {}
+            Err(error) => return Err(error.into()),
         }
-        Err(error) => return Err(error),
-    };
-    let (rights, size) = ruleset(abi);
+    }
+    let mut rules = Vec::new();
+    for (file, access) in &open {
+        let is_folder = FileType::from_raw_mode(fstat(file)?.st_mode) == FileType::Directory;
+        rules.push((file.as_raw_fd(), if is_folder { *access } else { access & OF_FILES }));
+    }
+    restrict(abi, (rights, size), &rules)
+}
+
+fn known() -> io::Result<Landlock> {
+    match version() {
+        Ok(abi) => Ok(Landlock::Abi(abi)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EOPNOTSUPP)) => Ok(Landlock::Missing),
+        Err(error) => Err(error),
+    }
+}
+
+fn restrict(abi: u32, (rights, size): (Ruleset, usize), rules: &[(RawFd, u64)]) -> io::Result<Landlock> {
     // SAFETY: `rights` is of the kernel's layout, and the kernel reads `size` bytes of it, which are not more than it has.
     let made = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, &raw const rights, size, 0) };
     let ruleset = check(made)?;
-    let rule = PathBeneath { allowed_access: EXECUTE | READ_FILE, parent_fd: program };
-    // SAFETY: `rule` is of the kernel's layout for this kind of rule, and lives past the call.
-    let added = unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset, RULE_PATH_BENEATH, &raw const rule, 0) };
-    let restricted = check(added).and_then(|_| {
+    let restricted = rules.iter().try_for_each(|(file, access)| add(ruleset, *file, *access)).and_then(|()| {
         // SAFETY: landlock_restrict_self takes a descriptor and flags, and touches no memory.
         check(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset, 0) })
     });
     // SAFETY: `ruleset` was made above and is nobody else's.
     unsafe { libc::close(ruleset) };
     restricted.map(|_| Landlock::Abi(abi))
+}
+
+fn add(ruleset: RawFd, file: RawFd, allowed_access: u64) -> io::Result<()> {
+    let rule = PathBeneath { allowed_access, parent_fd: file };
+    // SAFETY: `rule` is of the kernel's layout for this kind of rule, and lives past the call.
+    check(unsafe { libc::syscall(libc::SYS_landlock_add_rule, ruleset, RULE_PATH_BENEATH, &raw const rule, 0) })?;
+    Ok(())
 }
 
 fn version() -> io::Result<u32> {
@@ -78,7 +174,7 @@ fn ruleset(abi: u32) -> (Ruleset, usize) {
         _ => 16,
     };
     // Binding and connecting; abstract sockets and signals.
-    let (net, scoped) = (if abi >= 4 { 3 } else { 0 }, if abi >= 6 { 3 } else { 0 });
+    let (net, scoped) = (if abi >= 4 { BIND | CONNECT } else { 0 }, if abi >= 6 { 3 } else { 0 });
     let size = match abi {
         0..=3 => 8,
         4 | 5 => 16,

@@ -7,6 +7,7 @@ pub mod confine;
 pub mod counting;
 pub mod exec;
 pub mod fdpass;
+pub mod filter;
 pub mod heap;
 pub mod iov;
 pub mod landlock;

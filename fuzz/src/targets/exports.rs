@@ -47,6 +47,7 @@ fn image() -> &'static (Value, Vec<u8>) {
             destination: Destination::Store(store.clone()),
             home: home.to_owned(),
             plain_http: false,
+            confined: false,
         };
         let built = build::build(&request, &Watch::unattended()).expect("an image");
         let file = home.join("exported");

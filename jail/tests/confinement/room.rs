@@ -19,7 +19,7 @@ const SECRET: i32 = 12;
 const INPUT: i32 = 13;
 
 /// Examples lie beside the test, in `examples/`.
-fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     let here = std::env::current_exe().expect("the path of this test");
     here.ancestors().nth(2).expect("a target folder").join("examples").join(name)
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use labyard_rootfs_builder::baked;
-use labyard_rootfs_builder::build::{self, Destination, Format, Request};
+use labyard_rootfs_builder::build::{self, BuildError, Destination, Format, Request};
+use labyard_rootfs_builder::confine::{self, Needs};
 use labyard_rootfs_builder::registry::settings::Settings;
 use labyard_rootfs_builder::registry::{self, RegistryError};
 use labyard_rootfs_builder::source::parcel::Parcel;
@@ -101,12 +102,17 @@ pub(super) fn bake(bake: Bake, watch: &Watch) -> Result<(), Failure> {
             image.map_err(|error| Failure::new(&error, error.is_input()))?.config
         }
     };
+    // What a guest has sent is read from here on.
+    let parent = bake.folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let needs = Needs { writes: vec![parent.to_owned()], ..Needs::default() };
+    let confined = confine::enter(&needs).map_err(|error| Failure::new(&BuildError::Confine(error), false))?;
     let request = baked::Request { to: &bake.folder, tag: &bake.tag, config, disk_bytes: bake.size };
     let made = baked::bake(std::io::stdin().lock(), &request, watch)
         .map_err(|error| Failure::new(&error, error.is_input()))?;
     if bake.common.json {
         let answer = json!({
             "path": bake.folder, "digest": made.digest.to_string(), "entries": made.entries, "bytes": made.bytes,
+            "confined": confined,
         });
         println!("{answer}");
     } else {
@@ -136,21 +142,32 @@ pub(super) fn export(export: Export, watch: &Watch) -> Result<(), Failure> {
 
 pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
     let store = import.common.open()?;
-    let (record, cached): (ImageRecord, bool) = match transfer::look(&import.path, &store.images_dir(), watch)
-        .map_err(failed)?
-    {
-        Found::Export => transfer::import(&store, &import.path, watch).map_err(failed)?,
-        Found::Source(source) => {
-            let home = store.home.clone();
-            let destination = Destination::Store(store.clone());
-            let request =
-                Request { source, size_bytes: import.size, format: Format::Ext4, destination, home, plain_http: false };
-            let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
-            (built.record, built.cached)
-        }
-    };
+    let needs = Needs { reads: vec![import.path.clone()], writes: vec![store.images_dir()], ..Needs::default() };
+    let confined = confine::enter(&needs).map_err(|error| Failure::new(&BuildError::Confine(error), false))?;
+    let (record, cached): (ImageRecord, bool) =
+        match transfer::look(&import.path, &store.images_dir(), watch).map_err(failed)? {
+            Found::Export => transfer::import(&store, &import.path, watch).map_err(failed)?,
+            Found::Source(source) => {
+                let home = store.home.clone();
+                let destination = Destination::Store(store.clone());
+                let request = Request {
+                    source,
+                    size_bytes: import.size,
+                    format: Format::Ext4,
+                    destination,
+                    home,
+                    plain_http: false,
+                    confined: false,
+                };
+                let built = build::build(&request, watch).map_err(|error| Failure::new(&error, error.is_input()))?;
+                (built.record, built.cached)
+            }
+        };
     if import.common.json {
-        println!("{}", json!({ "key": record.key, "path": store.disk(&record), "cached": cached }));
+        println!(
+            "{}",
+            json!({ "key": record.key, "path": store.disk(&record), "cached": cached, "confined": confined })
+        );
     } else {
         println!("{} {}", record.key, if cached { "was there" } else { "imported" });
     }

@@ -7,7 +7,7 @@ use oci_client::errors::OciDistributionError;
 use oci_client::secrets::RegistryAuth;
 use oci_client::{Client, Reference, RegistryOperation};
 
-use super::credentials::{self, Login};
+use super::credentials::Login;
 use super::settings::Endpoint;
 use super::{RegistryError, Trouble};
 
@@ -36,9 +36,8 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) async fn new(endpoint: Endpoint) -> Result<Self, RegistryError> {
+    pub(super) async fn new(endpoint: Endpoint, login: Login) -> Result<Self, RegistryError> {
         let Endpoint { reference, insecure } = endpoint;
-        let login = credentials::find(reference.registry(), reference.repository())?;
         let failed = |problem: String| RegistryError::Failed { image: reference.whole(), problem };
         let build = |protocol| {
             let config = ClientConfig {

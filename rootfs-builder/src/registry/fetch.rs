@@ -18,9 +18,10 @@ use oci_client::{Reference, RegistryOperation};
 use super::access::{Access, Grant, Granted, LASTS, Who};
 use super::blobs::{Blobs, Part};
 use super::connection::{ATTEMPTS, CONNECTIONS, Connection, PAUSE, TICK, interruption, runtime};
+use super::credentials::{self, Login};
 use super::origins::{Origins, Right};
 use super::settings::{Endpoint, Settings};
-use super::{RegistryError, Trouble, credentials};
+use super::{RegistryError, Trouble};
 use crate::digest::Digest;
 use crate::section::Section;
 use crate::source::manifest::{
@@ -55,20 +56,32 @@ pub struct Stored<'a> {
     pub access: &'a Access,
 }
 
+/// Who is asked for an image, and as whom.
+#[derive(Debug)]
+pub struct Asked {
+    reference: Reference,
+    /// The registry itself is the last.
+    endpoints: Vec<Endpoint>,
+    /// One of each.
+    logins: Vec<Login>,
+}
+
+impl Asked {
+    /// As the settings and the caller's logins say; helpers that keep them are run.
+    pub fn of(reference: &Reference, settings: &Settings) -> Result<Self, RegistryError> {
+        let endpoints = settings.endpoints(reference)?;
+        let login =
+            |endpoint: &Endpoint| credentials::find(endpoint.reference.registry(), endpoint.reference.repository());
+        let logins = endpoints.iter().map(login).collect::<Result<_, _>>()?;
+        Ok(Self { reference: reference.clone(), endpoints, logins })
+    }
+}
+
 /// Fetches what is missing of an image. Where no registry can be reached, what is noted in `access` of the same places decides.
-pub fn image(
-    reference: &Reference,
-    settings: &Settings,
-    stored: Stored<'_>,
-    watch: &Watch,
-) -> Result<Fetched, RegistryError> {
+pub fn image(asked: &Asked, stored: Stored<'_>, watch: &Watch) -> Result<Fetched, RegistryError> {
     let Stored { blobs, access, .. } = stored;
-    let endpoints = settings.endpoints(reference)?;
-    let who = |endpoint: &Endpoint| {
-        let reference = &endpoint.reference;
-        Ok(Who::new(endpoint, &credentials::find(reference.registry(), reference.repository())?.auth))
-    };
-    let who: Vec<Who> = endpoints.iter().map(who).collect::<Result<_, RegistryError>>()?;
+    let Asked { reference, endpoints, logins } = asked;
+    let who: Vec<Who> = endpoints.iter().zip(logins).map(|(endpoint, login)| Who::new(endpoint, &login.auth)).collect();
     let lately = |(endpoint, who)| access.granted_lately(endpoint, who).filter(|fetched| is_complete(blobs, fetched));
     if reference.digest().is_some()
         && let Some(fetched) = endpoints.iter().zip(&who).find_map(lately)
@@ -77,7 +90,7 @@ pub fn image(
     }
     let fetched = runtime(reference)?.block_on(async {
         tokio::select! {
-            fetched = from_endpoints(&endpoints, &who, stored, watch) => fetched,
+            fetched = from_endpoints(asked, &who, stored, watch) => fetched,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
     });
@@ -115,17 +128,18 @@ fn is_complete(blobs: &Blobs, fetched: &Fetched) -> bool {
 }
 
 async fn from_endpoints(
-    endpoints: &[Endpoint],
+    asked: &Asked,
     who: &[Who],
     stored: Stored<'_>,
     watch: &Watch,
 ) -> Result<Fetched, RegistryError> {
     let access = stored.access;
+    let Asked { endpoints, logins, .. } = asked;
     let last = endpoints.len() - 1;
-    for (at, (endpoint, who)) in endpoints.iter().zip(who).enumerate() {
+    for (at, ((endpoint, login), who)) in endpoints.iter().zip(logins).zip(who).enumerate() {
         let unwritten = |source| RegistryError::Write { path: access.path(endpoint), source };
         let lately = access.granted(endpoint, who).map(|granted| granted.fetched.manifest.digest);
-        let puller = Puller::new(Connection::new(endpoint.clone()).await?, stored, who, lately, watch);
+        let puller = Puller::new(Connection::new(endpoint.clone(), login.clone()).await?, stored, who, lately, watch);
         let result = puller.image().await;
         match &result {
             Ok(fetched) => access.note(endpoint, who, fetched).map_err(unwritten)?,

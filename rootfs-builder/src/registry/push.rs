@@ -22,6 +22,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::connection::{ATTEMPTS, CONNECT, CONNECTIONS, Connection, PAUSE, SILENCE, TICK, USER_AGENT};
 use super::connection::{interruption, runtime};
+use super::credentials;
 use super::settings::Settings;
 use super::{RegistryError, Trouble};
 use crate::digest::Digest;
@@ -62,9 +63,10 @@ pub fn image(
     // Mirrors are for those who pull.
     let endpoint = settings.endpoints(reference)?.pop();
     let endpoint = endpoint.unwrap_or_else(|| unreachable!("a list of endpoints ends with the registry itself"));
+    let login = credentials::find(endpoint.reference.registry(), endpoint.reference.repository())?;
     runtime(reference)?.block_on(async {
         tokio::select! {
-            pushed = async { Pusher::new(Connection::new(endpoint).await?, from, watch)?.image(parcel).await } => pushed,
+            pushed = async { Pusher::new(Connection::new(endpoint, login).await?, from, watch)?.image(parcel).await } => pushed,
             interrupted = interruption(watch) => Err(interrupted.into()),
         }
     })

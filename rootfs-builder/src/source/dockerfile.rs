@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Image, SourceError, layout};
+use super::SourceError;
 use crate::program::{self, ProgramError};
 use crate::watch::Watch;
 use crate::workdir::Workdir;
@@ -16,10 +16,10 @@ use crate::workdir::Workdir;
 /// Names that are looked for in a folder, as buildah does.
 const NAMES: [&str; 2] = ["Containerfile", "Dockerfile"];
 /// The name of the image in the layout.
-const TAG: &str = "built";
+pub(super) const TAG: &str = "built";
 
-/// Builds `path`, a Dockerfile or a folder with one; the context is the folder.
-pub(super) fn open(path: &Path, temporary: &Path, watch: &Watch) -> Result<Image, SourceError> {
+/// Builds `path`, a Dockerfile or a folder with one; the context is the folder. A layout, and the folder that it is in.
+pub(super) fn make(path: &Path, temporary: &Path, watch: &Watch) -> Result<(Workdir, PathBuf), SourceError> {
     let refused = |problem: String| SourceError::Dockerfile { path: path.to_owned(), problem };
     let failed = |source| SourceError::Open { path: path.to_owned(), source };
     let (file, context) = if fs::metadata(path).map_err(failed)?.is_dir() {
@@ -50,9 +50,9 @@ pub(super) fn open(path: &Path, temporary: &Path, watch: &Watch) -> Result<Image
     let result = storage
         .buildah(&[&options[..], &rest].concat(), &refused, watch)
         .and_then(|()| storage.buildah(&[OsStr::new("push"), OsStr::new(TAG), &target], &refused, watch));
+    drop(storage);
     result?;
-    // Its files stay open when the folder goes.
-    layout::open(&out, Some(TAG), temporary, watch)
+    Ok((work, out))
 }
 
 /// Where buildah keeps what it needs meanwhile.
@@ -101,10 +101,13 @@ impl Storage {
 }
 
 impl Drop for Storage {
+    /// Before the process gives up its capabilities: files of other users are inside, and folders that nobody may write to.
     fn drop(&mut self) {
-        if !rustix::process::geteuid().is_root() {
-            // Files of other users inside, which only their own namespace can remove; what stays is the folder's to remove.
-            let rest = [self.folder.join("root"), self.folder.join("run")];
+        let rest = [self.folder.join("root"), self.folder.join("run")];
+        if rustix::process::geteuid().is_root() {
+            let _ = rest.map(fs::remove_dir_all);
+        } else {
+            // Only their own namespace can remove them; what stays is the folder's to remove.
             let mut command = self.command("buildah");
             let _ = command.args(["unshare", "rm", "-rf"]).args(rest).output();
         }

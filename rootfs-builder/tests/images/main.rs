@@ -138,6 +138,25 @@ fn an_image_is_what_umoci_unpacks() {
 }
 
 #[test]
+fn the_answer_says_that_the_image_was_read_confined_and_a_link_out_of_the_source_leads_nowhere() {
+    let home = tempfile::tempdir().unwrap();
+    let layout = rich(&home.path().join("layout"));
+    let answer = built(home.path(), &format!("oci-layout:{}", layout.path.display()));
+    assert_eq!(answer["confined"]["capabilities"], json!([]));
+    if answer["confined"]["landlock"].is_null() {
+        return; // this kernel has none, and that was said
+    }
+    // What a stranger's layout points at is not the stranger's to give.
+    let outside = home.path().join("outside");
+    fs::rename(layout.path.join("index.json"), &outside).unwrap();
+    std::os::unix::fs::symlink(&outside, layout.path.join("index.json")).unwrap();
+    let output = run(home.path(), &["build", &format!("oci-layout:{}", layout.path.display())]);
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(text.contains("ermission denied"), "{text}");
+}
+
+#[test]
 fn a_read_only_disk_is_what_umoci_unpacks() {
     let home = tempfile::tempdir().unwrap();
     let layout = rich(&home.path().join("layout"));

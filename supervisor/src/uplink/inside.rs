@@ -4,11 +4,17 @@ use std::io::Write;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use labyard_sys::confine::{self, Kept};
 use labyard_sys::exec::inherited;
-use labyard_sys::{confine, message, tap};
+use labyard_sys::filter::{self, Leave};
+use labyard_sys::landlock::{self, Access, Beside};
+use labyard_sys::{message, tap};
 use serde::{Deserialize, Serialize};
+
+use super::rules;
 
 /// What this program is called with to be the child.
 pub(crate) const ARGUMENT: &str = "inside";
@@ -30,6 +36,10 @@ pub(crate) enum Ask {
     Set(String, String),
     /// A program runs, with this on its standard input.
     Run(Vec<String>, String),
+    /// All is built: from now on only [`Ask::Addresses`] is heard.
+    Seal,
+    /// The host has these addresses now.
+    Addresses(Vec<Ipv4Addr>),
 }
 
 /// Done, with what the program printed, or why not.
@@ -52,9 +62,20 @@ fn run() -> Result<(), String> {
     let bound = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let ready: Told = entered.and_then(|()| bound.map_err(|error| error.to_string())).map(|()| String::new());
     tell(&socket, &ready, &[])?;
+    let mut sealed = false;
     while let Some((body, _)) = message::recv(&socket, MAX_BYTES).map_err(|error| error.to_string())? {
         let ask: Ask = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
-        let (told, beside) = match carry_out(ask) {
+        let done = match ask {
+            Ask::Addresses(host) => run_program(&["nft", "-f", "-"].map(str::to_owned), &rules::addresses(&host))
+                .map(|said| (said, Vec::new())),
+            _ if sealed => Err("it is sealed".to_owned()),
+            Ask::Seal => seal().map(|()| {
+                sealed = true;
+                (String::new(), Vec::new())
+            }),
+            ask => carry_out(ask),
+        };
+        let (told, beside) = match done {
             Ok((said, beside)) => (Ok(said), beside),
             Err(why) => (Err(why), Vec::new()),
         };
@@ -62,6 +83,19 @@ fn run() -> Result<(), String> {
         tell(&socket, &told, &beside)?;
     }
     Ok(())
+}
+
+/// Gives up all but what changing the rules takes: nft, and CAP_NET_ADMIN in the namespace.
+fn seal() -> Result<(), String> {
+    let failed = |step: &'static str| move |error: std::io::Error| format!("sealing, {step}: {error}");
+    confine::drop_bounding_set_but_network().map_err(failed("bounding set"))?;
+    confine::drop_capabilities_but(&[Kept::Network]).map_err(failed("capabilities"))?;
+    confine::no_new_privileges().map_err(failed("no_new_privs"))?;
+    let folders = ["/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/nftables"];
+    let mut paths: Vec<_> = folders.iter().map(|folder| (Path::new(folder), Access::Execute)).collect();
+    paths.push((Path::new("/dev/null"), Access::Change));
+    landlock::allow_only(&paths, Beside::default()).map_err(failed("Landlock"))?;
+    filter::forbid(Leave::Programs).map_err(failed("filter"))
 }
 
 fn tell(socket: &UnixStream, told: &Told, beside: &[BorrowedFd<'_>]) -> Result<(), String> {
@@ -96,6 +130,7 @@ fn carry_out(ask: Ask) -> Result<(String, Vec<OwnedFd>), String> {
                 .map_err(|error| format!("/proc/sys/net/{name}: {error}"))?;
             Ok((String::new(), Vec::new()))
         }
+        Ask::Seal | Ask::Addresses(_) => unreachable!("it is carried out by the loop"),
         Ask::Run(argv, input) => run_program(&argv, &input).map(|said| (said, Vec::new())),
     }
 }

@@ -17,7 +17,7 @@ const MAX_MESSAGE_BYTES: usize = 4096;
 const MAX_PENDING: usize = 128;
 /// How long one waits.
 const PATIENCE: Duration = Duration::from_secs(5);
-const RESOLV_CONF: &str = "/etc/resolv.conf";
+pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HEADER_BYTES: usize = 12;
 /// Types and class (RFC 1035, 3.2.2 and 3.2.4; RFC 3596).
 const TYPE_A: u16 = 1;

@@ -1,6 +1,7 @@
 //! The parent's side: builds the uplink, keeps it true while it is there, and takes it down.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -9,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use labyard_spec::net::Ipv4Subnet;
 use labyard_spec::uplink::UplinkSpec;
-use labyard_sys::{message, spawn};
+use labyard_sys::filter::{self, Leave};
+use labyard_sys::landlock::{self, Access, Beside};
+use labyard_sys::{confine, message, spawn};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, recv, socket_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::inside::{self, ARGUMENT, Ask, MAX_BYTES, SOCKET, Told};
-use super::names::Names;
+use super::names::{Names, RESOLV_CONF};
 use super::rules::{self, UP};
 
 /// How long pasta may take until its device is there.
@@ -35,6 +38,8 @@ pub(super) struct Uplink {
     pub(super) way: String,
     child: Namespace,
     host: Vec<Ipv4Addr>,
+    /// Where the host's addresses are read, opened while files could be.
+    trie: File,
     changes: OwnedFd,
     /// Whatever else must live as long: pasta, or who owns the host's rules.
     helper: Child,
@@ -99,7 +104,8 @@ impl Uplink {
         }
         // Before anything can pass: nobody is to see the moment between.
         let changes = changes().map_err(|error| format!("listening for the host's addresses: {error}"))?;
-        let host = host_addresses()?;
+        let trie = File::open(FIB_TRIE).map_err(|error| format!("{FIB_TRIE}: {error}"))?;
+        let host = host_addresses(&trie)?;
         child.run(&["nft", "-f", "-"], &rules::inside(&spec.networks, &host))?;
         // Of a kernel without IPv6 there is nothing to switch off.
         let _ = child.set("ipv6/conf/all/disable_ipv6", "1");
@@ -121,9 +127,12 @@ impl Uplink {
             true => (format!("veth and nftables, {}", block.host), veth(&child, &block)?),
             false => ("pasta".to_owned(), pasta(&child, &block)?),
         };
+        // From here on strangers are heard: guests ask for names.
+        child.ask(&Ask::Seal)?;
+        confine_self()?;
         let serving = std::thread::Builder::new().name("names".to_owned()).spawn(|| names.serve());
         serving.map_err(|error| format!("answering about names: {error}"))?;
-        Ok((Self { way, child, host, changes, helper }, taps))
+        Ok((Self { way, child, host, trie, changes, helper }, taps))
     }
 
     /// Keeps the host's addresses out of reach until the vmm has ended.
@@ -153,9 +162,9 @@ impl Uplink {
             }
             if changed {
                 let _ = recv(&self.changes, &mut [0; 8192][..], rustix::net::RecvFlags::empty());
-                let now = host_addresses()?;
+                let now = host_addresses(&self.trie)?;
                 if now != self.host {
-                    self.child.run(&["nft", "-f", "-"], &rules::addresses(&now))?;
+                    self.child.ask(&Ask::Addresses(now.clone()))?;
                     self.host = now;
                 }
             }
@@ -297,10 +306,26 @@ fn pasta(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, Stri
     }
 }
 
-/// All addresses at which the host answers (proc(5), /proc/net/fib_trie).
-fn host_addresses() -> Result<Vec<Ipv4Addr>, String> {
-    let path = "/proc/net/fib_trie";
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+/// Gives up all but what is needed now: reading where the resolver is, datagrams to it, and ending children.
+fn confine_self() -> Result<(), String> {
+    let failed = |step: &'static str| move |error: std::io::Error| format!("giving up rights, {step}: {error}");
+    confine::drop_capabilities_but(&[]).map_err(failed("capabilities"))?;
+    confine::no_new_privileges().map_err(failed("no_new_privs"))?;
+    // Whoever manages the file puts another one in its place, so its folder is read.
+    let real = std::fs::canonicalize(RESOLV_CONF).unwrap_or_else(|_| RESOLV_CONF.into());
+    let folder = real.parent().unwrap_or(&real);
+    let beside = Beside { connects: false, signals: true };
+    landlock::allow_only(&[(folder, Access::Read)], beside).map_err(failed("Landlock"))?;
+    filter::forbid(Leave::Children).map_err(failed("filter"))
+}
+
+/// Where all addresses are at which the host answers (proc(5)).
+const FIB_TRIE: &str = "/proc/net/fib_trie";
+
+fn host_addresses(mut trie: &File) -> Result<Vec<Ipv4Addr>, String> {
+    let mut text = String::new();
+    let read = trie.rewind().and_then(|()| trie.read_to_string(&mut text));
+    read.map_err(|error| format!("{FIB_TRIE}: {error}"))?;
     Ok(local_addresses(&text))
 }
 

@@ -260,7 +260,7 @@ impl Drop for Lab {
 /// Programs that an uplink starts.
 const ORPHANS: [&str; 3] = ["pasta", "nft\0-i", "labyard-uplink\0inside"];
 
-fn is_named(pid: i32, part: &str) -> bool {
+pub(crate) fn is_named(pid: i32, part: &str) -> bool {
     std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| String::from_utf8_lossy(&line).contains(part))
 }
 

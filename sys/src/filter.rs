@@ -1,0 +1,133 @@
+//! A filter of system calls (seccomp(2)) for programs that are not the vmm: what none of them needs is the end of the process. It is a list
+//! of what is forbidden, because their libraries make calls that change with each version; the wall is Landlock, this is the one behind it.
+//!
+//! What comes by another door than x86-64's own is the end, too: 32 bits, and the numbers of x32.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, sock_filter,
+};
+
+/// What a program may do nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Neither sockets nor programs.
+    Nothing,
+    /// Make sockets by which names are looked up and TCP is spoken.
+    Network,
+    /// That, and watch and end its children.
+    Children,
+    /// Run programs, and what those need for it, but none of the rest.
+    Programs,
+}
+
+/// What nobody does who only reads, computes and writes.
+#[rustfmt::skip]
+const FORBIDDEN: &[libc::c_long] = &[
+    // Other programs and processes.
+    libc::SYS_execve, libc::SYS_execveat, libc::SYS_fork, libc::SYS_vfork,
+    libc::SYS_ptrace, libc::SYS_process_vm_readv, libc::SYS_process_vm_writev, libc::SYS_process_madvise, libc::SYS_kcmp,
+    libc::SYS_pidfd_open, libc::SYS_pidfd_getfd, libc::SYS_pidfd_send_signal,
+    libc::SYS_kill, libc::SYS_tkill, libc::SYS_rt_sigqueueinfo, libc::SYS_rt_tgsigqueueinfo,
+    // Mounts and namespaces.
+    libc::SYS_mount, libc::SYS_umount2, libc::SYS_move_mount, libc::SYS_open_tree, libc::SYS_fsopen, libc::SYS_fsconfig,
+    libc::SYS_fsmount, libc::SYS_fspick, libc::SYS_mount_setattr, libc::SYS_pivot_root, libc::SYS_chroot,
+    libc::SYS_unshare, libc::SYS_setns,
+    // Parts of the kernel with a history.
+    libc::SYS_bpf, libc::SYS_perf_event_open, libc::SYS_userfaultfd, libc::SYS_modify_ldt,
+    libc::SYS_io_uring_setup, libc::SYS_io_uring_enter, libc::SYS_io_uring_register,
+    libc::SYS_io_setup, libc::SYS_io_submit,
+    libc::SYS_keyctl, libc::SYS_add_key, libc::SYS_request_key,
+    // The host.
+    libc::SYS_init_module, libc::SYS_finit_module, libc::SYS_delete_module, libc::SYS_kexec_load, libc::SYS_kexec_file_load,
+    libc::SYS_reboot, libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_acct, libc::SYS_quotactl, libc::SYS_quotactl_fd, libc::SYS_syslog,
+    libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_settimeofday, libc::SYS_clock_settime, libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_personality, libc::SYS_vhangup,
+    // Files past their names, and what is no file.
+    libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_mknod, libc::SYS_mknodat, libc::SYS_fanotify_init,
+    // Other users.
+    libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setreuid, libc::SYS_setregid, libc::SYS_setresuid, libc::SYS_setresgid,
+    libc::SYS_setgroups, libc::SYS_setfsuid, libc::SYS_setfsgid, libc::SYS_chown, libc::SYS_fchown, libc::SYS_lchown, libc::SYS_fchownat,
+    // Shared memory and queues with names.
+    libc::SYS_shmget, libc::SYS_shmat, libc::SYS_msgget, libc::SYS_semget, libc::SYS_mq_open,
+];
+
+/// Families of sockets with which names are looked up and TCP is spoken: nscd(8), addresses, and which of them this host has.
+const FAMILIES: &[libc::c_int] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Numbers from here on are x32's (asm/unistd.h).
+const X32: u32 = 0x4000_0000;
+
+/// Filters the calling thread and those that it makes. Needs no_new_privs.
+///
+/// # Errors
+/// What seccomp(2) says.
+pub fn forbid(leave: Leave) -> io::Result<()> {
+    // The flags of clone3(2) lie in memory: it is answered as if the kernel had none, and clone(2) is taken.
+    let program = program(leave)?;
+    let no_clone3 = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    seccompiler::apply_filter(&build(rules, no_clone3)?).map_err(io::Error::other)?;
+    seccompiler::apply_filter(&program).map_err(io::Error::other)
+}
+
+fn program(leave: Leave) -> io::Result<BpfProgram> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FORBIDDEN.iter().map(|number| (*number, Vec::new())).collect();
+    // A process of its own is no thread (clone(2)).
+    let thread = libc::CLONE_THREAD.unsigned_abs().into();
+    rules.insert(libc::SYS_clone, vec![rule(vec![masked(0, thread, 0)?])?]);
+    match leave {
+        Leave::Nothing => {
+            rules.extend([libc::SYS_socket, libc::SYS_socketpair].map(|number| (number, Vec::new())));
+            let exec = libc::PROT_EXEC.unsigned_abs().into();
+            for number in [libc::SYS_mmap, libc::SYS_mprotect, libc::SYS_pkey_mprotect] {
+                rules.insert(number, vec![rule(vec![masked(2, exec, exec)?])?]);
+            }
+        }
+        Leave::Programs => {
+            let children = [libc::SYS_execve, libc::SYS_fork, libc::SYS_vfork, libc::SYS_clone, libc::SYS_kill];
+            children.iter().for_each(|number| drop(rules.remove(number)));
+        }
+        Leave::Network | Leave::Children => {
+            if leave == Leave::Children {
+                let children = [libc::SYS_kill, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
+                children.iter().for_each(|number| drop(rules.remove(number)));
+            }
+            let other = |family: &libc::c_int| {
+                let (length, is_not) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne);
+                SeccompCondition::new(0, length, is_not, family.unsigned_abs().into()).map_err(io::Error::other)
+            };
+            let others = FAMILIES.iter().map(other).collect::<io::Result<_>>()?;
+            rules.insert(libc::SYS_socket, vec![rule(others)?]);
+        }
+    }
+    let mut program = vec![
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, X32),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_KILL_PROCESS),
+    ];
+    program.extend(build(rules, SeccompAction::KillProcess)?);
+    Ok(program)
+}
+
+/// One instruction; the first word of what a filter sees is the call's number (seccomp(2)).
+fn statement(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
+    sock_filter { code: code as u16, jt, jf, k }
+}
+
+fn masked(argument: u8, mask: u64, value: u64) -> io::Result<SeccompCondition> {
+    let op = SeccompCmpOp::MaskedEq(mask);
+    SeccompCondition::new(argument, SeccompCmpArgLen::Qword, op, value).map_err(io::Error::other)
+}
+
+fn rule(conditions: Vec<SeccompCondition>) -> io::Result<SeccompRule> {
+    SeccompRule::new(conditions).map_err(io::Error::other)
+}
+
+/// Calls of these rules meet `action`, all others are made.
+fn build(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> io::Result<BpfProgram> {
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64);
+    filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)
+}
