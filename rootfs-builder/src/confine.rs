@@ -84,6 +84,8 @@ pub fn enter(needs: &Needs) -> io::Result<Confined> {
     paths.extend(needs.reads.iter().map(|path| (path.as_path(), Access::Read)));
     paths.extend(needs.removes.iter().map(|path| (path.as_path(), Access::Remove)));
     paths.extend(needs.writes.iter().map(|path| (path.as_path(), Access::Write)));
+    // Where the contents of an archive go that is only looked at.
+    paths.push((Path::new("/dev/null"), Access::Change));
     let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| std::env::var_os(name).map(PathBuf::from));
     if needs.network {
         paths.extend(NETWORK.iter().map(|path| (Path::new(path), Access::Read)));

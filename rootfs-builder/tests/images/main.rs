@@ -7,6 +7,8 @@ mod oracle;
 
 #[path = "../oracle/compare.rs"]
 mod compare;
+
+mod baked;
 mod dockerfile;
 mod layout;
 mod made;
