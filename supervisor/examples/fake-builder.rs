@@ -34,6 +34,10 @@ fn main() {
             });
             println!("{answer}");
         }
+        Some("bake") if home.join("no-bakes").exists() => {
+            eprintln!("error: the archive: writing: No space left on device");
+            std::process::exit(1);
+        }
         Some("bake") => bake(Path::new(arguments.get(1).expect("a folder")), &arguments),
         Some("verify") => verify(&home),
         Some("kernel") => kernel(&home, arguments.get(1..3).expect("a verb and its first argument")),

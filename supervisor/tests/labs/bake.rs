@@ -174,6 +174,16 @@ fn a_machine_that_does_not_power_off_or_sends_half_a_drive_is_not_kept() {
 }
 
 #[test]
+fn a_builder_that_takes_no_archive_says_why_itself() {
+    let host = Host::new();
+    let (file, out) = manifest(&host, &["web"], &json!({}));
+    std::fs::write(host.home().join("no-bakes"), "").expect("writing");
+    let (_, stderr) = host.expect(1, &["bake", &file, "--out", out.to_str().expect("UTF-8")]);
+    assert!(stderr.contains("No space left on device") && !stderr.contains("interrupted"), "{stderr}");
+    assert_nothing(&host, &out);
+}
+
+#[test]
 fn whoever_interrupts_it_finds_nothing_left() {
     for (machine, then, part) in [
         ("web", "while [ -e BEGUN ]; do sleep 0.1; done", "task wait: running"),

@@ -54,7 +54,8 @@ pub(super) async fn bake(
             // Else it would wait for the machine's next word.
             () = over.notified() => Err(Cut::Builder),
         };
-        if fed.is_err() {
+        // One that has stopped reading is about to say why.
+        if matches!(fed, Err(Cut::Other(_))) {
             cut.notify_one();
         }
         // A builder that was told to end, and still waits for more, has read its last.
