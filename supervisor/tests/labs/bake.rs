@@ -177,7 +177,7 @@ fn a_machine_that_does_not_power_off_or_sends_half_a_drive_is_not_kept() {
 fn a_builder_that_takes_no_archive_says_why_itself() {
     let host = Host::new();
     let (file, out) = manifest(&host, &["web"], &json!({}));
-    std::fs::write(host.home().join("no-bakes"), "").expect("writing");
+    fs::write(host.home().join("no-bakes"), "").expect("writing");
     let (_, stderr) = host.expect(1, &["bake", &file, "--out", out.to_str().expect("UTF-8")]);
     assert!(stderr.contains("No space left on device") && !stderr.contains("interrupted"), "{stderr}");
     assert_nothing(&host, &out);
