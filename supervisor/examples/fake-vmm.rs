@@ -432,6 +432,8 @@ fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
             if let Some(folder) = exec.working_dir {
                 command.current_dir(folder);
             }
+            // A program of a machine ends with it; one that went on would hold on to the vmm's control group.
+            labyard_sys::spawn::dies_with_parent(&mut command);
             match command.spawn() {
                 Ok(child) => run(child, stream),
                 Err(error) => {
