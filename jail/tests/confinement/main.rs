@@ -1,6 +1,5 @@
 //! The jail from outside: a probe in place of the monitor reports what it can see and do.
 
-mod cost;
 mod room;
 
 use std::collections::BTreeMap;

@@ -4,7 +4,11 @@ use std::fs;
 use std::io::PipeWriter;
 use std::process::{Child, Command, Stdio};
 
-use super::room::{Jailed, Started, example, spec};
+use room::{Jailed, Started, example, spec};
+
+#[expect(dead_code, reason = "the tests use more of it")]
+#[path = "../tests/confinement/room.rs"]
+mod room;
 
 /// Starts that are measured together.
 const STARTS: u64 = 200;
@@ -40,9 +44,7 @@ fn bare() -> (Child, PipeWriter) {
     (child.expect("the program is built with the tests"), input)
 }
 
-#[test]
-#[ignore = "a measurement: cargo test --release -p labyard-jail --test confinement -- --ignored --nocapture"]
-fn what_a_jail_costs() {
+fn main() {
     let mut jailed_ms = 0;
     for _ in 0..STARTS {
         // The copy of the jail that it makes is not the jail's.
