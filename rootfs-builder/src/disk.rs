@@ -137,7 +137,7 @@ fn read_sum(disk: &File, len: u64, number: u64, bytes: &mut [u8]) -> io::Result<
 
 /// `None` for zeros.
 fn sum(bytes: &[u8]) -> Option<[u8; 32]> {
-    (!is_zero(bytes)).then(|| Sha256::digest(bytes).into())
+    if is_zero(bytes) { None } else { Some(Sha256::digest(bytes).into()) }
 }
 
 /// Numbers of the pieces that are not wholly in a hole.

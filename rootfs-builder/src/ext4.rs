@@ -116,7 +116,7 @@ pub fn write(
     Ok(writer::Writer::new(tree, spools, options, &plan, disk, watch, None)?.run()?.0)
 }
 
-/// The same; tells `follower` what it writes, and where the contents of files lie.
+/// The same, written through `follower`; tells where the contents of files lie, too.
 pub(crate) fn write_followed(
     tree: &mut Tree,
     spools: &Spools,
