@@ -91,7 +91,7 @@ fn bytes_of_logs(folder: &Path) -> Result<u64> {
 fn kept_within(greedy: &Lab) -> Result<()> {
     let shown = greedy.ps()?.context("the lab")?;
     for who in ["vmm_pid", "supervisor_pid"] {
-        let Some(pid) = shown[who].as_u64() else { continue };
+        let pid = shown[who].as_u64().with_context(|| format!("{who} of {shown}"))?;
         let kib = resident_kib(pid)?;
         ensure!(kib < (MEMORY_MIB + BESIDE_MIB) << 10, "{who}: {kib} KiB of memory");
     }
