@@ -21,17 +21,9 @@ const ENDING: Duration = Duration::from_secs(2);
 /// Most names of a source that are looked at for whether they can be read.
 const MAX_LOOKED_AT: usize = 100_000;
 
-/// What resolving names and TLS read: glibc's resolver and its modules (nsswitch.conf(5)), certificates as rustls-native-certs looks for them.
+/// What TLS reads: certificates as rustls-native-certs looks for them; and how many threads there are, for the second time.
 const NETWORK: &[&str] = &[
-    // How many threads there are, for the second time.
     "/proc/self/task",
-    "/etc/resolv.conf",
-    "/etc/hosts",
-    "/etc/host.conf",
-    "/etc/nsswitch.conf",
-    "/etc/gai.conf",
-    "/etc/services",
-    "/etc/ld.so.cache",
     "/etc/ssl/certs",
     "/etc/ssl/cert.pem",
     "/etc/ssl/ca-bundle.pem",
@@ -42,10 +34,6 @@ const NETWORK: &[&str] = &[
     "/var/lib/ca-certificates",
     "/usr/share/ca-certificates",
     "/usr/local/share/ca-certificates",
-    "/usr/lib",
-    "/usr/lib64",
-    "/lib",
-    "/lib64",
 ];
 
 /// What a process needs.
@@ -88,10 +76,10 @@ pub fn enter(needs: &Needs) -> io::Result<Confined> {
     paths.push((Path::new("/dev/null"), Access::Change));
     let named = ["SSL_CERT_FILE", "SSL_CERT_DIR"].map(|name| std::env::var_os(name).map(PathBuf::from));
     if needs.network {
-        paths.extend(NETWORK.iter().map(|path| (Path::new(path), Access::Read)));
+        paths.extend(landlock::LOOKUP.iter().chain(NETWORK).map(|path| (Path::new(path), Access::Read)));
         paths.extend(named.iter().flatten().map(|path| (path.as_path(), Access::Read)));
     }
-    let landlock = match landlock::allow_only(&paths, Beside { connects: needs.network, signals: false })
+    let landlock = match landlock::allow_only(&paths, Beside { connects: needs.network, ..Beside::default() })
         .map_err(step("Landlock"))?
     {
         Landlock::Abi(abi) => Some(abi),
@@ -101,7 +89,7 @@ pub fn enter(needs: &Needs) -> io::Result<Confined> {
     let name = |kept: &Kept| match kept {
         Kept::ReadSearch => "CAP_DAC_READ_SEARCH",
         Kept::Override => "CAP_DAC_OVERRIDE",
-        Kept::Network => "CAP_NET_ADMIN",
+        Kept::Network | Kept::Kill | Kept::LowPorts => unreachable!("the builder keeps none of these"),
     };
     Ok(Confined { landlock, capabilities: kept.iter().map(name).collect() })
 }

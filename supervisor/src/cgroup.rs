@@ -213,6 +213,17 @@ pub(crate) fn place_of_version_two() -> Option<PathBuf> {
     Places::here().two
 }
 
+/// Where control groups are mounted.
+pub(crate) fn mounts() -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let of_groups = |line: &str| {
+        let (mount, rest) = line.split_once(" - ")?;
+        let is_one = rest.starts_with("cgroup ") || rest.starts_with("cgroup2 ");
+        is_one.then(|| mount.split(' ').nth(4).map(PathBuf::from))?
+    };
+    mounts.lines().filter_map(of_groups).collect()
+}
+
 /// The group of version 2 that this process is in.
 pub(crate) fn own_of_version_two() -> Option<PathBuf> {
     Places::here().own

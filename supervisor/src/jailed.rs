@@ -5,10 +5,11 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use labyard_spec::control::{MAX_DESCRIPTORS, Request, RestoreSpec};
@@ -24,6 +25,7 @@ use crate::host::{HostError, Programs, kvm_device};
 use crate::plan::{FileAccess, Plan, PlannedFile, STREAMS_PER_MACHINE};
 use crate::record::Who;
 use crate::saved::{self, SaveError};
+use crate::starter::Starter;
 use crate::wayout::WayOut;
 use crate::words;
 
@@ -70,6 +72,8 @@ pub enum StartError {
     HandOver(#[source] ControlError),
     #[error("creating the machines")]
     Create(#[source] ControlError),
+    #[error("starting the way out")]
+    Starter(#[source] std::io::Error),
     #[error("what was saved")]
     Saved(#[from] SaveError),
     #[error("restoring the machines")]
@@ -244,13 +248,14 @@ fn begin(
 pub fn create(
     folder: &Folder,
     plan: &Plan,
-    vmm: BorrowedFd<'_>,
+    starter: &Starter,
+    vmm: &Arc<OwnedFd>,
     jailed: impl FnOnce(Option<String>),
 ) -> Result<WayOut, StartError> {
     let control = match answering(folder) {
         Ok(control) => control,
         Err(error) => {
-            let gone = wait::readable(vmm, Some(Duration::from_secs(1))).unwrap_or(false);
+            let gone = wait::readable(vmm.as_fd(), Some(Duration::from_secs(1))).unwrap_or(false);
             let last = words::last_line(&folder.file(names::VMM_LOG));
             let why = match (gone, last) {
                 (true, Some(last)) => last,
@@ -260,7 +265,12 @@ pub fn create(
             return Err(StartError::Silent(why));
         }
     };
-    let (mut spec, mut way_out) = (plan.spec.clone(), WayOut::open(folder, plan, vmm));
+    let mut way_out = {
+        let (folder, uplink, vmm) = (folder.clone(), plan.uplink.clone(), Arc::clone(vmm));
+        let open = move || WayOut::open(&folder, uplink.as_ref(), vmm.as_fd());
+        starter.run(open).map_err(StartError::Starter)?
+    };
+    let mut spec = plan.spec.clone();
     jailed(way_out.note());
     let mut first = 0;
     for batch in plan.files.chunks(MAX_DESCRIPTORS) {

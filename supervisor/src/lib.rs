@@ -17,6 +17,8 @@
 //! - [`jailed`]: starts the vmm in its jail.
 //! - [`cgroup`]: what the vmm may take of the host.
 //! - [`run`]: the supervisor process.
+//! - [`confine`]: what the supervisor process gives up.
+//! - [`starter`]: the thread of it that starts programs.
 //! - [`saved`]: labs that were saved and go on later.
 //! - [`openapi`]: the API of supervisors, described.
 //! - [`listener`]: a socket that answers its owner alone.
@@ -38,6 +40,7 @@ pub mod builder;
 pub mod call;
 pub mod cgroup;
 pub mod client;
+pub mod confine;
 pub mod control;
 pub mod disks;
 pub mod end;
@@ -57,6 +60,7 @@ pub mod room;
 pub mod run;
 pub mod saved;
 pub mod scope;
+pub mod starter;
 pub mod tasks;
 pub mod wayout;
 pub mod words;

@@ -17,7 +17,6 @@ use labyard_sys::{message, spawn};
 use crate::control::{Control, ControlError};
 use crate::home::{Folder, append_to, names};
 use crate::host::Programs;
-use crate::plan::Plan;
 use crate::words::{chain, printable};
 
 /// How long it may take until it answers.
@@ -38,8 +37,8 @@ pub struct WayOut {
 
 impl WayOut {
     /// Starts the uplink, where the plan has networks for it.
-    pub fn open(folder: &Folder, plan: &Plan, vmm: BorrowedFd<'_>) -> Self {
-        let Some(spec) = &plan.uplink else { return Self::default() };
+    pub fn open(folder: &Folder, spec: Option<&UplinkSpec>, vmm: BorrowedFd<'_>) -> Self {
+        let Some(spec) = spec else { return Self::default() };
         let networks = spec.networks.iter().map(|network| network.name.clone()).collect();
         let failed = |why: String| Self { said: Some(Answer::Failed(why)), ..Self::default() };
         let opened = match start(folder, spec, vmm) {

@@ -93,6 +93,48 @@ fn drop_bounding_set_but(kept: CapabilitySet) -> io::Result<()> {
     Ok(())
 }
 
+/// What changes the host rather than what is started on it: modules, its clock, its power, its ports and memory, its logs, its
+/// policies, devices, files that are above permissions.
+const OF_THE_HOST: CapabilitySet = CapabilitySet::SYS_MODULE
+    .union(CapabilitySet::SYS_RAWIO)
+    .union(CapabilitySet::SYS_BOOT)
+    .union(CapabilitySet::SYS_TIME)
+    .union(CapabilitySet::SYS_TTY_CONFIG)
+    .union(CapabilitySet::SYS_PACCT)
+    .union(CapabilitySet::SYSLOG)
+    .union(CapabilitySet::MAC_ADMIN)
+    .union(CapabilitySet::MAC_OVERRIDE)
+    .union(CapabilitySet::AUDIT_CONTROL)
+    .union(CapabilitySet::AUDIT_READ)
+    .union(CapabilitySet::AUDIT_WRITE)
+    .union(CapabilitySet::WAKE_ALARM)
+    .union(CapabilitySet::BLOCK_SUSPEND)
+    .union(CapabilitySet::BPF)
+    .union(CapabilitySet::PERFMON)
+    .union(CapabilitySet::LINUX_IMMUTABLE)
+    .union(CapabilitySet::LEASE)
+    .union(CapabilitySet::MKNOD)
+    .union(CapabilitySet::IPC_OWNER)
+    .union(CapabilitySet::NET_BROADCAST)
+    .union(CapabilitySet::CHECKPOINT_RESTORE);
+
+/// Gives up the capabilities that change the host itself, for what the calling thread starts, too. Who has no say in that (CAP_SETPCAP)
+/// is no root, and has none of them to pass on.
+///
+/// # Errors
+/// What prctl(2) or capset(2) says.
+pub fn drop_capabilities_of_the_host() -> io::Result<()> {
+    let mut sets = rustix::thread::capabilities(None)?;
+    if !sets.effective.contains(CapabilitySet::SETPCAP) {
+        return Ok(());
+    }
+    drop_bounding_set_but(!OF_THE_HOST)?;
+    sets.effective &= !OF_THE_HOST;
+    sets.permitted &= !OF_THE_HOST;
+    sets.inheritable &= !OF_THE_HOST;
+    Ok(set_capabilities(None, sets)?)
+}
+
 /// Gives up the capabilities that the caller has.
 ///
 /// # Errors
@@ -112,6 +154,10 @@ pub enum Kept {
     Override,
     /// Changing the networks of its own network namespace.
     Network,
+    /// Ending processes of others.
+    Kill,
+    /// Listening to ports below 1024.
+    LowPorts,
 }
 
 /// Gives up what files of others are opened with, for now: what is left is what the caller may as a user. [`drop_capabilities_but`] is next.
@@ -134,6 +180,8 @@ pub fn drop_capabilities_but(kept: &[Kept]) -> io::Result<()> {
         Kept::ReadSearch => CapabilitySet::DAC_READ_SEARCH,
         Kept::Override => CapabilitySet::DAC_OVERRIDE,
         Kept::Network => CapabilitySet::NET_ADMIN,
+        Kept::Kill => CapabilitySet::KILL,
+        Kept::LowPorts => CapabilitySet::NET_BIND_SERVICE,
     };
     let some = kept.iter().map(one).fold(CapabilitySet::empty(), |all, one| all | one);
     let some = some & rustix::thread::capabilities(None)?.permitted;

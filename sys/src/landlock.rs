@@ -41,6 +41,7 @@ const REMOVE_DIR: u64 = 1 << 4;
 const REMOVE_FILE: u64 = 1 << 5;
 const MAKE_DIR: u64 = 1 << 7;
 const MAKE_REG: u64 = 1 << 8;
+const MAKE_SOCK: u64 = 1 << 9;
 const REFER: u64 = 1 << 13;
 const TRUNCATE: u64 = 1 << 14;
 /// What a rule on something else than a folder may say.
@@ -66,20 +67,42 @@ pub enum Access {
     Change,
     /// Make, change and remove files and folders, and nothing of another kind.
     Write,
+    /// That, and make sockets.
+    Own,
+    /// Make, rename and remove folders, and look into none.
+    Folders,
 }
 
 impl Access {
     fn rights(self) -> u64 {
         let read = READ_FILE | READ_DIR;
+        let write = read | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER | TRUNCATE;
         match self {
             Self::Read => read,
             Self::Remove => read | REMOVE_FILE,
             Self::Execute => read | EXECUTE,
             Self::Change => read | WRITE_FILE | TRUNCATE,
-            Self::Write => read | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER | TRUNCATE,
+            Self::Write => write,
+            Self::Own => write | MAKE_SOCK,
+            Self::Folders => MAKE_DIR | REMOVE_DIR,
         }
     }
 }
+
+/// What looking up names reads: glibc's resolver and its modules (nsswitch.conf(5)), which are libraries.
+pub const LOOKUP: &[&str] = &[
+    "/etc/resolv.conf",
+    "/etc/hosts",
+    "/etc/host.conf",
+    "/etc/nsswitch.conf",
+    "/etc/gai.conf",
+    "/etc/services",
+    "/etc/ld.so.cache",
+    "/usr/lib",
+    "/usr/lib64",
+    "/lib",
+    "/lib64",
+];
 
 /// Forbids everything but executing `program`, which has no name in an empty root. Needs no_new_privs.
 ///
@@ -95,6 +118,8 @@ pub fn forbid_all_but(program: RawFd) -> io::Result<Landlock> {
 pub struct Beside {
     /// TCP is spoken to others.
     pub connects: bool,
+    /// TCP ports are listened to.
+    pub binds: bool,
     /// Processes that were started before are ended.
     pub signals: bool,
 }
@@ -109,6 +134,9 @@ pub fn allow_only(paths: &[(&Path, Access)], beside: Beside) -> io::Result<Landl
     let (mut rights, size) = ruleset(abi);
     if beside.connects {
         rights.handled_access_net &= !CONNECT;
+    }
+    if beside.binds {
+        rights.handled_access_net &= !BIND;
     }
     if beside.signals {
         rights.scoped &= !SIGNAL;

@@ -5,8 +5,9 @@
 //!   else plan.json ──> start in its jail, create ─┴─> follow events, serve the API ──(vmm ends)──> write why, end
 //! ```
 //!
-//! One thread with an event loop; what blocks (the control socket) runs on threads of its own. Everything that it needs is the
-//! folder, so it can be killed at any moment: the next one finds all of it there. It dies with nobody and kills nobody unasked.
+//! One thread with an event loop; what blocks (the control socket) runs on threads of its own. Programs are started by one that does
+//! nothing else ([`crate::starter`]), and all others have given up what that takes ([`crate::confine`]). Everything that it needs is
+//! the folder, so it can be killed at any moment: the next one finds all of it there. It dies with nobody and kills nobody unasked.
 
 mod adopt;
 mod again;
@@ -30,12 +31,14 @@ use std::time::Duration;
 
 use labyard_spec::control::Event;
 
+use crate::confine;
 use crate::home::{Folder, HomeError, names};
 use crate::host::{HostError, Programs};
 use crate::jailed::{self, StartError, Vmm};
 use crate::journal::{Journal, What};
 use crate::plan::Plan;
 use crate::record::{ConditionName, Standing, State, Then};
+use crate::starter::Starter;
 use crate::words::{chain, last_line, log};
 use shared::{Phase, Saving, Shared};
 
@@ -63,16 +66,21 @@ pub enum RunError {
     Over { name: String, reason: String },
     #[error("the supervisor's event loop")]
     Loop(#[source] io::Error),
+    #[error("giving up what a supervisor does not need")]
+    Confine(#[source] io::Error),
 }
 
-/// Supervises the playground in `folder` until its vmm has ended. `serving` is called once, when the API answers.
+/// Supervises the playground in `folder` until its vmm has ended. `serving` is called once, when the API answers. The calling thread has
+/// given up for good what a supervisor does not need (docs/sandboxes.md).
 ///
 /// # Errors
 /// Where there is nothing to supervise. An end of the vmm, also a bad one, is none: it is written to the folder.
 pub fn run(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunError> {
     raise_descriptor_limit();
+    let starter = Starter::new().map_err(RunError::Loop)?;
+    confine::enter(folder).map_err(RunError::Confine)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Loop)?;
-    let result = runtime.block_on(supervise(folder, serving));
+    let result = runtime.block_on(supervise(folder, starter, serving));
     // A thread may wait for a vmm that is gone for good.
     runtime.shutdown_background();
     result
@@ -87,7 +95,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn supervise(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunError> {
+async fn supervise(folder: &Folder, starter: Starter, serving: impl FnOnce()) -> Result<(), RunError> {
     let unprepared = || RunError::Unprepared(folder.name.clone());
     let state = State::read(folder)?.ok_or_else(unprepared)?;
     let standing = state.standing();
@@ -97,7 +105,7 @@ async fn supervise(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunErr
     }
     let journal = Journal::open(folder)?;
     let vmm = state.vmm.clone();
-    let shared = Arc::new(Shared::new(folder.clone(), state, journal));
+    let shared = Arc::new(Shared::new(folder.clone(), state, journal, starter));
     let (server, farewell) = api::serve(&shared).map_err(RunError::Loop)?;
     serving();
     tokio::spawn(tasks::mind(Arc::clone(&shared)));
@@ -141,8 +149,7 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     // Who was about to come or leave when a supervisor was killed is not here.
     let here = shared.state().machines;
     plan.spec.machines.retain(|machine| here.iter().any(|here| here.name == machine.name));
-    let programs = Programs::locate()?;
-    let vmm = jailed::start(&folder, &plan, &programs, |who| Ok(shared.vmm_is(who)?))?;
+    let (plan, vmm) = start_vmm(shared, plan)?;
     let pidfd = match shared.vmm_pidfd() {
         Some(pidfd) => pidfd,
         // It ended between the two lines; its log says why.
@@ -159,7 +166,7 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let created = {
         let (shared, pidfd) = (Arc::clone(shared), Arc::clone(&pidfd));
         let create = move || {
-            jailed::create(&shared.folder, &plan, rustix::fd::AsFd::as_fd(&*pidfd), |note| {
+            jailed::create(&shared.folder, &plan, &shared.starter, &pidfd, |note| {
                 if let Some(note) = note {
                     shared.note(None, &note);
                 }
@@ -182,6 +189,16 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     // What it had is gone before anybody is told that the lab is.
     let _ = tokio::task::spawn_blocking(move || way_out.end()).await;
     ended
+}
+
+fn start_vmm(shared: &Arc<Shared>, plan: Plan) -> Result<(Plan, Vmm), RunError> {
+    let owned = Arc::clone(shared);
+    let start = move || -> Result<(Plan, Vmm), RunError> {
+        let programs = Programs::locate()?;
+        let vmm = jailed::start(&owned.folder, &plan, &programs, |who| Ok(owned.vmm_is(who)?))?;
+        Ok((plan, vmm))
+    };
+    shared.starter.run(start).map_err(RunError::Loop)?
 }
 
 /// Follows the vmm to its end. Returns why it ended.

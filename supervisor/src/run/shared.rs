@@ -13,6 +13,7 @@ use crate::home::{Folder, HomeError};
 use crate::journal::{Journal, What};
 use crate::record::{Condition, ConditionName, FullDrive, Machine, State, TaskState, TaskStatus, Who, now_ms};
 use crate::room;
+use crate::starter::Starter;
 use crate::words::{chain, log, printable};
 
 /// Longest text of a guest or the vmm that is written down, in bytes.
@@ -38,6 +39,8 @@ pub(super) enum Phase {
 pub(super) struct Shared {
     /// The playground's folder.
     pub(super) folder: Folder,
+    /// Who may start programs.
+    pub(super) starter: Starter,
     /// Guards state and journal together; never held across an await.
     inner: Mutex<Inner>,
     /// Rings after every change.
@@ -77,7 +80,7 @@ pub(super) struct Inner {
 }
 
 impl Shared {
-    pub(super) fn new(folder: Folder, state: State, journal: Journal) -> Self {
+    pub(super) fn new(folder: Folder, state: State, journal: Journal, starter: Starter) -> Self {
         let inner = Inner {
             state,
             journal,
@@ -88,7 +91,7 @@ impl Shared {
             calls: HashMap::new(),
         };
         let bell = tokio::sync::watch::Sender::new(Phase::Starting);
-        Self { folder, inner: Mutex::new(inner), bell, planning: Mutex::default(), usage: Usage::new() }
+        Self { folder, starter, inner: Mutex::new(inner), bell, planning: Mutex::default(), usage: Usage::new() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -428,7 +431,12 @@ mod tests {
             left: None,
             end: None,
         };
-        let shared = Shared::new(folder.clone(), state, Journal::open(&folder).expect("a journal"));
+        let shared = Shared::new(
+            folder.clone(),
+            state,
+            Journal::open(&folder).expect("a journal"),
+            Starter::new().expect("a thread"),
+        );
         let event = |number, what| Event { number, at_us: 0, machine: "web".into(), what };
         for number in 1..=10_000 {
             // Other ports each time, so that it is not the port that bounds them.

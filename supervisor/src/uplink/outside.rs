@@ -314,7 +314,7 @@ fn confine_self() -> Result<(), String> {
     // Whoever manages the file puts another one in its place, so its folder is read.
     let real = std::fs::canonicalize(RESOLV_CONF).unwrap_or_else(|_| RESOLV_CONF.into());
     let folder = real.parent().unwrap_or(&real);
-    let beside = Beside { connects: false, signals: true };
+    let beside = Beside { signals: true, ..Beside::default() };
     landlock::allow_only(&[(folder, Access::Read)], beside).map_err(failed("Landlock"))?;
     filter::forbid(Leave::Children).map_err(failed("filter"))
 }

@@ -4,6 +4,7 @@ mod access;
 mod bake;
 mod changing;
 mod chaos;
+mod confined;
 mod drives;
 mod full;
 mod host;

@@ -138,7 +138,11 @@ fn networks() -> Vec<UplinkNetwork> {
 
 /// Starts an uplink in a host; its process, what stands for the vmm, and the taps.
 pub(crate) fn start(host: &Space, starter: As) -> Result<(Child, Child, Vec<OwnedFd>), String> {
-    let vmm = Command::new("sleep").arg("600").spawn().expect("sleep");
+    let mut vmm = Command::new("sleep");
+    vmm.arg("600");
+    // A test that fails leaves nobody behind.
+    spawn::dies_with_parent(&mut vmm);
+    let vmm = vmm.spawn().expect("sleep");
     let pid = Pid::from_raw(vmm.id().cast_signed()).expect("a pid");
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
