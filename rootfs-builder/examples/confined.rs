@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{env, io};
 
 use labyard_rootfs_builder::confine::{self, Needs};
-use labyard_sys::attempts::{self, ATTEMPTS};
+use labyard_sys::attempts::{self, ATTEMPTS, PAST_LANDLOCK};
 
 /// What a builder itself could try: a way, and how.
 type Way = (&'static str, fn(&Path, &Path) -> io::Result<()>);
@@ -34,7 +34,7 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [source, store, level, way] = arguments.as_slice() else {
         WAYS.iter().for_each(|(name, _)| println!("{name}"));
-        ATTEMPTS.iter().for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
+        ATTEMPTS.iter().chain(PAST_LANDLOCK).for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
         return Ok(());
     };
     let (source, store) = (PathBuf::from(source), PathBuf::from(store));
@@ -51,7 +51,8 @@ fn main() -> io::Result<()> {
     let said = match WAYS.iter().find(|(name, _)| name == way) {
         Some((_, run)) => run(&source, &store),
         None => {
-            let found = ATTEMPTS.iter().find(|attempt| format!("{}={}", attempt.group, attempt.what) == *way);
+            let mut all = ATTEMPTS.iter().chain(PAST_LANDLOCK);
+            let found = all.find(|attempt| format!("{}={}", attempt.group, attempt.what) == *way);
             let attempt = found.ok_or(io::ErrorKind::NotFound)?;
             (attempt.run)().map(drop)
         }

@@ -7,14 +7,16 @@ use std::{env, io};
 
 use labyard_supervisor::confine;
 use labyard_supervisor::home::Folder;
-use labyard_sys::attempts::{self, ATTEMPTS};
+use labyard_sys::attempts::{self, ATTEMPTS, PAST_LANDLOCK};
 
 /// What a supervisor itself could try: a way, and how.
 type Way = (&'static str, fn(&Folder) -> io::Result<()>);
 
 const WAYS: &[Way] = &[
     ("files=write to the lab's folder", |lab| fs::write(lab.file("state.json"), "{}")),
-    ("files=a socket in the lab's folder", |lab| lab.bind("own.sock").map(drop).map_err(io::Error::other)),
+    ("files=a socket in the lab's folder", |lab| {
+        std::os::unix::net::UnixListener::bind(lab.file("own.sock")).map(drop)
+    }),
     ("files=a link in the lab's folder", |lab| std::os::unix::fs::symlink("/etc/passwd", lab.file("link"))),
     ("files=remove the lab", |lab| lab.remove().map_err(io::Error::other)),
     ("files=read another lab", |lab| fs::read(lab.path.with_file_name("other").join("state.json")).map(drop)),
@@ -35,7 +37,7 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [folder, way] = arguments.as_slice() else {
         WAYS.iter().for_each(|(name, _)| println!("{name}"));
-        ATTEMPTS.iter().for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
+        ATTEMPTS.iter().chain(PAST_LANDLOCK).for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
         return Ok(());
     };
     let lab = Folder { name: "lab".to_owned(), path: folder.into() };
@@ -43,7 +45,8 @@ fn main() -> io::Result<()> {
     let said = match WAYS.iter().find(|(name, _)| name == way) {
         Some((_, run)) => run(&lab),
         None => {
-            let found = ATTEMPTS.iter().find(|attempt| format!("{}={}", attempt.group, attempt.what) == *way);
+            let mut all = ATTEMPTS.iter().chain(PAST_LANDLOCK);
+            let found = all.find(|attempt| format!("{}={}", attempt.group, attempt.what) == *way);
             let attempt = found.ok_or(io::ErrorKind::NotFound)?;
             (attempt.run)().map(drop)
         }

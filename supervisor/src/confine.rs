@@ -35,7 +35,7 @@ pub fn enter(folder: &Folder) -> io::Result<()> {
         make_folder(path).map_err(io::Error::other)?;
     }
     let groups = cgroup::mounts();
-    let mut paths: Vec<(&Path, Access)> = vec![(&folder.path, Access::Own), (labs, Access::Folders)];
+    let mut paths: Vec<(&Path, Access)> = vec![(&folder.path, Access::Write), (labs, Access::Folders)];
     paths.extend(given.iter().map(|path| (path.as_path(), Access::Read)));
     paths.extend(groups.iter().map(|path| (path.as_path(), Access::Write)));
     paths.extend(TOLD.iter().chain(landlock::LOOKUP).map(|path| (Path::new(path), Access::Read)));
@@ -47,7 +47,7 @@ pub fn enter(folder: &Folder) -> io::Result<()> {
     }
     confine::drop_capabilities_but(&kept).map_err(step("capabilities"))?;
     landlock::allow_only(&paths, Beside { connects: true, binds: true, signals: true }).map_err(step("Landlock"))?;
-    filter::forbid(Leave::Children).map_err(step("filter"))
+    filter::forbid(Leave::Supervising).map_err(step("filter"))
 }
 
 fn is_owned_by_root(path: &Path) -> bool {

@@ -170,6 +170,51 @@ pub const FILTERED: &[Attempt] = &[
     Attempt { group: "kernel", what: "calls of 32 bits", run: old_call },
 ];
 
+/// Ways past Landlock for a program that keeps its files, beside those of [`ATTEMPTS`]. What they name is not there.
+pub const PAST_LANDLOCK: &[Attempt] = &[
+    Attempt { group: "files", what: "change a mode", run: || call!(libc::SYS_chmod, NOWHERE.as_ptr(), 0o4755) },
+    Attempt { group: "files", what: "change the mode of what is open", run: || call!(libc::SYS_fchmod, -1, 0o4755) },
+    Attempt {
+        group: "files",
+        what: "change a mode, below a folder",
+        run: || call!(libc::SYS_fchmodat, libc::AT_FDCWD, NOWHERE.as_ptr(), 0o4755),
+    },
+    Attempt {
+        group: "files",
+        what: "change a mode, by the newest call",
+        run: || call!(libc::SYS_fchmodat2, libc::AT_FDCWD, NOWHERE.as_ptr(), 0o4755, 0),
+    },
+    Attempt {
+        group: "files",
+        what: "set an attribute",
+        run: || call!(libc::SYS_setxattr, NOWHERE.as_ptr(), c"user.a".as_ptr(), c"".as_ptr(), 0, 0),
+    },
+    Attempt {
+        group: "files",
+        what: "remove an attribute",
+        run: || call!(libc::SYS_removexattr, NOWHERE.as_ptr(), c"user.a".as_ptr()),
+    },
+    Attempt {
+        group: "files",
+        what: "set times",
+        run: || call!(libc::SYS_utimensat, libc::AT_FDCWD, NOWHERE.as_ptr(), 0, 0),
+    },
+    Attempt { group: "sockets", what: "a Unix socket", run: || socket(libc::AF_UNIX, libc::SOCK_STREAM) },
+    Attempt { group: "sockets", what: "a stream of the internet", run: || socket(libc::AF_INET, libc::SOCK_STREAM) },
+    Attempt { group: "processes", what: "read a limit of process 2", run: read_limit },
+    Attempt { group: "processes", what: "signal a thread of process 2", run: || call!(libc::SYS_tgkill, 2, 2, 0) },
+    Attempt { group: "devices", what: "type into a terminal", run: || ioctl(libc::TIOCSTI) },
+    Attempt { group: "devices", what: "a line discipline", run: || ioctl(libc::TIOCSETD) },
+];
+
+/// A path that nobody has.
+const NOWHERE: &std::ffi::CStr = c"/labyard-nobody-has-this";
+
+fn read_limit() -> io::Result<i64> {
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    call!(libc::SYS_prlimit64, 2, libc::RLIMIT_NOFILE, 0, &raw mut limit)
+}
+
 fn pair(family: c_int, kind: c_int) -> io::Result<i64> {
     call!(libc::SYS_socketpair, family, kind | libc::SOCK_CLOEXEC, 0, 0)
 }

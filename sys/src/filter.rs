@@ -13,14 +13,16 @@ use seccompiler::{
 
 /// What a program may do nevertheless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Leave {
+pub enum Leave<'a> {
     /// Neither sockets nor programs.
     Nothing,
-    /// Make sockets by which names are looked up and TCP is spoken.
+    /// Make sockets of the internet, by which names are looked up and TCP is spoken. One of a file is answered as if the kernel had none.
     Network,
-    /// That, and watch and end its children.
-    Children,
-    /// Run programs, and what those need for it, but none of the rest.
+    /// Send and receive datagrams of the internet, and end these processes.
+    Datagrams(&'a [u32]),
+    /// Make sockets of files and of the internet, and watch and end others.
+    Supervising,
+    /// Run programs that talk to the kernel's own sockets, but none of the rest.
     Programs,
 }
 
@@ -46,6 +48,11 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_reboot, libc::SYS_swapon, libc::SYS_swapoff, libc::SYS_acct, libc::SYS_quotactl, libc::SYS_quotactl_fd, libc::SYS_syslog,
     libc::SYS_sethostname, libc::SYS_setdomainname, libc::SYS_settimeofday, libc::SYS_clock_settime, libc::SYS_adjtimex,
     libc::SYS_clock_adjtime, libc::SYS_iopl, libc::SYS_ioperm, libc::SYS_personality, libc::SYS_vhangup,
+    // What Landlock does not hold: modes, attributes and times of files.
+    libc::SYS_chmod, libc::SYS_fchmod, libc::SYS_fchmodat, libc::SYS_fchmodat2,
+    libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr, SETXATTRAT,
+    libc::SYS_removexattr, libc::SYS_lremovexattr, libc::SYS_fremovexattr, REMOVEXATTRAT, FILE_SETATTR,
+    libc::SYS_utime, libc::SYS_utimes, libc::SYS_futimesat, libc::SYS_utimensat,
     // Files past their names, and what is no file.
     libc::SYS_open_by_handle_at, libc::SYS_name_to_handle_at, libc::SYS_mknod, libc::SYS_mknodat, libc::SYS_fanotify_init,
     // Other users.
@@ -55,8 +62,19 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_shmget, libc::SYS_shmat, libc::SYS_msgget, libc::SYS_semget, libc::SYS_mq_open,
 ];
 
-/// Families of sockets with which names are looked up and TCP is spoken: nscd(8), addresses, and which of them this host has.
-const FAMILIES: &[libc::c_int] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+/// Calls that libc does not name yet (asm/unistd_64.h).
+const SETXATTRAT: libc::c_long = 463;
+const REMOVEXATTRAT: libc::c_long = 466;
+const FILE_SETATTR: libc::c_long = 469;
+
+/// What types into a terminal or changes what reads it (ioctl_tty(2)), and TIOCLINUX, which pastes (ioctl_console(2)).
+const OF_TERMINALS: &[u64] = &[libc::TIOCSTI, libc::TIOCSETD, 0x541c];
+/// Namespaces that clone(2) makes.
+#[rustfmt::skip]
+const NAMESPACES: &[libc::c_int] = &[
+    libc::CLONE_NEWUSER, libc::CLONE_NEWNS, libc::CLONE_NEWNET, libc::CLONE_NEWPID, libc::CLONE_NEWIPC, libc::CLONE_NEWUTS,
+    libc::CLONE_NEWCGROUP,
+];
 /// Numbers from here on are x32's (asm/unistd.h).
 const X32: u32 = 0x4000_0000;
 
@@ -64,20 +82,37 @@ const X32: u32 = 0x4000_0000;
 ///
 /// # Errors
 /// What seccomp(2) says.
-pub fn forbid(leave: Leave) -> io::Result<()> {
-    // The flags of clone3(2) lie in memory: it is answered as if the kernel had none, and clone(2) is taken.
+pub fn forbid(leave: Leave<'_>) -> io::Result<()> {
     let program = program(leave)?;
-    let no_clone3 = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
-    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    seccompiler::apply_filter(&build(rules, no_clone3)?).map_err(io::Error::other)?;
+    let answered = build(answered(leave)?, SeccompAction::Errno(libc::ENOSYS.unsigned_abs()))?;
+    seccompiler::apply_filter(&answered).map_err(io::Error::other)?;
     seccompiler::apply_filter(&program).map_err(io::Error::other)
 }
 
-fn program(leave: Leave) -> io::Result<BpfProgram> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = FORBIDDEN.iter().map(|number| (*number, Vec::new())).collect();
+type Rules = BTreeMap<i64, Vec<SeccompRule>>;
+
+/// What is answered as if the kernel did not have it, by programs that have another way then.
+fn answered(leave: Leave<'_>) -> io::Result<Rules> {
+    // The flags of clone3(2) lie in memory: clone(2) is taken.
+    let mut rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    if matches!(leave, Leave::Network | Leave::Programs) {
+        // nscd(8) and services like it are asked over a file; without them names are looked up as ever.
+        rules.insert(libc::SYS_socket, vec![rule(vec![is(0, libc::AF_UNIX)?])?]);
+    }
+    Ok(rules)
+}
+
+fn program(leave: Leave<'_>) -> io::Result<BpfProgram> {
+    let mut rules: Rules = FORBIDDEN.iter().map(|number| (*number, Vec::new())).collect();
     // A process of its own is no thread (clone(2)).
     let thread = libc::CLONE_THREAD.unsigned_abs().into();
     rules.insert(libc::SYS_clone, vec![rule(vec![masked(0, thread, 0)?])?]);
+    // Limits and threads of others.
+    rules.insert(libc::SYS_prlimit64, vec![rule(vec![is_not(0, 0)?])?]);
+    let own = rustix::process::getpid().as_raw_nonzero().get();
+    rules.insert(libc::SYS_tgkill, vec![rule(vec![is_not(0, own)?])?]);
+    let of_terminals = OF_TERMINALS.iter().map(|request| rule(vec![compare(1, SeccompCmpOp::Eq, *request)?]));
+    rules.insert(libc::SYS_ioctl, of_terminals.collect::<io::Result<_>>()?);
     match leave {
         Leave::Nothing => {
             rules.extend([libc::SYS_socket, libc::SYS_socketpair].map(|number| (number, Vec::new())));
@@ -86,21 +121,42 @@ fn program(leave: Leave) -> io::Result<BpfProgram> {
                 rules.insert(number, vec![rule(vec![masked(2, exec, exec)?])?]);
             }
         }
-        Leave::Programs => {
-            let children = [libc::SYS_execve, libc::SYS_fork, libc::SYS_vfork, libc::SYS_clone, libc::SYS_kill];
-            children.iter().for_each(|number| drop(rules.remove(number)));
+        Leave::Network => {
+            rules.insert(
+                libc::SYS_socket,
+                vec![none_of(0, &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK])?],
+            );
         }
-        Leave::Network | Leave::Children => {
-            if leave == Leave::Children {
-                let children = [libc::SYS_kill, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
-                children.iter().for_each(|number| drop(rules.remove(number)));
+        Leave::Datagrams(children) => {
+            // Flags stand beside the type (socket(2)).
+            let mut other = vec![none_of(0, &[libc::AF_INET, libc::AF_INET6])?];
+            for kind in [libc::SOCK_STREAM, libc::SOCK_RAW, libc::SOCK_SEQPACKET] {
+                other.push(rule(vec![masked(1, 0xf, kind.unsigned_abs().into())?])?);
             }
-            let other = |family: &libc::c_int| {
-                let (length, is_not) = (SeccompCmpArgLen::Dword, SeccompCmpOp::Ne);
-                SeccompCondition::new(0, length, is_not, family.unsigned_abs().into()).map_err(io::Error::other)
+            rules.insert(libc::SYS_socket, other);
+            let children: Vec<_> = children.iter().map(|pid| pid.cast_signed()).collect();
+            for number in [libc::SYS_kill, libc::SYS_pidfd_open] {
+                rules.insert(number, vec![none_of(0, &children)?]);
+            }
+            rules.remove(&libc::SYS_pidfd_send_signal);
+        }
+        Leave::Supervising => {
+            let others = [libc::SYS_kill, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
+            others.iter().for_each(|number| drop(rules.remove(number)));
+            rules.insert(
+                libc::SYS_socket,
+                vec![none_of(0, &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK])?],
+            );
+        }
+        Leave::Programs => {
+            let children = [libc::SYS_execve, libc::SYS_fork, libc::SYS_vfork, libc::SYS_kill, libc::SYS_tgkill];
+            children.iter().for_each(|number| drop(rules.remove(number)));
+            let namespace = |flag: &libc::c_int| {
+                let flag = flag.unsigned_abs().into();
+                rule(vec![masked(0, flag, flag)?])
             };
-            let others = FAMILIES.iter().map(other).collect::<io::Result<_>>()?;
-            rules.insert(libc::SYS_socket, vec![rule(others)?]);
+            rules.insert(libc::SYS_clone, NAMESPACES.iter().map(namespace).collect::<io::Result<_>>()?);
+            rules.insert(libc::SYS_socket, vec![none_of(0, &[libc::AF_UNIX, libc::AF_NETLINK])?]);
         }
     }
     let mut program = vec![
@@ -117,6 +173,23 @@ fn statement(code: u32, jt: u8, jf: u8, k: u32) -> sock_filter {
     sock_filter { code: code as u16, jt, jf, k }
 }
 
+/// The kernel takes an `int` of the lower half of a register.
+fn compare(argument: u8, op: SeccompCmpOp, value: u64) -> io::Result<SeccompCondition> {
+    SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op, value).map_err(io::Error::other)
+}
+
+fn is(argument: u8, value: libc::c_int) -> io::Result<SeccompCondition> {
+    compare(argument, SeccompCmpOp::Eq, value.cast_unsigned().into())
+}
+
+fn is_not(argument: u8, value: libc::c_int) -> io::Result<SeccompCondition> {
+    compare(argument, SeccompCmpOp::Ne, value.cast_unsigned().into())
+}
+
+fn none_of(argument: u8, values: &[libc::c_int]) -> io::Result<SeccompRule> {
+    rule(values.iter().map(|value| is_not(argument, *value)).collect::<io::Result<_>>()?)
+}
+
 fn masked(argument: u8, mask: u64, value: u64) -> io::Result<SeccompCondition> {
     let op = SeccompCmpOp::MaskedEq(mask);
     SeccompCondition::new(argument, SeccompCmpArgLen::Qword, op, value).map_err(io::Error::other)
@@ -127,7 +200,7 @@ fn rule(conditions: Vec<SeccompCondition>) -> io::Result<SeccompRule> {
 }
 
 /// Calls of these rules meet `action`, all others are made.
-fn build(rules: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> io::Result<BpfProgram> {
+fn build(rules: Rules, action: SeccompAction) -> io::Result<BpfProgram> {
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, action, TargetArch::x86_64);
     filter.map_err(io::Error::other)?.try_into().map_err(io::Error::other)
 }

@@ -41,7 +41,6 @@ const REMOVE_DIR: u64 = 1 << 4;
 const REMOVE_FILE: u64 = 1 << 5;
 const MAKE_DIR: u64 = 1 << 7;
 const MAKE_REG: u64 = 1 << 8;
-const MAKE_SOCK: u64 = 1 << 9;
 const REFER: u64 = 1 << 13;
 const TRUNCATE: u64 = 1 << 14;
 /// What a rule on something else than a folder may say.
@@ -67,8 +66,6 @@ pub enum Access {
     Change,
     /// Make, change and remove files and folders, and nothing of another kind.
     Write,
-    /// That, and make sockets.
-    Own,
     /// Make, rename and remove folders, and look into none.
     Folders,
 }
@@ -76,14 +73,12 @@ pub enum Access {
 impl Access {
     fn rights(self) -> u64 {
         let read = READ_FILE | READ_DIR;
-        let write = read | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER | TRUNCATE;
         match self {
             Self::Read => read,
             Self::Remove => read | REMOVE_FILE,
             Self::Execute => read | EXECUTE,
             Self::Change => read | WRITE_FILE | TRUNCATE,
-            Self::Write => write,
-            Self::Own => write | MAKE_SOCK,
+            Self::Write => read | WRITE_FILE | REMOVE_DIR | REMOVE_FILE | MAKE_DIR | MAKE_REG | REFER | TRUNCATE,
             Self::Folders => MAKE_DIR | REMOVE_DIR,
         }
     }

@@ -78,7 +78,6 @@ pub enum RunError {
 pub fn run(folder: &Folder, serving: impl FnOnce()) -> Result<(), RunError> {
     raise_descriptor_limit();
     let starter = Starter::new().map_err(RunError::Loop)?;
-    confine::enter(folder).map_err(RunError::Confine)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(RunError::Loop)?;
     let result = runtime.block_on(supervise(folder, starter, serving));
     // A thread may wait for a vmm that is gone for good.
@@ -107,6 +106,8 @@ async fn supervise(folder: &Folder, starter: Starter, serving: impl FnOnce()) ->
     let vmm = state.vmm.clone();
     let shared = Arc::new(Shared::new(folder.clone(), state, journal, starter));
     let (server, farewell) = api::serve(&shared).map_err(RunError::Loop)?;
+    // The socket has its name and mode. This is the only thread yet, beside the one that starts programs.
+    confine::enter(folder).map_err(RunError::Confine)?;
     serving();
     tokio::spawn(tasks::mind(Arc::clone(&shared)));
     let expiring = tokio::spawn(expiry::watch(Arc::clone(&shared)));

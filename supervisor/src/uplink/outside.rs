@@ -129,7 +129,7 @@ impl Uplink {
         };
         // From here on strangers are heard: guests ask for names.
         child.ask(&Ask::Seal)?;
-        confine_self()?;
+        confine_self(&[child.child.id(), helper.id()])?;
         let serving = std::thread::Builder::new().name("names".to_owned()).spawn(|| names.serve());
         serving.map_err(|error| format!("answering about names: {error}"))?;
         Ok((Self { way, child, host, trie, changes, helper }, taps))
@@ -307,7 +307,7 @@ fn pasta(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, Stri
 }
 
 /// Gives up all but what is needed now: reading where the resolver is, datagrams to it, and ending children.
-fn confine_self() -> Result<(), String> {
+fn confine_self(children: &[u32]) -> Result<(), String> {
     let failed = |step: &'static str| move |error: std::io::Error| format!("giving up rights, {step}: {error}");
     confine::drop_capabilities_but(&[]).map_err(failed("capabilities"))?;
     confine::no_new_privileges().map_err(failed("no_new_privs"))?;
@@ -316,7 +316,7 @@ fn confine_self() -> Result<(), String> {
     let folder = real.parent().unwrap_or(&real);
     let beside = Beside { signals: true, ..Beside::default() };
     landlock::allow_only(&[(folder, Access::Read)], beside).map_err(failed("Landlock"))?;
-    filter::forbid(Leave::Children).map_err(failed("filter"))
+    filter::forbid(Leave::Datagrams(children)).map_err(failed("filter"))
 }
 
 /// Where all addresses are at which the host answers (proc(5)).

@@ -42,10 +42,6 @@ fn device(number: u8) -> String {
     format!("/dev/vd{}", char::from(b'a' + number))
 }
 
-fn soaks() -> bool {
-    std::env::var_os("LABYARD_SOAK").is_some()
-}
-
 #[test]
 fn drives_keep_data_give_space_back_change_while_they_work_and_outlive_their_vmm() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -117,7 +113,7 @@ fn fio(lab: &Lab, arguments: &[String]) -> Result<Vec<Value>> {
 }
 
 fn verified(lab: &Lab) -> Result<()> {
-    let bytes = if soaks() { 100 * MIB } else { 2 * MIB };
+    let bytes = if crate::is_soak() { 100 * MIB } else { 2 * MIB };
     let mut arguments: Vec<String> = Vec::new();
     for number in 3..11 {
         // Parts of blocks on two of them, one for each engine.
@@ -270,7 +266,7 @@ fn killed(lab: &Lab, folder: &Path) -> Result<()> {
     let (script, one, two) = (WRITER.replace("PLACES", &PLACES.to_string()), device(9), device(10));
     let mut command = host::labyard(&["exec", "drives/disk", "--", "python3", "-c", &script, &one, &two])?;
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
-    let enough = if soaks() { 2000 } else { 30 };
+    let enough = if crate::is_soak() { 2000 } else { 30 };
     let (mut flushed, mut rounds) = (0u64, 0);
     let start = Instant::now();
     for line in BufReader::new(child.stdout.take().context("its output")?).lines() {

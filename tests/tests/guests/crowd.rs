@@ -71,7 +71,7 @@ fn report(what: &str, mut times: Vec<Duration>) {
 
 #[test]
 fn hundreds_of_labs_are_started_looked_at_and_removed_and_leave_nothing() -> Result<()> {
-    let wanted = if std::env::var_os("LABYARD_SOAK").is_some() { SOAK_LABS } else { LABS };
+    let wanted = if crate::is_soak() { SOAK_LABS } else { LABS };
     let together = (available_kib()? / LAB_KIB).clamp(1, wanted);
     let before = Traces::now()?;
     let tiny = Tiny::new()?;

@@ -24,7 +24,7 @@ fn every_kernel_comes_up_and_has_what_a_lab_needs() -> Result<()> {
     let before = Traces::now()?;
     let folder = tempfile::tempdir()?;
     let mut kernels = KERNELS.to_vec();
-    if std::env::var_os("LABYARD_SOAK").is_some() {
+    if crate::is_soak() {
         kernels.push(SOAK_ONLY);
     }
     let mut machines: String = kernels.iter().map(|(name, kernel)| machine(name, kernel, 256)).collect();

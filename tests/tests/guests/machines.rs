@@ -245,7 +245,7 @@ fn comes_back(lab: &Lab, argv: &[&str]) -> Result<()> {
 }
 
 fn reboots(lab: &Lab) -> Result<()> {
-    let count = if std::env::var_os("LABYARD_SOAK").is_some() { 20 } else { 3 };
+    let count = if crate::is_soak() { 20 } else { 3 };
     // The first one fills what is kept for the next.
     comes_back(lab, &["reboot"])?;
     let (descriptors, memory) = footprint(lab)?;

@@ -15,6 +15,7 @@ mod host;
 mod images;
 mod kernels;
 mod killed;
+mod kills;
 mod lab;
 mod machines;
 mod many;
@@ -31,3 +32,13 @@ mod starting;
 mod tiny;
 mod two_machines;
 mod uplink;
+
+/// A number that a variable has.
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Whether the counts of the soak are wanted.
+fn is_soak() -> bool {
+    std::env::var_os("LABYARD_SOAK").is_some()
+}

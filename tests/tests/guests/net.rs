@@ -79,7 +79,7 @@ fn guests_talk_with_and_without_offloads_and_every_missing_frame_is_explained() 
 
 /// How long the long version of a thing is, or the short one.
 fn soak<T>(long: T, short: T) -> T {
-    if std::env::var_os("LABYARD_SOAK").is_some() { long } else { short }
+    if crate::is_soak() { long } else { short }
 }
 
 fn shell(lab: &Lab, machine: &str, script: &str) -> Result<String> {

@@ -180,7 +180,7 @@ fn console_flood(lab: &Lab) -> Result<()> {
 /// 100 streams of 256 KiB each way; 1,000 of 1 MiB where time allows.
 fn many_streams(lab: &Lab) -> Result<()> {
     let script = include_str!("streams.py");
-    let soak = std::env::var_os("LABYARD_SOAK").is_some();
+    let soak = crate::is_soak();
     let (count, bytes) = if soak { ("1000", "1048576") } else { ("100", "262144") };
     let (_, vmm) = lab.processes()?;
     let before = resident_mib(vmm)?;

@@ -1,4 +1,5 @@
-//! Somebody who is not root, with a systemd of his own as after a login: limits hold in a scope that it gives.
+//! Somebody who is not root: Linux guests do as they do for root. With a systemd of his own, as after a login, limits hold in a scope that
+//! it gives.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -19,12 +20,27 @@ const GROUPS: &str = "/sys/fs/cgroup";
 /// How long his systemd may take to come, and to clean up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// What every run tries as that user. The soak tries all.
+const NAMED: [&str; 2] = ["access::", "starting::"];
+/// Tests that are root's by what they need of the host around: namespaces and devices of the network, mounts, control groups, settings of
+/// the kernel, users.
+const OF_ROOT: [&str; 7] = ["rootless::", "uplink::", "members::", "full::", "sizes::", "images::", "greedy::"];
+const PROGRAMS: [&str; 6] =
+    ["labyard", "labyard-init", "labyard-jail", "labyard-uplink", "labyard-vmm", "rootfs-builder"];
+
 /// A user's systemd, and the groups that the host's would have made for a login: one above that is root's, one that his systemd
 /// may do with as it likes, and one for the session, where he may make none.
 struct Login {
     place: tempfile::TempDir,
     groups: PathBuf,
     manager: Option<Child>,
+}
+
+fn copy_programs(folder: &Path) -> Result<()> {
+    for name in PROGRAMS {
+        fs::copy(host::given("LABYARD_LIBEXEC")?.join(name), folder.join(name)).context(name)?;
+    }
+    Ok(())
 }
 
 fn make(path: &Path, mode: u32) -> Result<()> {
@@ -41,9 +57,7 @@ impl Login {
         make(&place.path().join("home"), 0o700)?;
         let libexec = place.path().join("libexec");
         make(&libexec, 0o755)?;
-        for name in ["labyard", "labyard-init", "labyard-jail", "labyard-uplink", "labyard-vmm", "rootfs-builder"] {
-            fs::copy(host::given("LABYARD_LIBEXEC")?.join(name), libexec.join(name)).context(name)?;
-        }
+        copy_programs(&libexec)?;
         // What a user's systemd looks at, to know that the host has one (sd_booted(3)).
         fs::create_dir_all("/run/systemd/system")?;
         let groups = Path::new(GROUPS).join("labyard-test-login");
@@ -164,5 +178,44 @@ fn limits_of_somebody_who_is_not_root_hold_in_a_scope_of_his_systemd() -> Result
         login.labyard(&["up", &manifest, "--detach"])?.expect(0)?;
         login.labyard(&["down", "mine"])?.expect(0)?;
     }
+    before.wait_until_back()
+}
+
+#[test]
+fn linux_guests_of_somebody_who_is_not_root_do_as_those_of_root() -> Result<()> {
+    let before = Traces::now()?;
+    // A place where he finds the programs, the tests and a store that is his.
+    let place = tempfile::tempdir_in(host::given("LABYARD_SCRATCH")?)?;
+    let at = |name: &str| place.path().join(name);
+    for folder in ["", "libexec", "home", "home/labyard", "tmp"] {
+        make(&at(folder), 0o755)?;
+    }
+    copy_programs(&at("libexec"))?;
+    fs::copy(std::env::current_exe()?, at("guests"))?;
+    fs::copy(host::given("LABYARD_TEST_REFERENCE")?, at("reference"))?;
+    let store = host::given("LABYARD_HOME")?;
+    let parts = ["images", "kernels", "blobs"].map(|name| (store.join(name), at("home/labyard")));
+    let layout = (host::given("LABYARD_TEST_LAYOUT")?, at("layout"));
+    for (from, to) in parts.iter().chain([&layout]).filter(|(from, _)| from.exists()) {
+        let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([from, to]).status()?;
+        ensure!(copied.success(), "{}: {copied}", from.display());
+    }
+    let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(place.path()).status()?;
+    ensure!(owned.success(), "{owned}");
+    let mut tests = Command::new("setpriv");
+    tests.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(at("guests"));
+    tests.args(["--test-threads=1", "--nocapture"]);
+    if crate::is_soak() {
+        tests.args(OF_ROOT.iter().flat_map(|name| ["--skip", name]));
+    } else {
+        tests.args(NAMED);
+    }
+    tests.env("HOME", at("home")).env("LABYARD_HOME", at("home/labyard")).env("LABYARD_LIBEXEC", at("libexec"));
+    tests.env("TMPDIR", at("tmp")).env("LABYARD_SCRATCH", at("tmp")).env("LABYARD_TEST_REFERENCE", at("reference"));
+    tests.env("LABYARD_TEST_LAYOUT", at("layout"));
+    eprintln!("  as user and group {ANYBODY}:");
+    let status = tests.current_dir("/").stdin(Stdio::null()).status()?;
+    ensure!(status.success(), "his tests: {status}");
+    drop(place);
     before.wait_until_back()
 }

@@ -1,24 +1,36 @@
-//! Linux comes up and goes down again and again; rounds of labs whose guests are nothing are in `cycles`.
+//! Linux comes up and goes down again and again, and is killed in between; the same of labs whose guests are nothing is in `cycles`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use crate::host::{self, Traces};
-use crate::lab;
+use crate::kills::{self, Kills};
+use crate::{is_soak, lab};
 
 /// Rounds where nobody says `LABYARD_SOAK`, and where somebody does.
 const ROUNDS: u32 = 3;
 const SOAK_ROUNDS: u32 = 50;
+/// Moments of a kill, likewise.
+const MOMENTS: u64 = 3;
+const SOAK_MOMENTS: u64 = 50;
+/// How long after a command began one of them is, at most: longer than Linux takes to come up.
+const WITHIN: Duration = Duration::from_secs(15);
+
+/// A machine in a manifest.
+fn machine(name: &str) -> String {
+    format!(
+        "    - name: {name}\n      drives: [{{source: 'IMAGE', mount: /, size: 1GiB}}]\n      resources: {{ramSize: 192MiB}}\n      \
+         network: {{interfaces: [{{network: local}}]}}\n"
+    )
+}
 
 #[test]
 fn a_lab_of_linux_comes_up_and_goes_down_again_and_again_and_leaves_nothing() -> Result<()> {
-    let rounds = if std::env::var_os("LABYARD_SOAK").is_some() { SOAK_ROUNDS } else { ROUNDS };
+    let rounds = if is_soak() { SOAK_ROUNDS } else { ROUNDS };
     let before = Traces::now()?;
     let folder = tempfile::tempdir()?;
-    let machine = "    - name: m\n      drives: [{source: 'IMAGE', mount: /, size: 1GiB}]\n      resources: {ramSize: 192MiB}\n      \
-                   network: {interfaces: [{network: local}]}\n";
-    let manifest = lab::manifest(folder.path(), "rounds", machine)?;
+    let manifest = lab::manifest(folder.path(), "rounds", &machine("m"))?;
     let manifest = manifest.to_str().context("a path in UTF-8")?;
     for round in 1..=rounds {
         let start = Instant::now();
@@ -33,4 +45,24 @@ fn a_lab_of_linux_comes_up_and_goes_down_again_and_again_and_leaves_nothing() ->
     }
     drop(folder);
     before.wait_until_back()
+}
+
+#[test]
+fn whoever_of_a_lab_of_linux_is_killed_ps_is_true_down_cleans_and_nothing_leaks() -> Result<()> {
+    let before = Traces::now()?;
+    let (small, large) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let small_manifest = lab::manifest(small.path(), "cut", &machine("one"))?;
+    let large_manifest = lab::manifest(large.path(), "cut", &(machine("one") + &machine("two")))?;
+    let kills = Kills {
+        lab: "cut",
+        small: small_manifest.to_str().context("UTF-8")?,
+        large: large_manifest.to_str().context("UTF-8")?,
+        up: &[],
+        within: WITHIN,
+        has_agent: true,
+    };
+    let seed = kills::seed()?;
+    kills.run(if is_soak() { SOAK_MOMENTS } else { MOMENTS }, seed)?;
+    drop((small, large));
+    before.wait_until_back().with_context(|| format!("LABYARD_SEED={seed}"))
 }

@@ -34,7 +34,7 @@ fn a_lab_under_load_is_saved_killed_and_goes_on_as_if_nothing_had_been() -> Resu
     let before = Traces::now()?;
     let folder = tempfile::tempdir()?;
     let manifest = lab::manifest(folder.path(), NAME, MACHINES)?;
-    let rounds = if std::env::var_os("LABYARD_SOAK").is_some() { 25 } else { 1 };
+    let rounds = if crate::is_soak() { 25 } else { 1 };
     {
         let mut lab = Lab::new(NAME);
         lab.up(&manifest)?;

@@ -33,7 +33,7 @@ const MACHINES: &str = "    - name: set-aside
 
 /// GiB of `high`, beyond the hole below 4 GiB; more in the soak, whose host has room for it.
 fn high_gib() -> u64 {
-    if std::env::var_os("LABYARD_SOAK").is_some() { 6 } else { 5 }
+    if crate::is_soak() { 6 } else { 5 }
 }
 
 fn huge_pages(name: &str) -> Result<u64> {
