@@ -158,6 +158,11 @@ pub enum BuildError {
     Confine(#[source] io::Error),
     #[error("{path}: writing")]
     Write { path: PathBuf, source: io::Error },
+    #[error(
+        "image {key}: it was imported, and its disk is not what its layers make (they make {built}, it is {imported}): whoever made the file \
+         put something else on it, or damaged it; remove it with `labyard image rm {key}`"
+    )]
+    Forged { key: String, built: String, imported: String },
 }
 
 impl BuildError {
@@ -167,6 +172,7 @@ impl BuildError {
             Self::Source(error) => error.is_input(),
             Self::Layer(error) => error.is_input(),
             Self::Ext4(error) => error.is_input(),
+            Self::Forged { .. } => true,
             Self::Erofs(error) => error.is_input(),
             Self::Store(_) | Self::Workdir(_) | Self::Confine(_) | Self::Write { .. } => false,
         }
@@ -194,7 +200,7 @@ fn from_image(request: &Request, store: &Store, image: &Image, watch: &Watch) ->
     let images = store.images_dir();
     // Knowing what an image is made of is no right to it.
     let found = |key: &str| -> Result<Option<Built>, BuildError> {
-        let Some(record) = store.image(key)? else { return Ok(None) };
+        let Some(record) = store.image(key)?.filter(|record| !record.unproved) else { return Ok(None) };
         let before = shown::files(image);
         let Some(claims) = earlier::claims_on(store, &record, image) else { return Ok(None) };
         if !claims.is_empty() {
@@ -262,7 +268,8 @@ fn from_layers(
     };
     let folder = work.insert(entered).path().to_owned();
     let claims: Vec<Claim> = merged.claims(image);
-    if let Some(record) = store.image(&merged.key.hex())? {
+    let there = store.image(&merged.key.hex())?;
+    if let Some(record) = there.clone().filter(|record| !record.unproved) {
         let built = given(store, record.clone(), image, &claims, &before, watch)?;
         let path = store.image_dir(&record).join(earlier::FILE);
         if let Some(index) = merged.index(Places::default()).filter(|_| index::known(&path, &record).is_none()) {
@@ -294,10 +301,37 @@ fn from_layers(
         let path = folder.join(earlier::FILE);
         index.write(&path, &record).map_err(|source| BuildError::Write { path, source })?;
     }
+    if let Some(imported) = there {
+        return prove(store, &imported, &record, &folder);
+    }
     write_record(&folder.join("image.json"), &record)?;
     let work = work.take().expect("it was entered");
     work.publish(&images.join(&record.key))?;
     Ok(Built { path: store.disk(&record), record, cached: false, confined: None })
+}
+
+/// An image was imported that is built now: it is what it says where its disk is the one that was built. That one is thrown away, since
+/// labs may lie on the other.
+fn prove(store: &Store, imported: &ImageRecord, built: &ImageRecord, folder: &Path) -> Result<Built, BuildError> {
+    let digest = |record: &ImageRecord| record.disk.clone().unwrap_or_else(|| "unknown".to_owned());
+    if imported.disk.is_none() || imported.disk != built.disk {
+        let (built, imported_disk) = (digest(built), digest(imported));
+        return Err(BuildError::Forged { key: imported.key.clone(), built, imported: imported_disk });
+    }
+    replace_record(store, folder, built)?;
+    let index = folder.join(earlier::FILE);
+    if index.exists() {
+        let path = store.image_dir(built).join(earlier::FILE);
+        fs::rename(&index, &path).map_err(|source| BuildError::Write { path, source })?;
+    }
+    Ok(Built { path: store.disk(built), record: built.clone(), cached: false, confined: None })
+}
+
+/// Says something else of an image of the store; `folder` is where its draft lies.
+pub(crate) fn replace_record(store: &Store, folder: &Path, record: &ImageRecord) -> Result<(), BuildError> {
+    let (draft, path) = (folder.join("image.json"), store.image_dir(record).join("image.json"));
+    write_record(&draft, record)?;
+    fs::rename(&draft, &path).map_err(|source| BuildError::Write { path, source })
 }
 
 fn to_file(request: &Request, path: &Path, watch: &Watch) -> Result<Built, BuildError> {

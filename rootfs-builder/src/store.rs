@@ -73,6 +73,9 @@ pub struct ImageRecord {
     /// What it needs of the kernel.
     #[serde(default, skip_serializing_if = "KernelNeeds::is_empty")]
     pub kernel: KernelNeeds,
+    /// It was imported, and nobody has built it here: that its disk is made of its layers is its file's word alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproved: bool,
 }
 
 /// Bytes that an image takes on the host's disk.

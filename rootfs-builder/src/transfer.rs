@@ -111,7 +111,12 @@ pub fn export(store: &Store, image: &ImageRecord, to: &Path, force: bool, watch:
         return Err(TransferError::Damaged { key: image.key.clone(), expected: expected.clone(), found });
     }
     let draft = Draft::new(to).map_err(failed)?;
-    let head = Head { format: FORMAT, record: image.clone(), digest: found, extents: contents.extents() };
+    let head = Head {
+        format: FORMAT,
+        record: ImageRecord { unproved: false, ..image.clone() },
+        digest: found,
+        extents: contents.extents(),
+    };
     write(&head, &disk, &draft.file, watch).map_err(|error| match error {
         DiskError::Interrupted(interrupted) => TransferError::from(interrupted),
         DiskError::Read(source) => failed(source),
@@ -214,8 +219,9 @@ pub fn look(path: &Path, temporary: &Path, watch: &Watch) -> Result<Found, Trans
     }
 }
 
-/// Puts an exported image into the store; the record, and whether it was there already.
-pub fn import(store: &Store, path: &Path, watch: &Watch) -> Result<(ImageRecord, bool), TransferError> {
+/// Puts an exported image into the store; the record, and whether it was there already. Where its file is not trusted in what it says the
+/// disk was made of, a build of the same layers does not take it, and is held against it.
+pub fn import(store: &Store, path: &Path, trusted: bool, watch: &Watch) -> Result<(ImageRecord, bool), TransferError> {
     let failed = |source: io::Error| match source.raw_os_error() {
         Some(_) => TransferError::Read { path: path.to_owned(), source },
         // What the archive or its packing is wrong in.
@@ -247,6 +253,11 @@ pub fn import(store: &Store, path: &Path, watch: &Watch) -> Result<(ImageRecord,
     let key = head.record.key.clone();
     let work = Workdir::enter(&images, &key, watch)?;
     if let Some(record) = store.image(&key)? {
+        if trusted && record.unproved && record.disk.as_ref() == Some(&head.digest) {
+            let proved = ImageRecord { unproved: false, ..record };
+            build::replace_record(store, work.path(), &proved)?;
+            return Ok((proved, true));
+        }
         return Ok((record, true));
     }
     let target = work.path().join(disk_name(&head.record.filesystem));
@@ -274,7 +285,8 @@ pub fn import(store: &Store, path: &Path, watch: &Watch) -> Result<(ImageRecord,
     if found != head.digest {
         return Err(wrong(format!("its disk is {found} where it says {}: damaged on its way", head.digest)));
     }
-    let record = ImageRecord { disk: Some(found), ..head.record };
+    // The store has no blobs that it came from.
+    let record = ImageRecord { disk: Some(found), blobs: Vec::new(), unproved: !trusted, ..head.record };
     watch.at("syncing", 0, 0)?;
     disk.sync_all().map_err(unwritten)?;
     build::write_record(&work.path().join("image.json"), &record)?;

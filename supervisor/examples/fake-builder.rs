@@ -150,6 +150,7 @@ fn build(home: &Path, source: &str, size: &str, format: &str) {
         disk: None,
         blobs: vec![],
         kernel: if source == "needy" { needy() } else { KernelNeeds::default() },
+        unproved: false,
     };
     fs::write(folder.join("image.json"), serde_json::to_vec(&record).expect("plain data")).expect("writing");
     println!("{}", serde_json::json!({ "key": key, "path": path, "cached": cached, "entries": 1, "bytes": 8 }));

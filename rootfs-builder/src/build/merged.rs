@@ -241,6 +241,7 @@ impl Merged {
             disk: Some(disk.digest().to_string()),
             blobs: self.blobs.iter().map(Digest::to_string).collect(),
             kernel: self.kernel.clone(),
+            unproved: false,
         };
         Ok((record, index))
     }

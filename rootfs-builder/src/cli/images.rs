@@ -40,6 +40,9 @@ pub(super) struct Import {
     /// Length of the disk, where one is built
     #[arg(long, default_value = "4GiB", value_parser = size)]
     size: u64,
+    /// Believe an exported image in what it says it was made of: labs take it instead of building the same layers
+    #[arg(long)]
+    trust: bool,
     #[command(flatten)]
     common: Common,
 }
@@ -93,19 +96,30 @@ pub(super) struct Bake {
 
 pub(super) fn bake(bake: Bake, watch: &Watch) -> Result<(), Failure> {
     let home = bake.common.home()?;
-    let config = match &bake.like {
-        None => None,
+    let parent = bake.folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let confined =
+        |needs: &Needs| confine::enter(needs).map_err(|error| Failure::new(&BuildError::Confine(error), false));
+    let (config, confined) = match &bake.like {
+        None => (None, confined(&Needs { writes: vec![parent.to_owned()], ..Needs::default() })?),
         Some(source) => {
+            let source_failed = |error: SourceError| Failure::new(&error, error.is_input());
             let temporary = bake.common.open()?.images_dir();
             let places = Places { temporary: &temporary, home: &home, plain_http: bake.plain_http };
-            let image = source::open(source, places, watch);
-            image.map_err(|error| Failure::new(&error, error.is_input()))?.config
+            let prepared = source::prepare(source, places, watch).map_err(source_failed)?;
+            let removes = vec![home.join("blobs")];
+            let writes = vec![temporary.clone(), parent.to_owned()];
+            let needs = Needs { reads: prepared.reads(), writes, removes, network: false };
+            if prepared.is_elsewhere() {
+                let blobs = ["blobs", "access"].map(|name| home.join(name));
+                let writes = blobs.into_iter().chain(needs.writes.iter().cloned()).collect();
+                confined(&Needs { writes, network: true, ..needs.clone() })?;
+            }
+            let fetched = prepared.fetch(places, watch).map_err(source_failed)?;
+            let confined = confined(&needs)?;
+            (fetched.open(places, watch).map_err(source_failed)?.config, confined)
         }
     };
     // What a guest has sent is read from here on.
-    let parent = bake.folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let needs = Needs { writes: vec![parent.to_owned()], ..Needs::default() };
-    let confined = confine::enter(&needs).map_err(|error| Failure::new(&BuildError::Confine(error), false))?;
     let request = baked::Request { to: &bake.folder, tag: &bake.tag, config, disk_bytes: bake.size };
     let made = baked::bake(std::io::stdin().lock(), &request, watch)
         .map_err(|error| Failure::new(&error, error.is_input()))?;
@@ -146,7 +160,7 @@ pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
     let confined = confine::enter(&needs).map_err(|error| Failure::new(&BuildError::Confine(error), false))?;
     let (record, cached): (ImageRecord, bool) =
         match transfer::look(&import.path, &store.images_dir(), watch).map_err(failed)? {
-            Found::Export => transfer::import(&store, &import.path, watch).map_err(failed)?,
+            Found::Export => transfer::import(&store, &import.path, import.trust, watch).map_err(failed)?,
             Found::Source(source) => {
                 let home = store.home.clone();
                 let destination = Destination::Store(store.clone());

@@ -66,7 +66,7 @@ fn an_image_goes_to_another_store_and_is_the_same_there() {
     let len = fs::metadata(&file).unwrap().len();
     assert!(len > 2_000_000 && len < 8 << 20, "{len} bytes for 2 MB on a disk of 64 MiB");
     let other = tempfile::tempdir().unwrap();
-    let imported = done(other.path(), &["import", text(&file)]);
+    let imported = done(other.path(), &["import", text(&file), "--trust"]);
     assert_eq!((&imported["key"], &imported["cached"]), (&answer["key"], &json!(false)));
     assert_eq!(fs::read(disk(&imported)).unwrap(), fs::read(disk(&answer)).unwrap());
     let record = |answer: &Value| fs::read(disk(answer).with_file_name("image.json")).unwrap();
@@ -92,6 +92,60 @@ fn an_image_goes_to_another_store_and_is_the_same_there() {
     assert!(error.contains("image `00`: not in the store"), "{error}");
     let error = refused(third.path(), &["export", key(&answer), "/no/such/folder/x"], 2);
     assert!(error.contains("/no/such/folder/x: there is no folder"), "{error}");
+}
+
+#[test]
+fn an_imported_image_is_taken_for_a_source_only_once_it_was_built_from_it() {
+    let (home, source, answer) = store();
+    let file = exported(home.path(), &answer);
+    let unproved = |store: &Path| {
+        let record = store.join("images").join(key(&answer)).join("image.json");
+        serde_json::from_slice::<Value>(&fs::read(record).unwrap()).unwrap()["unproved"] == true
+    };
+    let other = tempfile::tempdir().unwrap();
+    done(other.path(), &["import", text(&file)]);
+    assert!(unproved(other.path()));
+    let built_again = built(other.path(), &source);
+    assert_eq!((&built_again["cached"], unproved(other.path())), (&json!(false), false));
+    assert_eq!(built(other.path(), &source)["cached"], true);
+    assert_eq!(left_in(other.path()), [key(&answer)]);
+    // Somebody else's disk under the same key: its sum is right, and it is not what the layers make.
+    let bytes = fs::read(&file).unwrap();
+    let forged = home.path().join("forged");
+    fs::write(&forged, with_data(&bytes)).unwrap();
+    for (arguments, code) in [(vec![], 2), (vec!["--trust"], 0)] {
+        let victim = tempfile::tempdir().unwrap();
+        done(victim.path(), &[&["import", text(&forged)], &*arguments].concat());
+        let output = run(victim.path(), &["build", &source, "--size", "64MiB", "--json"]);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(code == 0 || said.contains("its disk is not what its layers make"), "{said}");
+        assert_eq!(left_in(victim.path()), [key(&answer)]);
+    }
+}
+
+/// The file with another byte on its disk, whose sums are right.
+fn with_data(file: &[u8]) -> Vec<u8> {
+    let place = tempfile::tempdir().unwrap();
+    let (path, disk) = (place.path().join("file"), place.path().join("disk"));
+    let other = tempfile::tempdir().unwrap();
+    fs::write(&path, file).unwrap();
+    let imported = done(other.path(), &["import", text(&path), "--trust"]);
+    let mut bytes = fs::read(super::disk(&imported)).unwrap();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    fs::write(&disk, &bytes).unwrap();
+    // Exported anew, the record says the digest that the disk has.
+    let record_path = super::disk(&imported).with_file_name("image.json");
+    let mut record: Value = serde_json::from_slice(&fs::read(&record_path).unwrap()).unwrap();
+    record.as_object_mut().unwrap().remove("disk");
+    fs::set_permissions(&record_path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::write(&record_path, record.to_string()).unwrap();
+    fs::set_permissions(super::disk(&imported), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    fs::copy(&disk, super::disk(&imported)).unwrap();
+    let out = place.path().join("out");
+    done(other.path(), &["export", key(&imported), text(&out)]);
+    fs::read(&out).unwrap()
 }
 
 /// The file with its document changed, sizes mended.

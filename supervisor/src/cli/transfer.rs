@@ -41,8 +41,9 @@ pub(crate) fn export(home: &Home, export: &ImageExport) -> Outcome {
 }
 
 pub(crate) fn import(home: &Home, import: &ImageImport) -> Outcome {
-    let built: Built =
-        ask(home, &["import".to_owned(), text(&import.path)?, "--size".to_owned(), size::show(import.size)])?;
+    let mut arguments = vec!["import".to_owned(), text(&import.path)?, "--size".to_owned(), size::show(import.size)];
+    arguments.extend(import.trust.then(|| "--trust".to_owned()));
+    let built: Built = ask(home, &arguments)?;
     if import.json {
         output::document(&serde_json::json!({ "key": built.key, "path": built.path, "cached": built.cached }))?;
     } else {

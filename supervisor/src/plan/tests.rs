@@ -44,6 +44,7 @@ fn found() -> Found {
             disk: None,
             blobs: vec![],
             kernel: labyard_spec::needs::KernelNeeds::default(),
+            unproved: false,
         },
         bases: vec![Some(FoundBase { path: "/i/disk.ext4".into(), name: "k".into() })],
     }

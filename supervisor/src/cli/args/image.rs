@@ -121,6 +121,10 @@ pub(crate) struct ImageImport {
     /// Length of the disk, where one is built; the file is sparse
     #[arg(long, default_value = "4GiB", value_parser = size::parse)]
     pub(crate) size: u64,
+    /// Believe an exported image in what it says it was made of: labs take it instead of building the same layers, which
+    /// otherwise are built once and compared
+    #[arg(long)]
+    pub(crate) trust: bool,
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
