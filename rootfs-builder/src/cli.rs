@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use labyard_rootfs_builder::build::{self, Destination, Format, Request};
+use labyard_rootfs_builder::confine::Needs;
 use labyard_rootfs_builder::kernel;
 use labyard_rootfs_builder::store::{DEFAULT_SERIES, Store, StoreError};
 use labyard_rootfs_builder::watch::Watch;
@@ -202,6 +203,9 @@ pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
         Command::Initramfs(Initramfs { kernel, init, common }) => {
             let store = common.open()?;
             let kernel = store.kernel(&kernel).map_err(store_failed)?;
+            let needs =
+                Needs { reads: vec![init.clone()], writes: vec![store.home.join("kernels")], ..Needs::default() };
+            images::confined(&needs)?;
             let path = kernel::initramfs::ensure(&store, &kernel, &init)
                 .map_err(|error| Failure::new(&error, error.is_input()))?;
             if common.json {
@@ -219,6 +223,11 @@ fn kernel_failed(error: kernel::KernelError) -> Failure {
 }
 
 fn add_kernel(store: &Store, image: &Path, modules: &Path, json: bool, watch: &Watch) -> Result<(), Failure> {
+    // Its configuration lies beside it, or beside what it is a link to.
+    let real = image.canonicalize().unwrap_or_else(|_| image.to_owned());
+    let reads = vec![images::beside(image), images::beside(&real), modules.to_owned()];
+    let needs = Needs { reads, writes: vec![store.home.join("kernels")], ..Needs::default() };
+    images::confined(&needs)?;
     let (record, cached) = kernel::add(store, image, modules, watch).map_err(kernel_failed)?;
     let path = store.kernel_dir(&record);
     if json {

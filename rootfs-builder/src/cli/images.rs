@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use labyard_rootfs_builder::baked;
 use labyard_rootfs_builder::build::{self, BuildError, Destination, Format, Request};
-use labyard_rootfs_builder::confine::{self, Needs};
+use labyard_rootfs_builder::confine::{self, Confined, Needs};
 use labyard_rootfs_builder::registry::settings::Settings;
-use labyard_rootfs_builder::registry::{self, RegistryError};
+use labyard_rootfs_builder::registry::{self, RegistryError, push};
 use labyard_rootfs_builder::source::parcel::Parcel;
 use labyard_rootfs_builder::source::{self, Places, SourceError};
 use labyard_rootfs_builder::store::ImageRecord;
@@ -96,18 +96,16 @@ pub(super) struct Bake {
 
 pub(super) fn bake(bake: Bake, watch: &Watch) -> Result<(), Failure> {
     let home = bake.common.home()?;
-    let parent = bake.folder.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let confined =
-        |needs: &Needs| confine::enter(needs).map_err(|error| Failure::new(&BuildError::Confine(error), false));
+    let parent = beside(&bake.folder);
     let (config, confined) = match &bake.like {
-        None => (None, confined(&Needs { writes: vec![parent.to_owned()], ..Needs::default() })?),
+        None => (None, confined(&Needs { writes: vec![parent], ..Needs::default() })?),
         Some(source) => {
             let source_failed = |error: SourceError| Failure::new(&error, error.is_input());
             let temporary = bake.common.open()?.images_dir();
             let places = Places { temporary: &temporary, home: &home, plain_http: bake.plain_http };
             let prepared = source::prepare(source, places, watch).map_err(source_failed)?;
             let removes = vec![home.join("blobs")];
-            let writes = vec![temporary.clone(), parent.to_owned()];
+            let writes = vec![temporary.clone(), parent];
             let needs = Needs { reads: prepared.reads(), writes, removes, network: false };
             if prepared.is_elsewhere() {
                 let blobs = ["blobs", "access"].map(|name| home.join(name));
@@ -135,6 +133,16 @@ pub(super) fn bake(bake: Bake, watch: &Watch) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The folder that something lies in.
+pub(super) fn beside(path: &Path) -> PathBuf {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+}
+
+/// Gives up all else, for good.
+pub(super) fn confined(needs: &Needs) -> Result<Confined, Failure> {
+    confine::enter(needs).map_err(|error| Failure::new(&BuildError::Confine(error), false))
+}
+
 fn failed(error: TransferError) -> Failure {
     Failure::new(&error, error.is_input())
 }
@@ -145,6 +153,8 @@ pub(super) fn export(export: Export, watch: &Watch) -> Result<(), Failure> {
         text: format!("image `{}`: not in the store {}", export.key, store.home.display()),
         is_input: true,
     })?;
+    let needs = Needs { reads: vec![store.image_dir(&image)], writes: vec![beside(&export.file)], ..Needs::default() };
+    confined(&needs)?;
     let bytes = transfer::export(&store, &image, &export.file, export.force, watch).map_err(failed)?;
     if export.common.json {
         println!("{}", json!({ "key": image.key, "path": export.file, "bytes": bytes }));
@@ -157,7 +167,7 @@ pub(super) fn export(export: Export, watch: &Watch) -> Result<(), Failure> {
 pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
     let store = import.common.open()?;
     let needs = Needs { reads: vec![import.path.clone()], writes: vec![store.images_dir()], ..Needs::default() };
-    let confined = confine::enter(&needs).map_err(|error| Failure::new(&BuildError::Confine(error), false))?;
+    let confined = confined(&needs)?;
     let (record, cached): (ImageRecord, bool) =
         match transfer::look(&import.path, &store.images_dir(), watch).map_err(failed)? {
             Found::Export => transfer::import(&store, &import.path, import.trust, watch).map_err(failed)?,
@@ -188,27 +198,37 @@ pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
     Ok(())
 }
 
-pub(super) fn push(push: Push, watch: &Watch) -> Result<(), Failure> {
+pub(super) fn push(asked: Push, watch: &Watch) -> Result<(), Failure> {
     let input = |text: String| Failure { text, is_input: true };
-    let Source::Registry(to) = &push.to else {
-        return Err(input(format!("`{}`: images are pushed to oci://REGISTRY/REPO:TAG", push.to)));
+    let Source::Registry(to) = &asked.to else {
+        return Err(input(format!("`{}`: images are pushed to oci://REGISTRY/REPO:TAG", asked.to)));
     };
-    let home = push.common.home()?;
+    let home = asked.common.home()?;
     let registry_failed = |error: RegistryError| Failure::new(&error, error.is_input());
     let reference = registry::reference(to).map_err(registry_failed)?;
-    let settings = Settings::load(push.plain_http).map_err(registry_failed)?;
+    let settings = Settings::load(asked.plain_http).map_err(registry_failed)?;
+    let to = push::Recipient::of(&reference, &settings).map_err(registry_failed)?;
+    let image = asked.image.parse();
+    let (mut reads, mut writes) = (["images", "blobs"].map(|name| home.join(name)).to_vec(), Vec::new());
+    if let Ok(Source::OciLayout { path, .. }) = &image {
+        reads.push(path.clone());
+        // Only one that is packed as a whole needs room, beside itself.
+        writes.extend(path.is_file().then(|| beside(path)));
+    } else {
+        asked.common.open()?;
+    }
+    // Layouts may be strangers', and so are registries.
+    confined(&Needs { reads, writes, removes: Vec::new(), network: true })?;
     let source_failed = |error: SourceError| Failure::new(&error, error.is_input());
-    let mut from = push.mount_from;
-    let parcel = match push.image.parse() {
+    let mut from = asked.mount_from;
+    let parcel = match image {
         Ok(Source::OciLayout { path, tag }) => {
-            // Only one that is packed as a whole needs room, beside itself.
-            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            Parcel::of_layout(&path, tag.as_deref(), folder, watch).map_err(source_failed)?
+            Parcel::of_layout(&path, tag.as_deref(), &beside(&path), watch).map_err(source_failed)?
         }
         _ => {
-            let store = push.common.open()?;
-            let image = store.image(&push.image).map_err(store_failed)?.ok_or_else(|| {
-                input(format!("image `{}`: neither oci-layout:PATH[:TAG] nor a key of the store", push.image))
+            let store = asked.common.open()?;
+            let image = store.image(&asked.image).map_err(store_failed)?.ok_or_else(|| {
+                input(format!("image `{}`: neither oci-layout:PATH[:TAG] nor a key of the store", asked.image))
             })?;
             if let Ok(Source::Registry(source)) = image.source.parse()
                 && let Ok(source) = registry::reference(&source)
@@ -230,12 +250,11 @@ pub(super) fn push(push: Push, watch: &Watch) -> Result<(), Failure> {
             }
         }
     };
-    let pushed =
-        registry::push::image(&parcel, &reference, from.as_deref(), &settings, watch).map_err(registry_failed)?;
+    let pushed = push::image(&parcel, &reference, to, from.as_deref(), watch).map_err(registry_failed)?;
     let (sent, bytes) = pushed.sent;
-    if push.common.json {
+    if asked.common.json {
         let answer = json!({
-            "image": push.to.to_string(),
+            "image": asked.to.to_string(),
             "digest": pushed.digest.to_string(),
             "blobs": pushed.blobs,
             "sent": sent,
@@ -244,7 +263,7 @@ pub(super) fn push(push: Push, watch: &Watch) -> Result<(), Failure> {
         });
         println!("{answer}");
     } else {
-        println!("{} {}: {sent} of {} blobs sent, {bytes} bytes", push.to, pushed.digest, pushed.blobs);
+        println!("{} {}: {sent} of {} blobs sent, {bytes} bytes", asked.to, pushed.digest, pushed.blobs);
     }
     Ok(())
 }
@@ -257,6 +276,8 @@ pub(super) fn verify(verify: Verify, watch: &Watch) -> Result<(), Failure> {
         let text = format!("image `{key}`: not in the store {}", store.home.display());
         return Err(Failure { text, is_input: true });
     }
+    let needs = Needs { reads: vec![store.images_dir()], removes: vec![store.home.join("blobs")], ..Needs::default() };
+    confined(&needs)?;
     let findings =
         verify::verify(&store, &verify.keys, verify.remove, watch).map_err(|error| Failure::new(&error, false))?;
     let damaged = findings.iter().filter(|finding| finding.fault.is_some()).count();

@@ -22,8 +22,8 @@ use sha2::{Digest as _, Sha256};
 
 use super::connection::{ATTEMPTS, CONNECT, CONNECTIONS, Connection, PAUSE, SILENCE, TICK, USER_AGENT};
 use super::connection::{interruption, runtime};
-use super::credentials;
-use super::settings::Settings;
+use super::credentials::{self, Login};
+use super::settings::{Endpoint, Settings};
 use super::{RegistryError, Trouble};
 use crate::digest::Digest;
 use crate::report::one_line;
@@ -51,19 +51,34 @@ pub struct Pushed {
     pub blobs: usize,
 }
 
+/// Where a parcel goes, and who gives it: what is read of the caller's own for it has been read, and his helpers have run.
+#[derive(Debug)]
+pub struct Recipient {
+    endpoint: Endpoint,
+    login: Login,
+}
+
+impl Recipient {
+    /// Reads it.
+    pub fn of(reference: &Reference, settings: &Settings) -> Result<Self, RegistryError> {
+        // Mirrors are for those who pull.
+        let endpoint = settings.endpoints(reference)?.pop();
+        let endpoint = endpoint.unwrap_or_else(|| unreachable!("a list of endpoints ends with the registry itself"));
+        let login = credentials::find(endpoint.reference.registry(), endpoint.reference.repository())?;
+        Ok(Self { endpoint, login })
+    }
+}
+
 /// Gives a parcel to the registry of `reference`; blobs that its repository `from` has are mounted.
 pub fn image(
     parcel: &Parcel,
     reference: &Reference,
+    to: Recipient,
     from: Option<&str>,
-    settings: &Settings,
     watch: &Watch,
 ) -> Result<Pushed, RegistryError> {
     check(parcel, reference, watch)?;
-    // Mirrors are for those who pull.
-    let endpoint = settings.endpoints(reference)?.pop();
-    let endpoint = endpoint.unwrap_or_else(|| unreachable!("a list of endpoints ends with the registry itself"));
-    let login = credentials::find(endpoint.reference.registry(), endpoint.reference.repository())?;
+    let Recipient { endpoint, login } = to;
     runtime(reference)?.block_on(async {
         tokio::select! {
             pushed = async { Pusher::new(Connection::new(endpoint, login).await?, from, watch)?.image(parcel).await } => pushed,

@@ -21,7 +21,7 @@ const GROUPS: &str = "/sys/fs/cgroup";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What every run tries as that user. The soak tries all.
-const NAMED: [&str; 2] = ["access::", "starting::"];
+const NAMED: [&str; 2] = ["starting::", "killed::labs_outlive"];
 /// Tests that are root's by what they need of the host around: namespaces and devices of the network, mounts, control groups, settings of
 /// the kernel, users.
 const OF_ROOT: [&str; 7] = ["rootless::", "uplink::", "members::", "full::", "sizes::", "images::", "greedy::"];
