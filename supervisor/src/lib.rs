@@ -32,6 +32,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod bake;
 pub mod boots;
 pub mod builder;

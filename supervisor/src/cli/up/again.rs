@@ -18,7 +18,7 @@ use labyard_supervisor::journal::Reader;
 use labyard_supervisor::plan::Plan;
 use labyard_supervisor::record::{ConditionName, End, Standing, State, TaskStatus, now_ms};
 use labyard_supervisor::words::chain;
-use labyard_supervisor::{client, quota, saved};
+use labyard_supervisor::{addresses, client, quota, saved};
 use serde_json::Value;
 
 use super::super::args::Up;
@@ -162,8 +162,11 @@ impl Again<'_> {
     fn before(&self, state: &State) -> Result<Lab, Failure> {
         let text = self.preparation.folder.read(names::MANIFEST)?.context("the lab's manifest.yaml is missing")?;
         let text = String::from_utf8(text).context("the lab's manifest.yaml")?;
-        let mut lab = Manifest::read(&text, &state.manifest)?.lab;
+        let mut lab =
+            Manifest::read_for(&text, &state.manifest, &addresses::kept(&self.preparation.folder, state)?)?.lab;
         lab.name.clone_from(&self.preparation.folder.name);
+        // Who let machines leave may have been killed before it kept the manifest: one that comes again is a new one.
+        lab.machines.retain(|machine| state.machines.iter().any(|here| here.name == machine.name));
         Ok(lab)
     }
 
@@ -204,12 +207,12 @@ impl Again<'_> {
         drop(admitted);
         let made = async {
             let plan = self.preparation.run(self.kernels, Some(&mut state), Some(before)).await?;
-            // The plan counts: whoever comes after a kill in between finds the manifest changed still, and does the same again.
+            // The manifest comes last: whoever comes after a kill in between finds it changed still, and does the same again.
             folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
-            folder.write(names::MANIFEST, self.text.as_bytes())?;
             state.machines = self.preparation.machines();
             state.manifest.clone_from(&self.preparation.manifest.file);
             state.write(folder)?;
+            folder.write(names::MANIFEST, self.text.as_bytes())?;
             self.sweep_machines(&state)?;
             Ok::<_, Failure>(())
         };
