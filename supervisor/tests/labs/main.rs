@@ -16,6 +16,7 @@ mod links;
 mod living;
 mod manifests;
 mod members;
+mod networks;
 mod quotas;
 mod saved;
 mod serve;

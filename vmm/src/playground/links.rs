@@ -16,7 +16,7 @@ use labyard_devices::worker::Source;
 use labyard_spec::link::{Direction, LinkChange, LinkStatus};
 use labyard_sys::wait;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Playground, lock};
 use crate::runtime;
@@ -95,7 +95,7 @@ impl Playground {
 /// The gateway of a network that has a way out: a thread that carries what comes from a tap device.
 pub(super) struct WayOut {
     /// Written to when it is to end.
-    end: EventFd,
+    end: Arc<EventFd>,
     thread: JoinHandle<()>,
 }
 
@@ -107,8 +107,9 @@ impl WayOut {
     pub(super) fn open(plug: Plug, device: File) -> Result<Self, String> {
         let network = plug.network().to_owned();
         let failed = |error: std::io::Error| format!("network {network}: its gateway: {error}");
-        let (epoll, end) = (Epoll::new().map_err(failed)?, EventFd::new(0).map_err(failed)?);
-        let ending = end.try_clone().map_err(failed)?;
+        let (epoll, end) = (Epoll::new().map_err(failed)?, EventFd::new(EFD_NONBLOCK).map_err(failed)?);
+        let end = Arc::new(end);
+        let ending = Arc::clone(&end);
         let mut gateway = Gateway::new(plug, device);
         let ends = Source { fd: ending.as_raw_fd(), token: END };
         for Source { fd, token } in gateway.sources().into_iter().chain([ends]) {
