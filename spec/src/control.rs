@@ -23,8 +23,8 @@ pub const PROTOCOL: u32 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Request {
-    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once; `Create`, `Restore`,
-    /// `Save`, `Start` and `Add` take all that are there.
+    /// Beside this message travel descriptors for the slots `first`, `first + 1`, … Each slot is filled once; the next `Create`, `Restore`,
+    /// `Save`, `Start`, `Add` or `AddNetwork` on the same connection takes all that are there, and what nobody took goes with the connection.
     Descriptors {
         /// Slot of the first descriptor.
         first: Slot,
@@ -100,9 +100,10 @@ pub enum Request {
         /// Machine name.
         machine: String,
     },
-    /// One more network, without a way out and with nobody on it.
+    /// One more network, with nobody on it. Where it has a tap, passed by `Descriptors` before, that is its way out from now on, also of a
+    /// network that is there.
     AddNetwork(NetworkSpec),
-    /// Forgets a network without a way out that nobody is on.
+    /// Forgets a network that no machine is on; its tap is closed.
     RemoveNetwork {
         /// Its name.
         network: String,

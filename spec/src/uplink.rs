@@ -1,4 +1,5 @@
-//! The supervisor's conversation with `labyard-uplink`: one spec, one answer with the taps beside it.
+//! The supervisor's conversation with `labyard-uplink`: one spec, one answer with the taps beside it; then tables of names, from whoever
+//! supervises by then.
 
 use std::net::Ipv4Addr;
 
@@ -14,10 +15,14 @@ pub mod fd {
     pub const VMM: i32 = 4;
     /// Where the [`super::Answer`] goes, as a message ([`crate::control`] says how those travel), one tap for each network beside it.
     pub const ANSWER: i32 = 5;
+    /// A Unix stream socket that listens: each caller sends one [`super::Table`] as a message, and gets one [`super::Taken`].
+    pub const TABLES: i32 = 6;
 }
 
 /// Bytes of an answer.
 pub const MAX_ANSWER_BYTES: u32 = 64 << 10;
+/// Bytes of a table; 64 machines need about a tenth.
+pub const MAX_TABLE_BYTES: u32 = 64 << 10;
 
 /// The networks of one lab that have a way out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +32,9 @@ pub struct UplinkSpec {
     pub lab: String,
     /// In the order of the taps.
     pub networks: Vec<UplinkNetwork>,
+    /// Subnets of the lab's networks that have a way out of another uplink: they are refused, as the host's addresses are.
+    #[serde(default)]
+    pub others: Vec<Ipv4Subnet>,
 }
 
 /// One of them.
@@ -56,3 +64,18 @@ pub enum Answer {
     /// They do not, and why. The process ends.
     Failed(String),
 }
+
+/// What is true of a network from now on, in place of what was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Table {
+    /// Its name.
+    pub network: String,
+    /// As [`UplinkNetwork::names`].
+    pub names: Vec<(String, Ipv4Addr)>,
+    /// As [`UplinkSpec::others`].
+    pub others: Vec<Ipv4Subnet>,
+}
+
+/// The answer to a table: it counts, or why it does not.
+pub type Taken = Result<(), String>;

@@ -26,18 +26,22 @@ use labyard_spec::control::{
 use labyard_spec::guest::{AGENT_PORT, Hello, READY_PORT};
 use labyard_spec::jail::fd;
 use labyard_spec::link::{LinkFaults, LinkStatus};
-use labyard_spec::playground::{MachineSpec, PlaygroundSpec, Slot};
+use labyard_spec::playground::{MachineSpec, NetworkSpec, PlaygroundSpec, Slot};
 use labyard_sys::{exec, message};
 use rustix::process::{Pid, Signal, kill_process};
 
+/// What was passed on one connection, and goes with it.
+type Passed = Mutex<HashMap<Slot, OwnedFd>>;
+
 #[derive(Default)]
 struct Vmm {
-    files: Mutex<HashMap<Slot, OwnedFd>>,
     machines: Mutex<Vec<(String, MachineState)>>,
     events: Mutex<Vec<(Event, Option<OwnedFd>)>>,
     bell: Condvar,
     /// Machines without room.
     full: Mutex<Vec<String>>,
+    /// Taps by network.
+    taps: Mutex<HashMap<String, OwnedFd>>,
 }
 
 fn main() {
@@ -51,6 +55,7 @@ fn main() {
 }
 
 fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
+    let passed = Passed::default();
     loop {
         let (body, descriptors) = message::recv(stream, MAX_MESSAGE_BYTES).ok()??;
         let request: Request = serde_json::from_slice(&body).expect("a request");
@@ -60,26 +65,28 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
             Request::Descriptors { first, count } => {
                 assert_eq!(descriptors.len(), count as usize);
                 let slots = (first.0..).map(Slot);
-                vmm.files.lock().expect("files").extend(slots.zip(descriptors));
+                passed.lock().expect("files").extend(slots.zip(descriptors));
                 (Reply::Done, None)
             }
             Request::Create(spec) if spec.machines.iter().any(|machine| machine.name.starts_with("unborn")) => loop {
                 thread::park();
             },
-            Request::Create(spec) => (create(vmm, &spec), None),
-            Request::Start(spec) => (start(vmm, &spec), None),
-            Request::Add(spec) => (add(vmm, &spec), None),
+            Request::Create(spec) => (create(vmm, &passed, &spec), None),
+            Request::Start(spec) => (start(vmm, &passed, &spec), None),
+            Request::Add(spec) => (add(vmm, &passed, &spec), None),
             Request::Remove { machine } => (remove(vmm, &machine), None),
             Request::AddNetwork(network) => {
                 eprintln!("network: {}", network.name);
+                take_tap(vmm, &passed, &network);
                 (Reply::Done, None)
             }
             Request::RemoveNetwork { network } => {
                 eprintln!("no network: {network}");
+                vmm.taps.lock().expect("taps").remove(&network);
                 (Reply::Done, None)
             }
-            Request::Save(files) => (save(vmm, &files), None),
-            Request::Restore(spec) => (restore(vmm, &spec), None),
+            Request::Save(files) => (save(vmm, &passed, &files), None),
+            Request::Restore(spec) => (restore(vmm, &passed, &spec), None),
             Request::Pause { machine } => (stand_still(vmm, machine.as_deref(), &Happening::Paused), None),
             Request::Resume { machine } => (resume(vmm, machine.as_deref()), None),
             Request::Status => (status(vmm), None),
@@ -169,19 +176,21 @@ fn converse(vmm: &Arc<Vmm>, stream: &UnixStream) -> Option<()> {
     }
 }
 
-fn create(vmm: &Arc<Vmm>, spec: &PlaygroundSpec) -> Reply {
-    let mut files = vmm.files.lock().expect("files");
+fn create(vmm: &Arc<Vmm>, passed: &Passed, spec: &PlaygroundSpec) -> Reply {
+    let mut files = passed.lock().expect("files");
     let mut slots: Vec<u32> = files.keys().map(|slot| slot.0).collect();
     slots.sort_unstable();
     assert_eq!(slots, (0..slots.len() as u32).collect::<Vec<_>>(), "every slot is filled");
     for machine in &spec.machines {
         power_on(vmm, &mut files, machine);
     }
+    drop(files);
+    spec.networks.iter().for_each(|network| take_tap(vmm, passed, network));
     Reply::Done
 }
 
 /// A machine that has ended starts anew, on files that were passed before.
-fn start(vmm: &Arc<Vmm>, machine: &MachineSpec) -> Reply {
+fn start(vmm: &Arc<Vmm>, passed: &Passed, machine: &MachineSpec) -> Reply {
     let mut machines = vmm.machines.lock().expect("machines");
     match machines.iter().position(|(name, _)| *name == machine.name) {
         Some(position) if machines[position].1 == MachineState::Running => {
@@ -191,14 +200,14 @@ fn start(vmm: &Arc<Vmm>, machine: &MachineSpec) -> Reply {
         None => return Reply::Failed(format!("machine {}: there is none of this name", machine.name)),
     }
     drop(machines);
-    let mut files = std::mem::take(&mut *vmm.files.lock().expect("files"));
+    let mut files = std::mem::take(&mut *passed.lock().expect("files"));
     power_on(vmm, &mut files, machine);
     Reply::Done
 }
 
 /// A machine comes while others run.
-fn add(vmm: &Arc<Vmm>, machine: &MachineSpec) -> Reply {
-    let mut files = std::mem::take(&mut *vmm.files.lock().expect("files"));
+fn add(vmm: &Arc<Vmm>, passed: &Passed, machine: &MachineSpec) -> Reply {
+    let mut files = std::mem::take(&mut *passed.lock().expect("files"));
     if machine.name.starts_with("unwelcome") {
         return Reply::Failed(format!("machine {}: nobody wants it", machine.name));
     }
@@ -242,6 +251,14 @@ fn power_on(vmm: &Arc<Vmm>, files: &mut HashMap<Slot, OwnedFd>, machine: &Machin
     thread::spawn(move || boot(&vmm, &name));
 }
 
+/// The network's way out goes through this one from now on.
+fn take_tap(vmm: &Vmm, passed: &Passed, network: &NetworkSpec) {
+    if let Some(slot) = network.tap {
+        let tap = passed.lock().expect("files").remove(&slot).expect("a tap");
+        vmm.taps.lock().expect("taps").insert(network.name.clone(), tap);
+    }
+}
+
 fn runs(vmm: &Vmm, machine: Option<&str>) -> Vec<String> {
     let machines = vmm.machines.lock().expect("machines");
     let meant = |name: &String| machine.is_none_or(|machine| machine == name);
@@ -278,8 +295,8 @@ fn resume(vmm: &Vmm, machine: Option<&str>) -> Reply {
     }
 }
 
-fn save(vmm: &Vmm, files: &SavedFiles) -> Reply {
-    let mut slots = vmm.files.lock().expect("files");
+fn save(vmm: &Vmm, passed: &Passed, files: &SavedFiles) -> Reply {
+    let mut slots = passed.lock().expect("files");
     let mut file = |slot: &Slot| File::from(slots.remove(slot).expect("a file to write to"));
     let (mut state, memory) = (file(&files.state), files.memory.iter().map(file).collect::<Vec<_>>());
     let names: Vec<_> = vmm.machines.lock().expect("machines").iter().map(|(name, _)| name.clone()).collect();
@@ -294,8 +311,8 @@ fn save(vmm: &Vmm, files: &SavedFiles) -> Reply {
     stand_still(vmm, None, &Happening::Paused)
 }
 
-fn restore(vmm: &Arc<Vmm>, spec: &RestoreSpec) -> Reply {
-    let mut slots = vmm.files.lock().expect("files");
+fn restore(vmm: &Arc<Vmm>, passed: &Passed, spec: &RestoreSpec) -> Reply {
+    let mut slots = passed.lock().expect("files");
     let mut text = String::new();
     let mut read =
         |slot: &Slot| File::from(slots.remove(slot).expect("a file")).read_to_string(&mut text).expect("text");
@@ -311,6 +328,8 @@ fn restore(vmm: &Arc<Vmm>, spec: &RestoreSpec) -> Reply {
         vmm.machines.lock().expect("machines").push((machine.name.clone(), MachineState::Running));
         happened(vmm, &machine.name, Happening::Started, None);
     }
+    drop(slots);
+    spec.playground.networks.iter().for_each(|network| take_tap(vmm, passed, network));
     Reply::Done
 }
 

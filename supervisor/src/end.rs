@@ -55,6 +55,9 @@ pub async fn end(folder: &Folder, lock: &Lock, grace: Duration, mut note: impl F
     if let Some(state) = State::read(folder)? {
         make_sure("the supervisor", state.supervisor.as_ref(), END_WITHIN)?;
         make_sure("the vmm", state.vmm.as_ref(), Duration::ZERO)?;
+        for uplink in &state.uplinks {
+            make_sure("a way out", Some(&uplink.process), END_WITHIN)?;
+        }
     }
     crate::cgroup::remove(folder);
     Ok(folder.remove()?)

@@ -44,6 +44,10 @@ pub mod names {
     pub const VMM_LOG: &str = "vmm.log";
     /// What the uplink says.
     pub const UPLINK_LOG: &str = "uplink.log";
+    /// Where the uplink of a network hears tables of names.
+    pub fn uplink_socket(network: &str) -> String {
+        format!("uplink-{network}.sock")
+    }
     /// What the vmm before said.
     pub const VMM_LOG_BEFORE: &str = "vmm.log.before";
     /// Written by the vmm when machines end.

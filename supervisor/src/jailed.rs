@@ -26,7 +26,7 @@ use crate::plan::{FileAccess, Plan, PlannedFile, STREAMS_PER_MACHINE};
 use crate::record::Who;
 use crate::saved::{self, SaveError};
 use crate::starter::Starter;
-use crate::wayout::WayOut;
+use crate::wayout::{self, WaysOut};
 use crate::words;
 
 /// Numbers at which the jail finds what it passes on.
@@ -250,8 +250,8 @@ pub fn create(
     plan: &Plan,
     starter: &Starter,
     vmm: &Arc<OwnedFd>,
-    jailed: impl FnOnce(Option<String>),
-) -> Result<WayOut, StartError> {
+    jailed: impl FnOnce(&WaysOut),
+) -> Result<WaysOut, StartError> {
     let control = match answering(folder) {
         Ok(control) => control,
         Err(error) => {
@@ -265,13 +265,13 @@ pub fn create(
             return Err(StartError::Silent(why));
         }
     };
-    let mut way_out = {
-        let (folder, uplink, vmm) = (folder.clone(), plan.uplink.clone(), Arc::clone(vmm));
-        let open = move || WayOut::open(&folder, uplink.as_ref(), vmm.as_fd());
+    let mut ways_out = {
+        let (folder, specs, vmm) = (folder.clone(), wayout::specs(plan), Arc::clone(vmm));
+        let open = move || WaysOut::open(&folder, &specs, vmm.as_fd());
         starter.run(open).map_err(StartError::Starter)?
     };
     let mut spec = plan.spec.clone();
-    jailed(way_out.note());
+    jailed(&ways_out);
     let mut first = 0;
     for batch in plan.files.chunks(MAX_DESCRIPTORS) {
         let opened = batch.iter().map(open_planned).collect::<Result<Vec<_>, _>>()?;
@@ -280,17 +280,17 @@ pub fn create(
         control.tell(&Request::Descriptors { first: Slot(first), count }, &borrowed).map_err(StartError::HandOver)?;
         first += count;
     }
-    first = way_out.hand_over(&control, first, &mut spec).map_err(StartError::HandOver)?;
+    first = ways_out.hand_over(&control, first, &mut spec).map_err(StartError::HandOver)?;
     let machines: Vec<_> = plan.spec.machines.iter().map(|machine| machine.name.clone()).collect();
     let Some(files) = saved::open(folder, &machines)? else {
         control.tell(&Request::Create(Box::new(spec)), &[]).map_err(StartError::Create)?;
-        return Ok(way_out);
+        return Ok(ways_out);
     };
     let saved = saved::hand_over(&control, first, &files).map_err(StartError::HandOver)?;
     let restore = Request::Restore(Box::new(RestoreSpec { playground: spec, saved }));
     control.patience(Some(saved::PATIENCE)).and_then(|()| control.tell(&restore, &[])).map_err(StartError::Restore)?;
     saved::go_on(folder, &control)?;
-    Ok(way_out)
+    Ok(ways_out)
 }
 
 /// Hands over the files of one machine that has ended, and has the vmm start it anew.

@@ -34,6 +34,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod bake;
 pub mod boots;
 pub mod builder;

@@ -285,7 +285,7 @@ fn uplink(lab: &Lab) -> Option<UplinkSpec> {
         }
     });
     let networks: Vec<_> = networks.collect();
-    (!networks.is_empty()).then(|| UplinkSpec { lab: lab.name.clone(), networks })
+    (!networks.is_empty()).then(|| UplinkSpec { lab: lab.name.clone(), networks, others: Vec::new() })
 }
 
 /// What a machine's init is told.

@@ -43,8 +43,22 @@ pub struct State {
     /// `/etc/hosts`.
     #[serde(default)]
     pub left: Option<Vec<String>>,
+    /// Uplinks whose taps the vmm has.
+    #[serde(default)]
+    pub uplinks: Vec<Uplink>,
     /// How it ended.
     pub end: Option<End>,
+}
+
+/// The way out of one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// Its name.
+    pub network: String,
+    /// Which way it is, in words.
+    pub way: String,
+    /// Who keeps it.
+    pub process: Who,
 }
 
 /// A process that nobody else can be mistaken for.
@@ -381,6 +395,7 @@ impl State {
         self.starter = Some(Who::of(std::process::id())?);
         (self.supervisor, self.vmm, self.end, self.left) = (None, None, None, None);
         self.conditions.retain(|condition| condition.name.outlives_vmm());
+        self.uplinks.clear();
         for machine in &mut self.machines {
             machine.begin_again();
         }
@@ -435,6 +450,7 @@ mod tests {
             expiry: Expiry::default(),
             tasks: vec![],
             left: None,
+            uplinks: vec![],
             end: None,
         }
     }

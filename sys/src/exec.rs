@@ -64,6 +64,17 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
+/// The same, and programs that the caller starts do not get the original either.
+///
+/// # Errors
+/// Where nothing is open there.
+pub fn inherited_alone(number: RawFd) -> io::Result<OwnedFd> {
+    let copy = inherited(number)?;
+    // SAFETY: F_SETFD takes a number and touches no memory.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    Ok(copy)
+}
+
 /// Whether a descriptor is open at this number.
 pub fn is_open(number: RawFd) -> bool {
     // SAFETY: F_GETFD takes a number and touches no memory.

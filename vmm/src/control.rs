@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use labyard_spec::control::{MAX_MESSAGE_BYTES, Reply, Request};
@@ -24,15 +24,13 @@ const LOOK: Duration = Duration::from_secs(2);
 /// The socket's side of a playground.
 pub struct Control {
     playground: Arc<Playground>,
-    /// Descriptors that wait for `Create`, `Restore`, `Save`, `Start` or `Add`.
-    passed: Mutex<HashMap<Slot, OwnedFd>>,
     connections: AtomicUsize,
 }
 
 impl Control {
     /// Serves `playground`.
     pub fn new(playground: Arc<Playground>) -> Arc<Self> {
-        Arc::new(Self { playground, passed: Mutex::default(), connections: AtomicUsize::new(0) })
+        Arc::new(Self { playground, connections: AtomicUsize::new(0) })
     }
 
     /// Accepts connections until the process ends.
@@ -63,13 +61,15 @@ impl Control {
     }
 
     fn converse(&self, stream: &UnixStream) -> io::Result<()> {
+        // Descriptors that wait for the request that takes them. They go with the connection: whoever passed them may have been killed.
+        let mut passed = HashMap::new();
         while let Some((body, descriptors)) = message::recv(stream, MAX_MESSAGE_BYTES)? {
             let request = serde_json::from_slice(&body)?;
             if let Request::Events { after } = request {
                 return self.tell_events(stream, after);
             }
             let end = matches!(request, Request::Kill { machine: None });
-            let (reply, beside) = match self.answer(request, descriptors) {
+            let (reply, beside) = match self.answer(request, descriptors, &mut passed) {
                 Ok((reply, beside)) => (reply, beside),
                 Err(error) => (Reply::Failed(error), None),
             };
@@ -82,8 +82,12 @@ impl Control {
         Ok(())
     }
 
-    fn answer(&self, request: Request, descriptors: Vec<OwnedFd>) -> Result<(Reply, Option<OwnedFd>), String> {
-        let mut passed = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+    fn answer(
+        &self,
+        request: Request,
+        descriptors: Vec<OwnedFd>,
+        passed: &mut HashMap<Slot, OwnedFd>,
+    ) -> Result<(Reply, Option<OwnedFd>), String> {
         match request {
             Request::Descriptors { first, count } => {
                 if descriptors.len() != count as usize {
@@ -96,36 +100,17 @@ impl Control {
                         return Err(format!("{slot:?} was filled before"));
                     }
                 }
-                Ok((Reply::Done, None))
+                Ok(())
             }
-            Request::Create(spec) => {
-                let passed = std::mem::take(&mut *passed);
-                self.playground.create(&spec, passed).map(|()| (Reply::Done, None))
-            }
-            Request::Restore(spec) => {
-                let passed = std::mem::take(&mut *passed);
-                self.playground.restore(&spec, passed).map(|()| (Reply::Done, None))
-            }
-            Request::Start(spec) => {
-                let given = std::mem::take(&mut *passed);
-                drop(passed);
-                self.playground.start(&spec, given).map(|()| (Reply::Done, None))
-            }
-            Request::Add(spec) => {
-                let given = std::mem::take(&mut *passed);
-                drop(passed);
-                self.playground.add(&spec, given).map(|()| (Reply::Done, None))
-            }
-            Request::Save(files) => {
-                let given = std::mem::take(&mut *passed);
-                drop(passed);
-                self.playground.save(&files, given).map(|()| (Reply::Done, None))
-            }
-            other => {
-                drop(passed);
-                self.answer_running(other)
-            }
+            Request::Create(spec) => self.playground.create(&spec, std::mem::take(passed)),
+            Request::Restore(spec) => self.playground.restore(&spec, std::mem::take(passed)),
+            Request::Start(spec) => self.playground.start(&spec, std::mem::take(passed)),
+            Request::Add(spec) => self.playground.add(&spec, std::mem::take(passed)),
+            Request::AddNetwork(spec) => self.playground.add_network(&spec, std::mem::take(passed)),
+            Request::Save(files) => self.playground.save(&files, std::mem::take(passed)),
+            other => return self.answer_running(other),
         }
+        .map(|()| (Reply::Done, None))
     }
 
     fn answer_running(&self, request: Request) -> Result<(Reply, Option<OwnedFd>), String> {
@@ -145,7 +130,6 @@ impl Control {
             Request::Pause { machine } => self.playground.pause(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Resume { machine } => self.playground.resume(machine.as_deref()).map(|()| (Reply::Done, None)),
             Request::Remove { machine } => self.playground.remove(&machine).map(|()| (Reply::Done, None)),
-            Request::AddNetwork(spec) => self.playground.add_network(spec).map(|()| (Reply::Done, None)),
             Request::RemoveNetwork { network } => {
                 self.playground.remove_network(&network).map(|()| (Reply::Done, None))
             }
@@ -156,6 +140,7 @@ impl Control {
             | Request::Save(_)
             | Request::Start(_)
             | Request::Add(_)
+            | Request::AddNetwork(_)
             | Request::Events { .. } => Err("this request is not answered here".into()),
         }
     }

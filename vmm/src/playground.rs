@@ -182,7 +182,7 @@ impl Playground {
             all_levers.push(levers);
         }
         let mut ended = prepare(&mut machines)?;
-        links::open_gateways(gateways, &files)?;
+        lock(&self.wiring).open_ways_out(gateways, &files)?;
         lock(&self.record).machines =
             machines.iter().zip(&all_levers).map(|(parts, levers)| MachineRecord::of(parts, levers)).collect();
         for (parts, levers) in machines.into_iter().zip(all_levers) {

@@ -130,9 +130,17 @@ impl Port {
         }
     }
 
-    /// A tap device takes the place of a guest, for good.
+    /// A tap device takes the place of a guest.
     pub(super) fn plug_tap(&self, tap: Tap) {
         self.lock().place = Place::Tap(tap);
+    }
+
+    /// The tap device is let go of, for good: what is sent here finds nobody.
+    pub(super) fn unplug_tap(&self) {
+        let mut inbox = self.lock();
+        if matches!(inbox.place, Place::Tap(_)) {
+            inbox.place = Place::Unplugged;
+        }
     }
 
     /// Drops what waits for the guest: its driver is gone.

@@ -56,7 +56,8 @@ impl Tap {
     }
 }
 
-/// The reading side, for a thread that waits for its sources.
+/// The reading side, for a thread that waits for its sources. Dropped, it leaves the network and lets go of the device, which is closed where
+/// nobody else has it.
 pub struct Gateway {
     plug: Plug,
     device: Arc<File>,
@@ -121,5 +122,12 @@ impl Gateway {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.plug.leave();
+        self.plug.port.unplug_tap();
     }
 }

@@ -187,7 +187,10 @@ fn request(input: &mut Input<'_>) -> Request {
             let network = input.pick(&["local", "local", "lan", ""]).into();
             Request::Capture { network, machine: (!input.one_in(2)).then_some(machine) }
         }
-        25 => Request::AddNetwork(NetworkSpec { private: true, ..network(input.pick(&["lan", "lan", "local", ""])) }),
+        25 => {
+            let (private, tap) = (input.one_in(2), input.one_in(2).then(|| slot(input)));
+            Request::AddNetwork(NetworkSpec { private, tap, ..network(input.pick(&["lan", "lan", "local", ""])) })
+        }
         26 => Request::RemoveNetwork { network: input.pick(&["lan", "lan", "local", ""]).into() },
         // Rarely: the other end looks only every two seconds whether we are still there.
         _ if input.one_in(64) => Request::Events { after: u64::from(input.byte() % 4) },

@@ -6,6 +6,7 @@
 //!
 //! - [`lab`]: the result, plain data with every default and address filled in.
 //! - [`size`]: `512MiB`, `2Gi`, `4G`.
+//! - [`kept`]: addresses that a lab has already.
 //! - [`effective`]: the same again as a manifest, and where two differ.
 //! - `document`: the YAML as it is written, field by field.
 //! - [`schema`]: the same fields as a JSON schema.
@@ -15,6 +16,7 @@
 
 mod document;
 pub mod effective;
+pub mod kept;
 pub mod lab;
 mod place;
 mod rules;
@@ -26,6 +28,7 @@ mod tests;
 
 use std::fmt;
 
+pub use kept::Kept;
 pub use lab::Lab;
 
 /// Longest manifest in bytes.
@@ -112,7 +115,15 @@ impl Manifest {
     /// # Errors
     /// The first rule that it breaks.
     pub fn read(text: &str, file: &str) -> Result<Self, Fault> {
-        let lab = document::parse(text).and_then(|document| rules::lab(&document, text));
+        Self::read_for(text, file, &Kept::default())
+    }
+
+    /// The same for a lab that is there: machines and networks that stay keep the addresses that the manifest does not name.
+    ///
+    /// # Errors
+    /// The first rule that it breaks.
+    pub fn read_for(text: &str, file: &str, kept: &Kept) -> Result<Self, Fault> {
+        let lab = document::parse(text).and_then(|document| rules::lab(&document, text, kept));
         match lab {
             Ok(lab) => Ok(Self { file: file.to_owned(), lab, text: text.to_owned() }),
             Err(broken) => {

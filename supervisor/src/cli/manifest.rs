@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use labyard_spec::manifest::effective::{differences, effective, to_yaml};
-use labyard_spec::manifest::{Fault, MAX_BYTES, Manifest, check_name, schema};
+use labyard_spec::manifest::{Fault, Kept, MAX_BYTES, Manifest, check_name, schema};
+use labyard_supervisor::addresses;
 use labyard_supervisor::home::{Home, names};
 use labyard_supervisor::record::State;
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ pub(crate) fn manifest(verb: &ManifestVerb) -> Outcome {
         }
         ManifestVerb::Validate { files, json } => validate(files, *json),
         ManifestVerb::Show { of, json } => {
-            let shown = effective(&named(of)?.lab);
+            let shown = effective(&named(of)?.0.lab);
             match json {
                 true => output::document(&shown)?,
                 false => output::bytes(to_yaml(&shown).as_bytes()),
@@ -83,24 +84,31 @@ fn fault_document(fault: &Fault) -> Value {
     })
 }
 
-/// The manifest in a file, or that of a lab where there is no such file.
-fn named(of: &str) -> Result<Manifest, Failure> {
+/// The manifest in a file, or that of a lab where there is no such file, with the addresses that it has.
+fn named(of: &str) -> Result<(Manifest, Option<Kept>), Failure> {
     let path = Path::new(of);
     if path.exists() || check_name(of).is_err() {
-        return Ok(read(path)?.0);
+        return Ok((read(path)?.0, None));
     }
     let home = Home::open()?;
     let folder = home.folder(of);
     let Some(state) = State::read(&folder)? else {
         return Err(Failure::input(format!("`{of}` is neither a file nor a lab")));
     };
+    let kept = addresses::kept(&folder, &state)?;
     let mut manifest = read(&folder.file(names::MANIFEST))?.0;
     manifest.lab.name.clone_from(&state.name);
-    Ok(manifest)
+    Ok((addresses::stay(&manifest, &kept)?, Some(kept)))
 }
 
 fn diff(from: &str, to: &str, as_json: bool) -> Outcome {
-    let (before, after) = (named(from)?, named(to)?);
+    let ((mut before, had), (mut after, has)) = (named(from)?, named(to)?);
+    // Beside a lab, a file is what it would make of that lab.
+    match (had, has) {
+        (Some(kept), None) => after = addresses::stay(&after, &kept)?,
+        (None, Some(kept)) => before = addresses::stay(&before, &kept)?,
+        _ => {}
+    }
     let found = differences(&before.lab, &after.lab);
     if as_json {
         let one = |one: &labyard_spec::manifest::effective::Difference| json!({ "path": one.path, "from": one.from, "to": one.to });

@@ -41,6 +41,8 @@ struct Network {
     subnet: String,
     gateway: std::net::Ipv4Addr,
     private: bool,
+    /// Which way out it has, where it has one.
+    way_out: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -105,12 +107,17 @@ fn detail(folder: &Folder, state: State, vmm: Option<&control::Status>) -> Resul
     let plan: Option<Plan> =
         plan.map(|plan| serde_json::from_slice(&plan)).transpose().context("the lab's plan.json")?;
     let (mut networks, mut nics, mut drives) = (Vec::new(), Vec::new(), Vec::new());
+    let way_out = |network: &str| {
+        let uplink = state.uplinks.iter().find(|uplink| uplink.network == network && uplink.process.is_alive())?;
+        Some(uplink.way.clone())
+    };
     for network in plan.iter().flat_map(|plan| &plan.spec.networks) {
         networks.push(Network {
             name: network.name.clone(),
             subnet: network.subnet.to_string(),
             gateway: network.gateway,
             private: network.private,
+            way_out: way_out(&network.name),
         });
     }
     for (plan, machine) in plan.iter().flat_map(|plan| plan.spec.machines.iter().map(move |machine| (plan, machine))) {
@@ -194,7 +201,11 @@ fn print(detail: &Detail) {
         }
     }
     for network in &detail.networks {
-        let way = if network.private { "private" } else { "not private" };
+        let way = match &network.way_out {
+            Some(way) => format!("way out: {way}"),
+            None if network.private => "private".to_owned(),
+            None => "not private, without a way out".to_owned(),
+        };
         output::line(&format!("\nnetwork {}: {}, gateway {}, {way}", network.name, network.subnet, network.gateway));
     }
     for task in &detail.tasks {

@@ -7,7 +7,7 @@ use labyard_spec::control::{MachineState, Request};
 use labyard_spec::guest::AGENT_PORT;
 
 use super::shared::{Phase, Shared};
-use super::{RunError, hold, stay, watch};
+use super::{RunError, hold, stay, watch, ways_out};
 use crate::control::{Control, ControlError};
 use crate::journal::last_vmm_event;
 use crate::record::{ConditionName, Who};
@@ -20,6 +20,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 pub(super) async fn adopt(shared: &Arc<Shared>, vmm: &Who) -> Result<String, RunError> {
     let Some(pidfd) = shared.vmm_pidfd() else {
         watch::last_words(shared);
+        ways_out::end(shared).await;
         return Ok(super::how_it_ended(shared, None));
     };
     shared.note(None, &format!("a new supervisor has taken over the vmm {}", vmm.pid));
@@ -33,6 +34,7 @@ pub(super) async fn adopt(shared: &Arc<Shared>, vmm: &Who) -> Result<String, Run
                 let _ = process.kill(); // it may have ended by itself
             }
             let _ = watch::end_of(pidfd)?.await;
+            ways_out::end(shared).await;
             return Ok("its supervisor was killed before any machine was there".to_owned());
         }
         Ok(machines) => {
@@ -49,6 +51,8 @@ pub(super) async fn adopt(shared: &Arc<Shared>, vmm: &Who) -> Result<String, Run
         Err(why) => shared.note(None, &format!("the vmm does not say how it is: {why}")),
     }
     hold::go_on(shared).await;
+    // The supervisor before may have been killed before it could tell.
+    ways_out::tell(shared).await;
     for machine in shared.state().machines {
         if machine.ended.is_none() && !machine.has(ConditionName::AgentReachable) {
             tokio::spawn(look_for_agent(Arc::clone(shared), machine.name));

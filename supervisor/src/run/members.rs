@@ -1,7 +1,7 @@
 //! Machines and networks that come to a lab and leave it while the others run.
 //!
-//! `plan.json` has at least the machines of `state.json`, whatever is killed in between: who leaves goes from the state first, who comes
-//! goes into the plan first. A vmm that is started has those of the state (`super::start`); one that is adopted is asked whom it has.
+//! `plan.json` has at least the machines of `state.json` and the networks of the vmm, whatever is killed in between: who leaves goes from the
+//! state or the vmm first, who comes goes into the plan first. A vmm that is started has those of the state (`super::start`); one that is adopted is asked whom it has.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -13,7 +13,7 @@ use labyard_spec::guest::{AGENT_PORT, HostEntry};
 use tokio::time::timeout;
 
 use super::shared::{Inner, Shared};
-use super::stop;
+use super::{stop, ways_out};
 use crate::call;
 use crate::cgroup::{self, CgroupError};
 use crate::client::Members;
@@ -61,6 +61,7 @@ pub(super) async fn remove(shared: &Arc<Shared>, machine: &str, grace: Duration)
         inner.may_be_ready();
     });
     shared.note(None, &format!("machine {machine} has left the lab"));
+    ways_out::tell(shared).await;
     tell_all_hosts(shared).await;
     Ok(ended)
 }
@@ -75,7 +76,10 @@ pub(super) async fn come(shared: &Arc<Shared>, asked: Members) -> Result<(), Mem
     let come: Vec<Machine> = machines.into_iter().filter(|machine| place(&machine.name) == usize::MAX).collect();
     let shared_too = Arc::clone(shared);
     let joining = tokio::task::spawn_blocking(move || join(&shared_too, &plan, come, &tasks));
-    joining.await.unwrap_or(Err(ControlError::Closed.into()))?;
+    let joined = joining.await.unwrap_or(Err(ControlError::Closed.into()));
+    // Some may have come before one could not.
+    ways_out::tell(shared).await;
+    joined?;
     shared.change(|inner| inner.state.manifest = manifest);
     tell_all_hosts(shared).await;
     Ok(())
@@ -89,12 +93,15 @@ fn join(shared: &Shared, plan: &Plan, come: Vec<Machine>, tasks: &Tasks) -> Resu
     let has = |plan: &Plan, name: &str| plan.spec.networks.iter().any(|network| network.name == name);
     for network in old.spec.networks.iter().filter(|network| !has(plan, &network.name)) {
         control.tell(&Request::RemoveNetwork { network: network.name.clone() }, &[])?;
+        ways_out::close(shared, &network.name);
     }
+    // A network that the vmm has is in the plan, so that whoever comes after a kill can have it leave.
+    shared.folder.write(names::PLAN, &serde_json::to_vec(plan)?)?;
     // Also those that the plan before has: it may have been written, and no more.
-    for network in plan.spec.networks.iter().filter(|network| network.private) {
+    for network in &plan.spec.networks {
         control.tell(&Request::AddNetwork(network.clone()), &[])?;
     }
-    shared.folder.write(names::PLAN, &serde_json::to_vec(plan)?)?;
+    ways_out::open(shared, &control, plan)?;
     // What nobody asked for grows with the lab: whoever comes would be out of memory in the limits of those who were there.
     cgroup::change(&shared.folder, &plan.host_limits(), plan.limits.allow_unlimited)?;
     tasks.write(&shared.folder)?;

@@ -22,6 +22,7 @@ mod shared;
 mod stop;
 mod tasks;
 mod watch;
+mod ways_out;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -149,7 +150,11 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let mut plan: Plan = serde_json::from_slice(&plan).map_err(|_| unprepared())?;
     // Who was about to come or leave when a supervisor was killed is not here.
     let here = shared.state().machines;
-    plan.spec.machines.retain(|machine| here.iter().any(|here| here.name == machine.name));
+    let is_here = |name: &str| here.iter().any(|here| here.name == name);
+    plan.spec.machines.retain(|machine| is_here(&machine.name));
+    for network in plan.uplink.iter_mut().flat_map(|uplink| &mut uplink.networks) {
+        network.names.retain(|(name, _)| is_here(name));
+    }
     let (plan, vmm) = start_vmm(shared, plan)?;
     let pidfd = match shared.vmm_pidfd() {
         Some(pidfd) => pidfd,
@@ -167,10 +172,11 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
     let created = {
         let (shared, pidfd) = (Arc::clone(shared), Arc::clone(&pidfd));
         let create = move || {
-            jailed::create(&shared.folder, &plan, &shared.starter, &pidfd, |note| {
-                if let Some(note) = note {
+            jailed::create(&shared.folder, &plan, &shared.starter, &pidfd, |ways_out| {
+                if let Some(note) = ways_out.note() {
                     shared.note(None, &note);
                 }
+                ways_out::are(&shared, ways_out);
                 shared.reached(None, ConditionName::Jailed, &jailed);
                 watch::follow(&shared.folder, 0, events);
             })
@@ -178,18 +184,16 @@ async fn start(shared: &Arc<Shared>) -> Result<String, RunError> {
         let created = tokio::task::spawn_blocking(create);
         created.await.map_err(|panicked| RunError::Loop(io::Error::other(panicked)))
     };
-    let way_out = match created? {
-        Ok(way_out) => way_out,
+    match created? {
+        Ok(ways_out) => ways_out::adopt(shared, ways_out.into_children()),
         Err(error) => {
             vmm.end();
+            ways_out::end(shared).await;
             return Err(error.into());
         }
-    };
+    }
     shared.set_phase(Phase::Up);
-    let ended = stay(shared, pidfd, Some(vmm), incoming).await;
-    // What it had is gone before anybody is told that the lab is.
-    let _ = tokio::task::spawn_blocking(move || way_out.end()).await;
-    ended
+    stay(shared, pidfd, Some(vmm), incoming).await
 }
 
 fn start_vmm(shared: &Arc<Shared>, plan: Plan) -> Result<(Plan, Vmm), RunError> {
@@ -229,6 +233,8 @@ async fn stay(
     let _ = tokio::time::timeout(DRAIN_WITHIN, drain).await;
     let status = vmm.and_then(Vmm::wait);
     watch::last_words(shared);
+    // What it had is gone before anybody is told that the lab is.
+    ways_out::end(shared).await;
     Ok(how_it_ended(shared, status))
 }
 

@@ -45,8 +45,11 @@ pub(super) struct Shared {
     inner: Mutex<Inner>,
     /// Rings after every change.
     bell: tokio::sync::watch::Sender<Phase>,
-    /// Held by who changes `plan.json`, until the vmm has made the change or refused it. No other lock is taken under it.
+    /// Held by who changes `plan.json`, until the vmm has made the change or refused it.
     pub(super) planning: Mutex<()>,
+    /// Uplinks that this process has started, to be waited for. Held by whoever opens or closes ways out, or tells them something. Taken
+    /// after `planning`.
+    pub(super) uplinks: Mutex<Vec<std::process::Child>>,
     /// Who uses it.
     pub(super) usage: Usage,
 }
@@ -91,7 +94,15 @@ impl Shared {
             calls: HashMap::new(),
         };
         let bell = tokio::sync::watch::Sender::new(Phase::Starting);
-        Self { folder, starter, inner: Mutex::new(inner), bell, planning: Mutex::default(), usage: Usage::new() }
+        Self {
+            folder,
+            starter,
+            inner: Mutex::new(inner),
+            bell,
+            planning: Mutex::default(),
+            uplinks: Mutex::default(),
+            usage: Usage::new(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -429,6 +440,7 @@ mod tests {
             expiry: crate::record::Expiry::default(),
             tasks: Vec::new(),
             left: None,
+            uplinks: Vec::new(),
             end: None,
         };
         let shared = Shared::new(

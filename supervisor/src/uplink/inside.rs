@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
+use labyard_spec::net::Ipv4Subnet;
 use labyard_sys::confine::{self, Kept};
 use labyard_sys::exec::inherited;
 use labyard_sys::filter::{self, Leave};
@@ -14,7 +15,7 @@ use labyard_sys::landlock::{self, Access, Beside};
 use labyard_sys::{message, tap};
 use serde::{Deserialize, Serialize};
 
-use super::rules;
+use super::{netlink, rules};
 
 /// What this program is called with to be the child.
 pub(crate) const ARGUMENT: &str = "inside";
@@ -36,10 +37,14 @@ pub(crate) enum Ask {
     Set(String, String),
     /// A program runs, with this on its standard input.
     Run(Vec<String>, String),
-    /// All is built: from now on only [`Ask::Addresses`] is heard.
+    /// A socket that can be read when a network device comes or goes, beside the answer.
+    Devices,
+    /// All is built: from now on only what follows is heard.
     Seal,
     /// The host has these addresses now.
     Addresses(Vec<Ipv4Addr>),
+    /// The lab's other networks have these now.
+    Others(Vec<Ipv4Subnet>),
 }
 
 /// Done, with what the program printed, or why not.
@@ -67,6 +72,8 @@ fn run() -> Result<(), String> {
         let ask: Ask = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let done = match ask {
             Ask::Addresses(host) => run_program(&["nft", "-f", "-"].map(str::to_owned), &rules::addresses(&host))
+                .map(|said| (said, Vec::new())),
+            Ask::Others(others) => run_program(&["nft", "-f", "-"].map(str::to_owned), &rules::others(&others))
                 .map(|said| (said, Vec::new())),
             _ if sealed => Err("it is sealed".to_owned()),
             Ask::Seal => seal().map(|()| {
@@ -130,7 +137,11 @@ fn carry_out(ask: Ask) -> Result<(String, Vec<OwnedFd>), String> {
                 .map_err(|error| format!("/proc/sys/net/{name}: {error}"))?;
             Ok((String::new(), Vec::new()))
         }
-        Ask::Seal | Ask::Addresses(_) => unreachable!("it is carried out by the loop"),
+        Ask::Devices => {
+            let socket = netlink::follow(netlink::DEVICES).map_err(|error| format!("following devices: {error}"))?;
+            Ok((String::new(), vec![socket]))
+        }
+        Ask::Seal | Ask::Addresses(_) | Ask::Others(_) => unreachable!("it is carried out by the loop"),
         Ask::Run(argv, input) => run_program(&argv, &input).map(|said| (said, Vec::new())),
     }
 }

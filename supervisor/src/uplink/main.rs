@@ -13,17 +13,19 @@
 
 mod inside;
 mod names;
+mod netlink;
 mod outside;
 mod rules;
+mod tables;
 
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 
 use labyard_spec::uplink::{Answer, UplinkSpec, fd};
-use labyard_sys::exec::inherited;
+use labyard_sys::exec::{inherited, inherited_alone};
 use labyard_sys::message;
 
 /// Bytes of a spec: 32 networks of 64 machines.
@@ -64,10 +66,12 @@ fn run() -> Result<(), String> {
     let spec = File::from(take(fd::SPEC, "the spec")?);
     let vmm: OwnedFd = take(fd::VMM, "the vmm")?;
     let answer = UnixStream::from(take(fd::ANSWER, "where to answer")?);
+    let tables = inherited_alone(fd::TABLES).map(UnixListener::from);
+    let tables = tables.map_err(|error| format!("descriptor {}, where tables come: {error}\n{USAGE}", fd::TABLES))?;
     let mut text = Vec::new();
     spec.take(MAX_SPEC_BYTES).read_to_end(&mut text).map_err(|error| format!("reading the spec: {error}"))?;
     let spec: UplinkSpec = serde_json::from_slice(&text).map_err(|error| format!("the spec: {error}"))?;
-    let (uplink, said, taps) = match outside::Uplink::build(&spec) {
+    let (uplink, said, taps) = match outside::Uplink::build(&spec, tables) {
         Ok((uplink, taps)) => {
             let said = Answer::Up(uplink.way.clone());
             (Some(uplink), said, taps)

@@ -3,13 +3,13 @@
 //! Questions come from guests and answers from outside: neither is believed. A question is looked at as far as its name and type; what is
 //! passed on waits in a socket of its own, so that only the resolver that was asked can answer, and is one of so many at most.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use labyard_spec::uplink::UplinkSpec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::tables::Known;
 
 /// Bytes of a message over UDP, also with EDNS (RFC 6891, 6.2.5).
 const MAX_MESSAGE_BYTES: usize = 4096;
@@ -38,7 +38,7 @@ pub(super) struct Names {
 
 struct Gateway {
     socket: UdpSocket,
-    names: BTreeMap<String, Ipv4Addr>,
+    names: Known,
 }
 
 /// A question that the host's resolver has.
@@ -51,13 +51,12 @@ struct Pending {
 }
 
 impl Names {
-    /// Answers at these sockets, in the order of the networks.
-    pub(super) fn new(spec: &UplinkSpec, sockets: Vec<OwnedFd>) -> std::io::Result<Self> {
-        let gateways = spec.networks.iter().zip(sockets).map(|(network, socket)| {
+    /// Answers at these sockets, in the order of the networks, and those know these names.
+    pub(super) fn new(known: &[Known], sockets: Vec<OwnedFd>) -> std::io::Result<Self> {
+        let gateways = known.iter().zip(sockets).map(|(names, socket)| {
             let socket = UdpSocket::from(socket);
             socket.set_nonblocking(true)?;
-            let names = network.names.iter().map(|(name, address)| (name.to_ascii_lowercase(), *address)).collect();
-            Ok(Gateway { socket, names })
+            Ok(Gateway { socket, names: names.clone() })
         });
         Ok(Self { gateways: gateways.collect::<std::io::Result<_>>()?, pending: Vec::new() })
     }
@@ -172,7 +171,7 @@ impl Gateway {
         let name = question.name.as_str();
         match self.names.get(name) {
             Some(address) if question.class == CLASS_IN => {
-                Found::Here(matches!(question.kind, TYPE_A | TYPE_ANY).then_some(*address))
+                Found::Here(matches!(question.kind, TYPE_A | TYPE_ANY).then_some(address))
             }
             // A name without a dot means nothing to anybody else.
             _ if !name.contains('.') && !name.is_empty() => Found::Nobody,
@@ -272,7 +271,7 @@ mod tests {
 
     fn gateway() -> Gateway {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
-        Gateway { socket, names: [("web".to_owned(), Ipv4Addr::new(172, 16, 0, 10))].into() }
+        Gateway { socket, names: Known::new(&[("web".to_owned(), Ipv4Addr::new(172, 16, 0, 10))]) }
     }
 
     #[test]

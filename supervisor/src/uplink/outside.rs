@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,13 @@ use labyard_sys::filter::{self, Leave};
 use labyard_sys::landlock::{self, Access, Beside};
 use labyard_sys::{confine, message, spawn};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, recv, socket_with};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::inside::{self, ARGUMENT, Ask, MAX_BYTES, SOCKET, Told};
 use super::names::{Names, RESOLV_CONF};
+use super::netlink;
 use super::rules::{self, UP};
+use super::tables::{Known, Tables};
 
 /// How long pasta may take until its device is there.
 const PASTA_WITHIN: Duration = Duration::from_secs(10);
@@ -29,8 +29,6 @@ const PASTA_LOOK: Duration = Duration::from_millis(20);
 /// four are taken at a time.
 const BETWEEN: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
 const BLOCKS: u32 = 1 << 15;
-/// Multicast group of changed addresses (linux/rtnetlink.h, RTMGRP_IPV4_IFADDR).
-const ADDRESSES: u32 = 0x10;
 
 /// A way out.
 pub(super) struct Uplink {
@@ -41,6 +39,12 @@ pub(super) struct Uplink {
     /// Where the host's addresses are read, opened while files could be.
     trie: File,
     changes: OwnedFd,
+    /// Where the namespace's devices come and go, and the taps among them: it ends with the last one.
+    devices: OwnedFd,
+    taps: Vec<String>,
+    tables: Tables,
+    /// Subnets of the lab's other networks.
+    others: Vec<Ipv4Subnet>,
     /// Whatever else must live as long: pasta, or who owns the host's rules.
     helper: Child,
 }
@@ -95,18 +99,21 @@ impl Namespace {
 
 impl Uplink {
     /// Builds it, with the taps in the order of the networks.
-    pub(super) fn build(spec: &UplinkSpec) -> Result<(Self, Vec<OwnedFd>), String> {
+    pub(super) fn build(spec: &UplinkSpec, listener: UnixListener) -> Result<(Self, Vec<OwnedFd>), String> {
         let child = Namespace::start()?;
-        let names = (0..spec.networks.len()).map(rules::tap).collect();
-        let (_, taps) = child.ask(&Ask::Taps(names))?;
+        let names: Vec<_> = (0..spec.networks.len()).map(rules::tap).collect();
+        let devices = child.ask(&Ask::Devices)?.1.pop().ok_or("no socket that follows devices")?;
+        let (_, taps) = child.ask(&Ask::Taps(names.clone()))?;
         if taps.len() != spec.networks.len() {
             return Err(format!("{} taps for {} networks", taps.len(), spec.networks.len()));
         }
         // Before anything can pass: nobody is to see the moment between.
-        let changes = changes().map_err(|error| format!("listening for the host's addresses: {error}"))?;
+        let changes = netlink::follow(netlink::ADDRESSES)
+            .map_err(|error| format!("listening for the host's addresses: {error}"))?;
         let trie = File::open(FIB_TRIE).map_err(|error| format!("{FIB_TRIE}: {error}"))?;
         let host = host_addresses(&trie)?;
-        child.run(&["nft", "-f", "-"], &rules::inside(&spec.networks, &host))?;
+        let rules = rules::inside(&spec.networks, &host) + &rules::others(&spec.others);
+        child.run(&["nft", "-f", "-"], &rules)?;
         // Of a kernel without IPv6 there is nothing to switch off.
         let _ = child.set("ipv6/conf/all/disable_ipv6", "1");
         let mut batch = String::from("link set lo up\n");
@@ -121,7 +128,10 @@ impl Uplink {
         child.set("ipv4/ip_forward", "1")?;
         let gateways = spec.networks.iter().map(|network| network.gateway).collect();
         let (_, sockets) = child.ask(&Ask::Resolvers(gateways))?;
-        let names = Names::new(spec, sockets).map_err(|error| format!("answering about names: {error}"))?;
+        let known: Vec<_> = spec.networks.iter().map(|network| Known::new(&network.names)).collect();
+        let serving = |error: std::io::Error| format!("answering about names: {error}");
+        let resolvers = Names::new(&known, sockets).map_err(serving)?;
+        let tables = Tables::new(listener, spec, &known).map_err(serving)?;
         let block = free_block(spec, &host)?;
         let (way, helper) = match rustix::process::geteuid().is_root() {
             true => (format!("veth and nftables, {}", block.host), veth(&child, &block)?),
@@ -130,12 +140,12 @@ impl Uplink {
         // From here on strangers are heard: guests ask for names.
         child.ask(&Ask::Seal)?;
         confine_self(&[child.child.id(), helper.id()])?;
-        let serving = std::thread::Builder::new().name("names".to_owned()).spawn(|| names.serve());
-        serving.map_err(|error| format!("answering about names: {error}"))?;
-        Ok((Self { way, child, host, trie, changes, helper }, taps))
+        std::thread::Builder::new().name("names".to_owned()).spawn(|| resolvers.serve()).map_err(serving)?;
+        let others = spec.others.clone();
+        Ok((Self { way, child, host, trie, changes, devices, taps: names, tables, others, helper }, taps))
     }
 
-    /// Keeps the host's addresses out of reach until the vmm has ended.
+    /// Keeps the host's addresses out of reach until the vmm has ended, or has let go of all taps.
     pub(super) fn stay(mut self, vmm: &OwnedFd) -> Result<(), String> {
         let child = self.child.child.id().cast_signed();
         let [child, helper] = [child, self.helper.id().cast_signed()].map(|pid| {
@@ -143,14 +153,16 @@ impl Uplink {
             pidfd_open(pid, PidfdFlags::empty()).map_err(|error| format!("watching a child: {error}"))
         });
         let (child, helper) = (child?, helper?);
-        loop {
-            let mut fds = [vmm.as_fd(), child.as_fd(), helper.as_fd(), self.changes.as_fd()]
-                .map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        while self.is_used() {
+            let told = self.tables.listener();
+            let mut fds =
+                [vmm.as_fd(), child.as_fd(), helper.as_fd(), self.changes.as_fd(), self.devices.as_fd(), told.as_fd()]
+                    .map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN));
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => continue,
                 other => other.map_err(|error| format!("waiting: {error}"))?,
             };
-            let [ended, lost, broken, changed] = fds.map(|fd| !fd.revents().is_empty());
+            let [ended, lost, broken, changed, devices, told] = fds.map(|fd| !fd.revents().is_empty());
             if ended {
                 return Ok(());
             }
@@ -161,14 +173,33 @@ impl Uplink {
                 ));
             }
             if changed {
-                let _ = recv(&self.changes, &mut [0; 8192][..], rustix::net::RecvFlags::empty());
+                netlink::take(&self.changes);
                 let now = host_addresses(&self.trie)?;
                 if now != self.host {
                     self.child.ask(&Ask::Addresses(now.clone()))?;
                     self.host = now;
                 }
             }
+            if devices {
+                netlink::take(&self.devices);
+            }
+            if told {
+                let Self { tables, child, others, .. } = &mut self;
+                tables.hear(|now| {
+                    if others.as_slice() != now {
+                        child.ask(&Ask::Others(now.to_vec()))?;
+                        *others = now.to_vec();
+                    }
+                    Ok(())
+                });
+            }
         }
+        Ok(())
+    }
+
+    /// Whether anybody has a tap of it still. Whoever was to have them may have been killed before.
+    fn is_used(&self) -> bool {
+        self.taps.iter().any(|tap| netlink::has_device(&self.devices, tap))
     }
 }
 
@@ -344,15 +375,6 @@ fn local_addresses(trie: &str) -> Vec<Ipv4Addr> {
     found
 }
 
-/// Can be read when an address of the host comes or goes.
-fn changes() -> rustix::io::Result<OwnedFd> {
-    // Protocol 0 is NETLINK_ROUTE.
-    let socket =
-        socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?;
-    bind(&socket, &SocketAddrNetlink::new(0, ADDRESSES))?;
-    Ok(socket)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -374,7 +396,7 @@ mod tests {
             mtu: 1500,
             names: Vec::new(),
         };
-        let spec = |subnet| UplinkSpec { lab: "lab".into(), networks: vec![network(subnet)] };
+        let spec = |subnet| UplinkSpec { lab: "lab".into(), networks: vec![network(subnet)], others: Vec::new() };
         let block = free_block(&spec("10.0.0.0/8"), &[]).expect("a block");
         let next = free_block(&spec("10.0.0.0/8"), &[block.host]).expect("another");
         assert_ne!(block.host, next.host);

@@ -3,6 +3,7 @@
 use std::fmt::Write;
 use std::net::Ipv4Addr;
 
+use labyard_spec::net::Ipv4Subnet;
 use labyard_spec::uplink::UplinkNetwork;
 
 /// The device that leads out of the namespace.
@@ -16,7 +17,8 @@ pub(crate) fn tap(index: usize) -> String {
 /// Inside: a tap's machines reach the outside and get replies, and their gateway's echo and resolver. Nothing else passes: not from tap
 /// to tap, not to an address of the host, not in from outside.
 pub(crate) fn inside(networks: &[UplinkNetwork], host: &[Ipv4Addr]) -> String {
-    let mut rules = String::from("table inet labyard {\n set host { type ipv4_addr; }\n chain entering {\n");
+    let mut rules = String::from("table inet labyard {\n set host { type ipv4_addr; }\n");
+    rules.push_str(" set others { type ipv4_addr; flags interval; }\n chain entering {\n");
     rules.push_str("  type filter hook input priority 0; policy drop;\n  ct state established,related accept\n");
     for (network, index) in networks.iter().zip(0..) {
         let (tap, gateway) = (tap(index), network.gateway);
@@ -32,6 +34,7 @@ pub(crate) fn inside(networks: &[UplinkNetwork], host: &[Ipv4Addr]) -> String {
     let refused = "127.0.0.0/8, 169.254.0.0/16, 0.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4";
     let _ = writeln!(rules, "  iifname \"lab*\" ip daddr {{ {refused} }} reject with icmpx admin-prohibited");
     rules.push_str("  iifname \"lab*\" ip daddr @host reject with icmpx admin-prohibited\n");
+    rules.push_str("  iifname \"lab*\" ip daddr @others reject with icmpx admin-prohibited\n");
     let _ = writeln!(rules, "  iifname \"lab*\" oifname \"{UP}\" meta nfproto ipv4 accept");
     rules.push_str("  iifname \"lab*\" reject with icmpx admin-prohibited\n }\n chain leaving {\n");
     let _ = write!(rules, "  type nat hook postrouting priority 100;\n  oifname \"{UP}\" masquerade\n }}\n}}\n");
@@ -45,6 +48,16 @@ pub(crate) fn addresses(host: &[Ipv4Addr]) -> String {
     if !host.is_empty() {
         let all: Vec<_> = host.iter().map(ToString::to_string).collect();
         let _ = writeln!(rules, "add element inet labyard host {{ {} }}", all.join(", "));
+    }
+    rules
+}
+
+/// The lab's other networks, from now on.
+pub(crate) fn others(others: &[Ipv4Subnet]) -> String {
+    let mut rules = String::from("flush set inet labyard others\n");
+    if !others.is_empty() {
+        let all: Vec<_> = others.iter().map(ToString::to_string).collect();
+        let _ = writeln!(rules, "add element inet labyard others {{ {} }}", all.join(", "));
     }
     rules
 }

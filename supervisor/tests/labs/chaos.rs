@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use super::host::{Host, kill, text, until};
+use super::host::{Host, has_ended, kill, text, until};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -35,6 +35,14 @@ fn is_alive(pid: &Value) -> bool {
     pid.as_i64().is_some_and(|pid| Path::new(&format!("/proc/{pid}/exe")).exists())
 }
 
+/// Uplinks of the lab that live.
+fn uplinks(host: &Host) -> usize {
+    let is_one = |pid: &i32| {
+        std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| text(&line).contains("labyard-uplink"))
+    };
+    host.processes().iter().filter(|pid| is_one(pid)).count()
+}
+
 /// What `ps` says, held against the processes themselves. One that was killed is on its way for a moment, whoever looks.
 fn ps_is_true(host: &Host, context: &str) {
     until(context, || {
@@ -63,18 +71,27 @@ fn whoever_is_killed_at_whatever_moment_ps_is_true_and_down_cleans() {
     let more = file.replace("lab.yaml", "more.yaml");
     std::fs::rename(host.manifest("lab", &["web", "db", "mail"]), &more).expect("renaming");
     assert_eq!(host.manifest("lab", &["web", "db"]), file);
+    // And with a network that has a way out, for the machine that comes.
+    let open = file.replace("lab.yaml", "open.yaml");
+    let mut with: Value = serde_json::from_slice(&std::fs::read(&more).expect("reading")).expect("JSON");
+    let networks = with["playground"]["networks"].as_array_mut().expect("networks");
+    networks.push(serde_json::json!({ "name": "edge", "subnet": "10.0.0.0/24" }));
+    with["playground"]["machines"][2]["network"]["interfaces"][0]["network"] = "edge".into();
+    std::fs::write(&open, with.to_string()).expect("writing");
     for moment in 0..moments {
-        let verbs: [&[&str]; 8] = [
+        let verbs: [&[&str]; 10] = [
             &["up", &file],
             &["up", &more],
             &["up", &more],
+            &["up", &open],
+            &["up", &open],
             &["down", "lab", "--grace", "1s"],
             &["exec", "lab/web", "--", "sleep", "1"],
             &["restart", "lab/db"],
             &["stop", "lab"],
             &["start", "lab"],
         ];
-        let verb = verbs[throw(&mut dice, 8) as usize];
+        let verb = verbs[throw(&mut dice, 10) as usize];
         // All but `up` want a lab that is there.
         if verb[0] != "up" && !host.lab("lab").join("plan.json").exists() {
             host.run(&["down", "lab"]);
@@ -96,6 +113,14 @@ fn whoever_is_killed_at_whatever_moment_ps_is_true_and_down_cleans() {
         }
         command.wait().expect("waiting");
         ps_is_true(&host, &context);
+        until(&context, || uplinks(&host) <= usize::from(pid_of(&host, "vmm").is_some_and(|pid| !has_ended(pid))));
+        // Whatever was begun, `up` makes it what is asked for.
+        if throw(&mut dice, 3) == 0 && host.lab("lab").join("plan.json").exists() {
+            let (asked, wanted) = [(&file, 0), (&open, 1)][throw(&mut dice, 2) as usize];
+            let output = host.run(&["up", asked, "--restart"]);
+            assert!(output.status.success(), "{context}, then {asked}: {}", text(&output.stderr));
+            until(&context, || uplinks(&host) == wanted);
+        }
         if throw(&mut dice, 3) == 0 {
             let output = host.run(&["down", "lab", "--grace", "1s"]);
             assert!(output.status.success(), "{context}: {}", text(&output.stderr));

@@ -29,9 +29,12 @@ impl Host {
         fs::create_dir(&libexec).expect("a folder");
         let here = std::env::current_exe().expect("the path of this test");
         let examples = here.ancestors().nth(2).expect("a target folder").join("examples");
-        for (name, example) in
-            [("labyard-jail", "fake-jail"), ("labyard-vmm", "fake-vmm"), ("rootfs-builder", "fake-builder")]
-        {
+        for (name, example) in [
+            ("labyard-jail", "fake-jail"),
+            ("labyard-vmm", "fake-vmm"),
+            ("labyard-uplink", "fake-uplink"),
+            ("rootfs-builder", "fake-builder"),
+        ] {
             symlink(examples.join(example), libexec.join(name)).expect("a link");
         }
         fs::write(libexec.join("labyard-init"), b"init").expect("writing");

@@ -309,16 +309,16 @@ fn what_cannot_be_carried_out_yet_is_said_in_one_line_each() {
     let manifest = json!({
         "kind": "playground", "name": "open",
         "playground": {
-            "networks": [{ "name": "lan", "subnet": "10.0.0.0/24" }],
+            "networks": [{ "name": "broken", "subnet": "10.0.0.0/24" }],
             "machines": [{
                 "name": "web", "drives": [{ "source": "debian", "mount": "/", "size": "1MiB" }], "resources": { "ramSize": "32MiB" },
-                "network": { "interfaces": [{ "network": "lan" }] },
+                "network": { "interfaces": [{ "network": "broken" }] },
             }],
         },
     });
     let (stdout, stderr) = host.expect(0, &["up", "--json", &host.write_manifest("open", &manifest)]);
-    assert_eq!(stderr.matches("without a way out: lan").count(), 1, "{stderr}");
+    assert_eq!(stderr.matches("without a way out: broken (nobody lets it out)").count(), 1, "{stderr}");
     let state: serde_json::Value = serde_json::from_str(&stdout).expect("one document and nothing else");
-    assert_eq!(state["machines"][0]["addresses"][0], json!(["lan", "10.0.0.2"]));
+    assert_eq!(state["machines"][0]["addresses"][0], json!(["broken", "10.0.0.2"]));
     host.expect(0, &["down"]);
 }

@@ -1,6 +1,7 @@
 //! Whole labs on fakes: the real `labyard` around a monitor, a jail and a builder that need no KVM, no image and no privileges.
 
 mod access;
+mod addresses;
 mod bake;
 mod changing;
 mod chaos;
@@ -16,6 +17,7 @@ mod links;
 mod living;
 mod manifests;
 mod members;
+mod networks;
 mod quotas;
 mod saved;
 mod serve;

@@ -1,10 +1,10 @@
-//! Machines and networks that `up` has come to a lab that runs, and leave it.
+//! Machines that `up` has come to a lab that runs, and leave it.
 
 use super::host::{Host, kill};
 use serde_json::{Value, json};
 
 /// A manifest with these machines, each on these networks.
-fn manifest(host: &Host, networks: &[(&str, bool)], machines: &[(&str, &[&str])]) -> String {
+pub(crate) fn manifest(host: &Host, networks: &[(&str, bool)], machines: &[(&str, &[&str])]) -> String {
     let machine = |(name, networks): &(&str, &[&str])| {
         json!({
             "name": name,
@@ -22,16 +22,16 @@ fn manifest(host: &Host, networks: &[(&str, bool)], machines: &[(&str, &[&str])]
     )
 }
 
-const LOCAL: &[(&str, bool)] = &[("local", true)];
+pub(crate) const LOCAL: &[(&str, bool)] = &[("local", true)];
 
-fn machines(host: &Host) -> Vec<String> {
+pub(crate) fn machines(host: &Host) -> Vec<String> {
     let ps = host.ps();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     let machines = ps["machines"].as_array().expect("machines").iter();
     machines.map(|machine| format!("{} {}", text(&machine["name"]), text(&machine["state"]))).collect()
 }
 
-fn vmm_log(host: &Host) -> String {
+pub(crate) fn vmm_log(host: &Host) -> String {
     std::fs::read_to_string(host.lab("lab").join("vmm.log")).expect("the vmm's log")
 }
 
@@ -83,25 +83,6 @@ fn machines_come_and_leave_while_others_run() {
     assert_eq!(machines(&host), ["web ready", "db ready", "mail ready"]);
     host.expect(0, &["restart", "lab"]);
     assert_eq!(machines(&host), ["web ready", "db ready", "mail ready"]);
-    host.expect(0, &["down"]);
-    host.assert_clean();
-}
-
-#[test]
-fn a_network_comes_with_a_machine_and_leaves_with_it_but_not_one_with_a_way_out() {
-    let host = Host::new();
-    let small = [("web", &["local"][..])];
-    host.expect(0, &["up", &manifest(&host, LOCAL, &small)]);
-    let large = [("web", &["local"][..]), ("db", &["local", "back"])];
-    let networks = [("local", true), ("back", true)];
-    host.expect(0, &["up", &manifest(&host, &networks, &large)]);
-    assert!(vmm_log(&host).contains("\nnetwork: back\n"), "{}", vmm_log(&host));
-    assert_eq!(machines(&host), ["web ready", "db ready"]);
-    let (_, stderr) =
-        host.expect(2, &["up", &manifest(&host, &[("local", true), ("back", true), ("out", false)], &large)]);
-    assert!(stderr.contains("networks[out] is new") && stderr.contains("--restart"), "{stderr}");
-    host.expect(0, &["up", &manifest(&host, LOCAL, &small)]);
-    assert!(vmm_log(&host).contains("\nno network: back\n"), "{}", vmm_log(&host));
     host.expect(0, &["down"]);
     host.assert_clean();
 }

@@ -2,9 +2,12 @@
 
 mod world;
 
+use std::io::Write;
 use std::net::Ipv4Addr;
 
+use labyard_sys::message;
 use rustix::process::Signal;
+use serde_json::json;
 use world::{As, Lab, reach};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
@@ -87,6 +90,89 @@ fn the_gateway_knows_the_machines_of_its_network_by_name() {
     });
 }
 
+/// What a resolver says of a name: the last byte of its address, or the code that says that there is none.
+fn resolved(lab: &Lab, name: &'static str) -> Result<u8, u8> {
+    let answer = lab.guests[0].run(move || world::ask(Ipv4Addr::new(172, 16, 0, 1), name)).expect("an answer");
+    match answer[3] & 0xf {
+        0 => Ok(*answer.last().expect("an address")),
+        code => Err(code),
+    }
+}
+
+fn table(names: &[(&str, u8)], others: &[&str]) -> Vec<u8> {
+    let names: Vec<_> = names.iter().map(|(name, last)| json!([name, format!("172.16.0.{last}")])).collect();
+    json!({ "network": "net0", "names": names, "others": others }).to_string().into_bytes()
+}
+
+#[test]
+fn who_comes_and_leaves_is_known_at_once_and_only_its_owner_may_say_so() {
+    each(|starter| {
+        let lab = Lab::up(starter);
+        assert_eq!((resolved(&lab, "web"), resolved(&lab, "db")), (Ok(10), Err(3)));
+        assert_eq!(lab.tell(&table(&[("web", 10), ("db", 11)], &[])), Some(Ok(())));
+        assert_eq!((resolved(&lab, "web"), resolved(&lab, "db")), (Ok(10), Ok(11)));
+        // One with a new address, and one that is gone.
+        assert_eq!(lab.tell(&table(&[("db", 12)], &[])), Some(Ok(())));
+        assert_eq!((resolved(&lab, "web"), resolved(&lab, "db")), (Err(3), Ok(12)));
+        // The other network is as it was.
+        let other = lab.guests[1].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web"));
+        assert!(other.is_ok_and(|answer| answer.ends_with(&[172, 17, 0, 10])));
+
+        // Another user is hung up on.
+        let stranger = lab.caller(12_345);
+        let _ = message::send(&stranger, &table(&[("evil", 66)], &[]), &[]);
+        assert!(!message::recv(&stranger, 1024).is_ok_and(|said| said.is_some()), "a stranger was answered");
+        // So is who sends too much, half a message, or nothing; and they hold up nobody for long.
+        let full: Vec<_> = (0..65).map(|at| json!([format!("m{at}"), "172.16.0.11"])).collect();
+        let full = json!({ "network": "net0", "names": full, "others": [] }).to_string().into_bytes();
+        for (said, why) in [
+            (b"{".to_vec(), "EOF"),
+            (table(&[("a.b", 9)], &[]), "is not a name"),
+            (table(&[("db", 255)], &[]), "is not a host"),
+            (table(&[], &["172.16.0.0/16"]), "shares addresses"),
+            (full, "65 names"),
+            (json!({ "network": "net2", "names": [], "others": [] }).to_string().into_bytes(), "no network `net2`"),
+        ] {
+            let answer = lab.tell(&said);
+            assert!(matches!(&answer, Some(Err(said)) if said.contains(why)), "{why}: {answer:?}");
+        }
+        assert_eq!(lab.tell(&vec![b'['; 100 << 10]), None);
+        let silent: Vec<_> = (0..2).map(|_| lab.caller(0)).collect();
+        let half = lab.caller(0);
+        (&half).write_all(&[200, 0, 0, 0, b'{']).expect("writing");
+        assert_eq!((resolved(&lab, "db"), resolved(&lab, "evil")), (Ok(12), Err(3)));
+        assert_eq!(lab.tell(&table(&[("db", 13)], &[])), Some(Ok(())));
+        assert_eq!(resolved(&lab, "db"), Ok(13));
+        drop((silent, half, stranger));
+    });
+}
+
+#[test]
+fn other_networks_of_the_lab_are_refused_from_when_it_is_told_of_them() {
+    each(|starter| {
+        let lab = Lab::up(starter);
+        lab.world.ip("addr add 198.51.100.1/24 dev in0");
+        let other = Ipv4Addr::new(198, 51, 100, 1);
+        let peer = lab.world.serve(other, 8000);
+        assert_eq!(lab.guests[0].run(move || reach(other, 8000)), Ok("hello".into()));
+        peer.recv().expect("it came");
+        assert_eq!(lab.tell(&table(&[], &["198.51.100.0/24", "10.0.0.0/8"])), Some(Ok(())));
+        assert!(lab.guests[0].run(move || reach(other, 8000)).is_err(), "another network of the lab");
+        assert_eq!(lab.tell(&table(&[], &["10.0.0.0/8"])), Some(Ok(())));
+        assert_eq!(lab.guests[0].run(move || reach(other, 8000)), Ok("hello".into()), "it has gone");
+    });
+}
+
+#[test]
+fn it_ends_when_nobody_has_its_taps_and_leaves_nothing() {
+    each(|starter| {
+        let mut lab = Lab::up(starter);
+        lab.close_taps();
+        assert_eq!(lab.uplink.wait().expect("waiting").code(), Some(0));
+        lab.assert_nothing_is_left();
+    });
+}
+
 #[test]
 fn it_ends_with_the_vmm_and_leaves_nothing() {
     each(|starter| {
@@ -129,7 +215,9 @@ fn once_guests_are_heard_it_has_no_more_than_it_needs() {
         let lab = Lab::up(starter);
         for pid in lab.parts() {
             let inside = world::is_named(pid, "inside");
-            if pid != lab.uplink.id().cast_signed() && !inside {
+            let is_uplink = pid == lab.uplink.id().cast_signed();
+            assert_eq!(lab.hears_tables(pid), is_uplink, "tables are for the uplink alone");
+            if !is_uplink && !inside {
                 continue; // pasta, which has a sandbox of its own, or the nft that owns the host's rules
             }
             let name = if inside { "its child" } else { "the uplink" };
@@ -149,6 +237,7 @@ fn once_guests_are_heard_it_has_no_more_than_it_needs() {
 fn what_is_missing_is_told() {
     let host = world::Space::new("host");
     // No default route: pasta has nothing to copy.
-    let failed = world::start(&host, As::Nobody).expect_err("it cannot be");
+    let folder = tempfile::tempdir().expect("a folder");
+    let failed = world::start(&host, As::Nobody, folder.path()).expect_err("it cannot be");
     assert!(failed.contains("default route"), "{failed}");
 }

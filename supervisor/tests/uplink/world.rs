@@ -1,20 +1,24 @@
 //! Network namespaces, each with a thread that lives in it, and cables between them.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
 use labyard_spec::net::Mac;
-use labyard_spec::uplink::{Answer, MAX_ANSWER_BYTES, UplinkNetwork, UplinkSpec, fd};
+use labyard_spec::uplink::{Answer, MAX_ANSWER_BYTES, Taken, UplinkNetwork, UplinkSpec, fd};
 use labyard_sys::{confine, message, spawn, tap, wait};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, Uid, pidfd_open};
 
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Where tables come.
+const SOCKET: &str = "uplink.sock";
 
 /// Who starts the uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +124,8 @@ pub(crate) struct Lab {
     pub(crate) host: Space,
     pub(crate) guests: Vec<Space>,
     pub(crate) uplink: Child,
+    starter: As,
+    folder: tempfile::TempDir,
     vmm: Child,
     cables: Vec<Sender<()>>,
 }
@@ -137,7 +143,7 @@ fn networks() -> Vec<UplinkNetwork> {
 }
 
 /// Starts an uplink in a host; its process, what stands for the vmm, and the taps.
-pub(crate) fn start(host: &Space, starter: As) -> Result<(Child, Child, Vec<OwnedFd>), String> {
+pub(crate) fn start(host: &Space, starter: As, folder: &Path) -> Result<(Child, Child, Vec<OwnedFd>), String> {
     let mut vmm = Command::new("sleep");
     vmm.arg("600");
     // A test that fails leaves nobody behind.
@@ -147,6 +153,11 @@ pub(crate) fn start(host: &Space, starter: As) -> Result<(Child, Child, Vec<Owne
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).expect("a pidfd");
     let (reader, mut writer) = std::io::pipe().expect("a pipe");
     let (ours, theirs) = UnixStream::pair().expect("a pair");
+    let listener = UnixListener::bind(folder.join(SOCKET)).expect("a socket");
+    // Whoever may not is told apart by who it is, not by what it can reach.
+    for (path, mode) in [(folder.to_owned(), 0o755), (folder.join(SOCKET), 0o777)] {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("chmod");
+    }
     let program = env!("CARGO_BIN_EXE_labyard-uplink");
     let mut command = match starter {
         As::Root => Command::new(program),
@@ -160,9 +171,11 @@ pub(crate) fn start(host: &Space, starter: As) -> Result<(Child, Child, Vec<Owne
             command
         }
     };
-    spawn::give(&mut command, vec![(reader.into(), fd::SPEC), (pidfd, fd::VMM), (theirs.into(), fd::ANSWER)]);
+    let given =
+        vec![(reader.into(), fd::SPEC), (pidfd, fd::VMM), (theirs.into(), fd::ANSWER), (listener.into(), fd::TABLES)];
+    spawn::give(&mut command, given);
     let uplink = host.run(move || command.stdin(Stdio::null()).spawn().expect("it starts"));
-    let spec = UplinkSpec { lab: "lab".into(), networks: networks() };
+    let spec = UplinkSpec { lab: "lab".into(), networks: networks(), others: Vec::new() };
     writer.write_all(&serde_json::to_vec(&spec).expect("JSON")).expect("writing");
     drop(writer);
     let (body, taps) = message::recv(&ours, MAX_ANSWER_BYTES).expect("receiving").expect("an answer");
@@ -187,7 +200,8 @@ impl Lab {
         }
         host.ip("addr add 192.0.2.7/24 dev lo");
         host.ip("route add default via 203.0.113.1");
-        let (uplink, vmm, taps) = start(&host, starter).expect("a way out");
+        let folder = tempfile::tempdir().expect("a folder");
+        let (uplink, vmm, taps) = start(&host, starter, folder.path()).expect("a way out");
         assert_eq!(taps.len(), 2);
         let mut cables = Vec::new();
         let guests = taps.into_iter().zip(0u8..).map(|(theirs, number)| {
@@ -203,7 +217,43 @@ impl Lab {
             guest
         });
         let guests = guests.collect();
-        Self { world, host, guests, uplink, vmm, cables }
+        Self { world, host, guests, uplink, starter, folder, vmm, cables }
+    }
+
+    /// Connects to where tables come, as a user.
+    pub(crate) fn caller(&self, uid: u32) -> UnixStream {
+        let path = self.folder.path().join(SOCKET);
+        let connect = move || {
+            // Of this thread alone.
+            let user = Uid::from_raw(uid);
+            rustix::thread::set_thread_res_uid(user, user, user).expect("root may");
+            UnixStream::connect(path).expect("somebody listens")
+        };
+        std::thread::spawn(connect).join().expect("a connection")
+    }
+
+    /// Says this where tables come, as who started it; the answer, or nothing where it hangs up.
+    pub(crate) fn tell(&self, said: &[u8]) -> Option<Taken> {
+        let stream = self.caller(if self.starter == As::Root { 0 } else { 65534 });
+        // It may hang up before it has heard all of it.
+        let _ = message::send(&stream, said, &[]);
+        let (body, _) = message::recv(&stream, MAX_ANSWER_BYTES).ok().flatten()?;
+        Some(serde_json::from_slice(&body).expect("an answer"))
+    }
+
+    /// Whether a process has the socket where tables come.
+    pub(crate) fn hears_tables(&self, pid: i32) -> bool {
+        let path = self.folder.path().join(SOCKET).display().to_string();
+        let sockets = std::fs::read_to_string("/proc/net/unix").expect("sockets");
+        let line = sockets.lines().find(|line| line.ends_with(&path)).expect("the socket");
+        let link = format!("socket:[{}]", line.split_whitespace().nth(6).expect("an inode"));
+        let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").flatten();
+        files.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.display().to_string() == link))
+    }
+
+    /// The vmm lets go of all taps, and lives.
+    pub(crate) fn close_taps(&mut self) {
+        self.cables.clear();
     }
 
     /// The vmm and all that it held is gone.

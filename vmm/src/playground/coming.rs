@@ -7,10 +7,9 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use labyard_devices::switch::{Plug, PortSpec, Switch};
+use labyard_devices::switch::{Plug, PortSpec};
 use labyard_spec::playground::{MachineSpec, NetworkSpec, Slot};
 
-use super::wiring::Wiring;
 use super::{MachineRecord, Playground, lock};
 
 impl Playground {
@@ -73,43 +72,25 @@ impl Playground {
         Ok(())
     }
 
-    /// One more network, without a way out. Done twice, the second time changes nothing.
+    /// One more network; with a tap, the network or the one that is there of this name gets it as its way out, in place of any. Done twice,
+    /// the second time changes nothing but that.
     ///
     /// # Errors
-    /// There is another of this name, or it would have a way out.
-    pub fn add_network(&self, spec: NetworkSpec) -> Result<(), String> {
-        let mut wiring = lock(&self.wiring);
-        if spec.tap.is_some() {
-            return Err(format!("network {}: one with a way out comes with the playground only", spec.name));
-        }
-        if wiring.networks.contains(&spec) {
-            return Ok(());
-        }
-        if wiring.switches.contains_key(&spec.name) {
-            return Err(format!("network {}: there is another of this name", spec.name));
-        }
-        wiring.switches.insert(spec.name.clone(), Switch::new(&spec.name));
-        wiring.networks.push(spec);
-        Ok(())
+    /// There is another of this name, its tap was not passed, or it is private and has one.
+    pub fn add_network(&self, spec: &NetworkSpec, mut passed: HashMap<Slot, OwnedFd>) -> Result<(), String> {
+        let tap = spec.tap.map(|tap| {
+            let tap = passed.remove(&tap);
+            tap.ok_or_else(|| format!("network {}: the descriptor of its tap device was not passed", spec.name))
+        });
+        lock(&self.wiring).add_network(spec, tap.transpose()?)
     }
 
-    /// Forgets a network that nobody is on. Done twice, the second time changes nothing.
+    /// Forgets a network that no machine is on; its way out is let go of. Done twice, the second time changes nothing.
     ///
     /// # Errors
-    /// Somebody is on it.
+    /// A machine is on it.
     pub fn remove_network(&self, network: &str) -> Result<(), String> {
-        let mut wiring = lock(&self.wiring);
-        let Wiring { networks, switches, .. } = &mut *wiring;
-        match switches.get(network) {
-            None => return Ok(()),
-            Some(switch) if !switch.is_empty() => {
-                return Err(format!("network {network}: a machine or its way out is plugged in"));
-            }
-            Some(_) => {}
-        }
-        switches.remove(network);
-        networks.retain(|known| known.name != network);
-        Ok(())
+        lock(&self.wiring).remove_network(network)
     }
 }
 

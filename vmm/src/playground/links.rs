@@ -1,11 +1,11 @@
 //! Links of all networks: what they do to frames, and who listens.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use labyard_devices::counters::Snapshot;
@@ -14,9 +14,9 @@ use labyard_devices::switch::capture::{self, Capture};
 use labyard_devices::switch::tap::Gateway;
 use labyard_devices::worker::Source;
 use labyard_spec::link::{Direction, LinkChange, LinkStatus};
-use labyard_spec::playground::Slot;
 use labyard_sys::wait;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{Playground, lock};
 use crate::runtime;
@@ -92,37 +92,63 @@ impl Playground {
     }
 }
 
-/// Starts a thread for each network's gateway. They end with the process.
-pub(super) fn open_gateways(gateways: Vec<(Plug, Slot)>, files: &HashMap<Slot, Arc<File>>) -> Result<(), String> {
-    for (plug, tap) in gateways {
-        let failed = |error: std::io::Error| format!("network {}: its gateway: {error}", plug.network());
-        let device = files.get(&tap).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-        let device = device.try_clone().map_err(failed)?;
-        let epoll = Epoll::new().map_err(failed)?;
-        let mut gateway = Gateway::new(plug.clone(), device);
-        for Source { fd, token } in gateway.sources() {
+/// The gateway of a network that has a way out: a thread that carries what comes from a tap device.
+pub(super) struct WayOut {
+    /// Written to when it is to end.
+    end: Arc<EventFd>,
+    thread: JoinHandle<()>,
+}
+
+/// Token of `end` beside those of a gateway's sources.
+const END: u32 = u32::MAX;
+
+impl WayOut {
+    /// Starts the thread, on a plug of the network.
+    pub(super) fn open(plug: Plug, device: File) -> Result<Self, String> {
+        let network = plug.network().to_owned();
+        let failed = |error: std::io::Error| format!("network {network}: its gateway: {error}");
+        let (epoll, end) = (Epoll::new().map_err(failed)?, EventFd::new(EFD_NONBLOCK).map_err(failed)?);
+        let end = Arc::new(end);
+        let ending = Arc::clone(&end);
+        let mut gateway = Gateway::new(plug, device);
+        let ends = Source { fd: ending.as_raw_fd(), token: END };
+        for Source { fd, token } in gateway.sources().into_iter().chain([ends]) {
             epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.into())).map_err(failed)?;
         }
-        let name = format!("{} way out", plug.network());
-        runtime::spawn(Role::Io, &name, move || {
-            let mut events = [EpollEvent::default(); 2];
-            loop {
-                let ready = match epoll.wait(-1, &mut events) {
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
-                    Err(error) => return log::error!("network {}: its gateway: {error}", gateway.network()),
-                    Ok(ready) => ready,
-                };
-                for event in events.iter().take(ready) {
-                    let token = u32::try_from(event.data()).unwrap_or(u32::MAX);
-                    if let Err(error) = gateway.on_event(token) {
-                        return log::error!("network {}: its gateway: {error}", gateway.network());
-                    }
-                }
+        let name = format!("{network} way out");
+        let carry = move || {
+            let _ending = ending; // what it waits for stays open
+            if let Err(error) = carry(&epoll, &mut gateway) {
+                log::error!("network {}: its gateway: {error}", gateway.network());
             }
-        })
-        .map_err(failed)?;
+        };
+        let thread = runtime::spawn(Role::Io, &name, carry).map_err(failed)?;
+        Ok(Self { end, thread })
     }
-    Ok(())
+
+    /// Nothing passes any more, and the device is let go of.
+    pub(super) fn close(self) {
+        // A counter that is full has been written to before.
+        let _ = self.end.write(1);
+        let _ = self.thread.join(); // a panic of it was printed when it happened
+    }
+}
+
+/// Until somebody ends it.
+fn carry(epoll: &Epoll, gateway: &mut Gateway) -> std::io::Result<()> {
+    let mut events = [EpollEvent::default(); 3];
+    loop {
+        let ready = match epoll.wait(-1, &mut events) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
+            other => other?,
+        };
+        for event in events.iter().take(ready) {
+            match u32::try_from(event.data()).unwrap_or(END) {
+                END => return Ok(()),
+                token => gateway.on_event(token)?,
+            }
+        }
+    }
 }
 
 /// A capture that ends with whoever reads it.

@@ -1,7 +1,11 @@
 //! Tiny guests that end and start again, come and go, while another runs on.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
 use labyard_spec::net::{Ipv4Subnet, Mac};
-use labyard_spec::playground::{DriveSpec, Engine, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec};
+use labyard_spec::playground::{DriveSpec, Engine, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec, Slot};
 
 use super::*;
 
@@ -138,7 +142,7 @@ fn a_machine_and_a_network_come_and_go_while_another_runs_on() {
     let refused = add(&comes, "comes", &also_back).expect_err("refused");
     assert_eq!(refused, "machine comes: network back does not exist");
     for times in 1..=3 {
-        playground.add_network(network("back", 1)).expect("a network");
+        playground.add_network(&network("back", 1), HashMap::new()).expect("a network");
         add(&comes, "comes", &also_back).expect("added");
         assert_eq!(playground.wait("comes"), Ok(MachineState::PoweredOff));
         assert_eq!(comes.printed(), "here ".repeat(times));
@@ -147,7 +151,7 @@ fn a_machine_and_a_network_come_and_go_while_another_runs_on() {
         let refused = add(&comes, "other", &taken).expect_err("refused");
         assert!(refused.contains("machine other: network local: the hardware address"), "{refused}");
         let refused = playground.remove_network("back").expect_err("refused");
-        assert_eq!(refused, "network back: a machine or its way out is plugged in");
+        assert_eq!(refused, "network back: a machine is plugged in");
         playground.remove("comes").expect("removed");
         playground.remove_network("back").expect("removed");
     }
@@ -155,5 +159,53 @@ fn a_machine_and_a_network_come_and_go_while_another_runs_on() {
     assert_eq!((playground.remove("comes"), playground.remove_network("back")), (Ok(()), Ok(())), "long ago");
     let names: Vec<_> = playground.status().machines.into_iter().map(|machine| (machine.name, machine.state)).collect();
     assert_eq!(names, [("stays".to_owned(), MachineState::Running)]);
+    playground.kill(None).expect("killed");
+}
+
+/// What stands for a tap device, and the kernel's end of it, which tells whether anybody has it still.
+fn tap() -> (HashMap<Slot, OwnedFd>, UnixDatagram) {
+    let (ours, kernel) = UnixDatagram::pair().expect("a pair");
+    ours.set_nonblocking(true).expect("a socket");
+    (HashMap::from([(Slot(7), ours.into())]), kernel)
+}
+
+#[test]
+fn a_network_with_a_way_out_comes_and_its_device_is_closed_when_it_goes() {
+    let stays = Kept::new(HALT.to_vec());
+    let playground = embed::playground().expect("KVM");
+    let mut files = Files::default();
+    let machines = vec![stays.machine("stays", &mut files)];
+    let network = |name: &str, private, tap: Option<u32>| NetworkSpec {
+        name: name.into(),
+        subnet: Ipv4Subnet::containing([10, 0, 0, 0].into(), 24).expect("a subnet"),
+        gateway: [10, 0, 0, 1].into(),
+        private,
+        tap: tap.map(Slot),
+    };
+    let spec = PlaygroundSpec { name: "lab".into(), networks: vec![network("local", true, None)], machines };
+    playground.create(&spec, files.into_slots()).expect("created");
+    let is_open = |kernel: &UnixDatagram| kernel.send(&[0; 40]).is_ok();
+
+    let (passed, first) = tap();
+    playground.add_network(&network("edge", false, Some(7)), passed).expect("a network");
+    assert!(is_open(&first));
+    // Whoever adds it once more brings another way out, and what is said of it must be the same.
+    playground.add_network(&network("edge", false, None), HashMap::new()).expect("it is there");
+    let (passed, second) = tap();
+    playground.add_network(&network("edge", false, Some(7)), passed).expect("another way out");
+    assert!(!is_open(&first) && is_open(&second));
+    for (spec, why) in [
+        (network("edge", true, None), "network edge: there is another of this name"),
+        (network("other", false, Some(8)), "network other: the descriptor of its tap device was not passed"),
+        (network("local", true, Some(7)), "network local: a private one has no way out"),
+    ] {
+        let (passed, refused) = tap();
+        assert_eq!(playground.add_network(&spec, passed), Err(why.into()));
+        assert!(!is_open(&refused), "{why}");
+    }
+    assert!(is_open(&second));
+    playground.remove_network("edge").expect("removed");
+    assert!(!is_open(&second));
+    playground.remove_network("edge").expect("long ago");
     playground.kill(None).expect("killed");
 }

@@ -108,3 +108,16 @@ proptest! {
         prop_assert!(!guest.driver.needs_reset());
     }
 }
+
+#[test]
+fn a_gateway_that_leaves_closes_its_device_and_is_nobody_from_then_on() {
+    let (mut guest, gateway, kernel) = network();
+    let to_it = frame(mac(GATEWAY), mac(1), &[0; 100]);
+    guest.send(COMPLETE, &to_it);
+    assert_eq!(taken(&kernel).len(), 1);
+    drop(gateway);
+    // The sender's table is as old as its last frame, and keeps no device open.
+    assert!(kernel.send(&[0]).is_err(), "its other end is open");
+    guest.send(COMPLETE, &to_it);
+    assert_eq!(guest.count(Count::SentToNobody), 1);
+}

@@ -9,12 +9,13 @@ mod own;
 
 use super::check_name;
 use super::document::{At, Document};
+use super::kept::Kept;
 use super::lab::{About, Lab};
 use super::place::{Broken, broken};
 use super::snippet::meant;
 
 /// Checks everything.
-pub(super) fn lab(document: &Document, text: &str) -> Result<Lab, Box<Broken>> {
+pub(super) fn lab(document: &Document, text: &str, kept: &Kept) -> Result<Lab, Box<Broken>> {
     if document.kind.value != "playground" {
         return Err(broken(&document.kind, "kind", format!("`{}` is not `playground`", document.kind.value)));
     }
@@ -24,7 +25,7 @@ pub(super) fn lab(document: &Document, text: &str) -> Result<Lab, Box<Broken>> {
     let playground = &document.playground.value;
     let networks = networks::check(playground)?;
     let mut machines = machines::check(playground, text, &mut notes)?;
-    let networks = networks::assign(&networks, playground, &mut machines)?;
+    let networks = networks::assign(&networks, playground, &mut machines, kept, &mut notes)?;
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     Ok(Lab {
         name: document.name.value.clone(),

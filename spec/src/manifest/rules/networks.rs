@@ -1,10 +1,11 @@
-//! Networks and the addresses on them: gateway first, what is static, then the first free ones in manifest order.
+//! Networks and the addresses on them: gateway first, what is static, what a lab has already, then the first free ones in manifest order.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use super::super::MAX_NETWORKS;
 use super::super::document::{Maybe, Playground};
+use super::super::kept::Kept;
 use super::super::lab::{Interface, Machine, Network};
 use super::super::place::{Broken, broken};
 use super::super::snippet::meant;
@@ -83,6 +84,8 @@ pub(super) fn assign(
     drafts: &[Draft],
     playground: &Playground,
     machines: &mut [Machine],
+    kept: &Kept,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<Network>, Box<Broken>> {
     let mut taken: Vec<Taken> = drafts
         .iter()
@@ -96,10 +99,11 @@ pub(super) fn assign(
                 .collect()
         })
         .collect();
-    let wishes = wishes(drafts, playground, &mut taken)?;
+    let mut wishes = wishes(drafts, playground, &mut taken)?;
+    let gateways = keep(drafts, machines, kept, &mut wishes, &mut taken);
     let mut networks = Vec::new();
-    for (draft, taken) in drafts.iter().zip(&mut taken) {
-        let gateway = match draft.gateway {
+    for ((draft, kept), taken) in drafts.iter().zip(gateways).zip(&mut taken) {
+        let gateway = match draft.gateway.or(kept) {
             Some(address) => address,
             None => free(draft.subnet, taken).ok_or_else(|| full(draft, playground, "networks", "its gateway"))?,
         };
@@ -119,6 +123,7 @@ pub(super) fn assign(
                     let draft = &drafts[wish.network];
                     let address =
                         free(network.subnet, taken).ok_or_else(|| full(draft, playground, &path, &machine.name))?;
+                    notes.extend(moved(&machine.name, &network.name, wish.lost.as_ref(), address));
                     taken.insert(address, format!("machine `{}`", machine.name));
                     address
                 }
@@ -137,6 +142,52 @@ pub(super) fn assign(
     Ok(networks)
 }
 
+/// What is there keeps its addresses, where the manifest neither names others nor gives them to somebody else; the gateways of networks.
+fn keep(
+    drafts: &[Draft],
+    machines: &[Machine],
+    kept: &Kept,
+    wishes: &mut [Vec<Wish>],
+    taken: &mut [Taken],
+) -> Vec<Option<Ipv4Addr>> {
+    let mut gateways = Vec::new();
+    for (draft, taken) in drafts.iter().zip(&mut *taken) {
+        let known = kept.gateways.get(&draft.name).filter(|_| draft.gateway.is_none()).copied();
+        let known = known.filter(|address| draft.subnet.has_host(*address) && !taken.contains_key(address));
+        taken.extend(known.map(|address| (address, "the gateway".to_owned())));
+        gateways.push(known);
+    }
+    for (machine, wishes) in machines.iter().zip(wishes) {
+        for number in 0..wishes.len() {
+            let (before, rest) = wishes.split_at_mut(number);
+            let Some(wish) = rest.first_mut().filter(|wish| wish.address.is_none()) else { continue };
+            let (Some(draft), Some(taken)) = (drafts.get(wish.network), taken.get_mut(wish.network)) else { continue };
+            let nth = before.iter().filter(|other| other.network == wish.network).count();
+            let Some(address) = kept.address(&machine.name, &draft.name, nth) else { continue };
+            if !draft.subnet.has_host(address) {
+                continue; // another subnet has other addresses
+            }
+            match taken.get(&address) {
+                Some(owner) => wish.lost = Some((address, owner.clone())),
+                None => {
+                    taken.insert(address, format!("machine `{}`", machine.name));
+                    wish.address = Some(address);
+                }
+            }
+        }
+    }
+    gateways
+}
+
+/// A machine that could not keep its address.
+fn moved(machine: &str, network: &str, lost: Option<&(Ipv4Addr, String)>, now: Ipv4Addr) -> Option<String> {
+    let (address, owner) = lost?;
+    Some(format!(
+        "machine `{machine}` had {address} on network `{network}`, which is the address of {owner} now: it gets {now}; \
+         give `{machine}` an address, or the other another one"
+    ))
+}
+
 fn free(subnet: Ipv4Subnet, taken: &Taken) -> Option<Ipv4Addr> {
     subnet.hosts().find(|host| !taken.contains_key(host))
 }
@@ -153,6 +204,8 @@ struct Wish {
     network: usize,
     address: Option<Ipv4Addr>,
     prefix: u8,
+    /// What it had, and who has that now.
+    lost: Option<(Ipv4Addr, String)>,
 }
 
 /// Reads every machine's interfaces and takes the static addresses.
@@ -194,7 +247,7 @@ fn wishes(drafts: &[Draft], playground: &Playground, taken: &mut [Taken]) -> Res
                 }
                 address = Some(host);
             }
-            wishes.push(Wish { network, address, prefix });
+            wishes.push(Wish { network, address, prefix, lost: None });
         }
         all.push(wishes);
     }

@@ -2,7 +2,7 @@
 //!
 //! | | nothing has changed | only what is shown | machines, networks, drives' number |
 //! |---|---|---|---|
-//! | runs | machines that have ended start | kept with the lab | machines and private networks come and go ([`super::members`]), else refused: `--restart`, or stop it first |
+//! | runs | machines that have ended start | kept with the lab | machines and networks come and go ([`super::members`]), else refused: `--restart`, or stop it first |
 //! | stopped | starts | starts | made anew around the drives that are there, starts |
 //!
 //! A drive that would have to be made anew is refused either way: what it holds is not thrown away by `up`.
@@ -18,7 +18,7 @@ use labyard_supervisor::journal::Reader;
 use labyard_supervisor::plan::Plan;
 use labyard_supervisor::record::{ConditionName, End, Standing, State, TaskStatus, now_ms};
 use labyard_supervisor::words::chain;
-use labyard_supervisor::{client, quota, saved};
+use labyard_supervisor::{addresses, client, quota, saved};
 use serde_json::Value;
 
 use super::super::args::Up;
@@ -80,7 +80,8 @@ impl Again<'_> {
                 let now = client.status().await?;
                 // Those that are there, whatever the manifest says that was kept: who changed it last may have been killed.
                 let (gone, come) = self.gone_and_come(&now);
-                let stays = gone.is_empty() && come.is_empty() && changed.iter().all(is_shown);
+                let planned = self.is_planned(&before);
+                let stays = gone.is_empty() && come.is_empty() && changed.iter().all(is_shown) && planned;
                 if !stays {
                     progress.say(&format!("lab {name} runs already: changing {}", said(&changed)));
                     self.members(&client, &before, (&gone, &come)).await?;
@@ -153,6 +154,13 @@ impl Again<'_> {
         })
     }
 
+    /// Whether the plan has the networks that are asked for, and no other: whoever let one come or leave may have been killed.
+    fn is_planned(&self, before: &Plan) -> bool {
+        let names = |name: &str| before.spec.networks.iter().any(|known| known.name == name);
+        let asked = &self.preparation.manifest.lab.networks;
+        asked.len() == before.spec.networks.len() && asked.iter().all(|network| names(&network.name))
+    }
+
     /// What the manifest that the lab was made from says otherwise.
     fn changed(&self, state: &State) -> Result<Vec<Difference>, Failure> {
         let before = self.before(state)?;
@@ -162,8 +170,11 @@ impl Again<'_> {
     fn before(&self, state: &State) -> Result<Lab, Failure> {
         let text = self.preparation.folder.read(names::MANIFEST)?.context("the lab's manifest.yaml is missing")?;
         let text = String::from_utf8(text).context("the lab's manifest.yaml")?;
-        let mut lab = Manifest::read(&text, &state.manifest)?.lab;
+        let mut lab =
+            Manifest::read_for(&text, &state.manifest, &addresses::kept(&self.preparation.folder, state)?)?.lab;
         lab.name.clone_from(&self.preparation.folder.name);
+        // Who let machines leave may have been killed before it kept the manifest: one that comes again is a new one.
+        lab.machines.retain(|machine| state.machines.iter().any(|here| here.name == machine.name));
         Ok(lab)
     }
 
@@ -176,7 +187,7 @@ impl Again<'_> {
         events: &mut Reader,
     ) -> Result<(), Failure> {
         let (folder, progress) = (&self.preparation.folder, self.preparation.progress);
-        if changed.iter().all(is_shown) {
+        if changed.iter().all(is_shown) && self.is_planned(before) {
             progress.say(&format!("lab {} starts again, on the drives that it left", folder.name));
             self.keep_limits(before)?;
             events.skip()?;
@@ -204,12 +215,12 @@ impl Again<'_> {
         drop(admitted);
         let made = async {
             let plan = self.preparation.run(self.kernels, Some(&mut state), Some(before)).await?;
-            // The plan counts: whoever comes after a kill in between finds the manifest changed still, and does the same again.
+            // The manifest comes last: whoever comes after a kill in between finds it changed still, and does the same again.
             folder.write(names::PLAN, &serde_json::to_vec(&plan)?)?;
-            folder.write(names::MANIFEST, self.text.as_bytes())?;
             state.machines = self.preparation.machines();
             state.manifest.clone_from(&self.preparation.manifest.file);
             state.write(folder)?;
+            folder.write(names::MANIFEST, self.text.as_bytes())?;
             self.sweep_machines(&state)?;
             Ok::<_, Failure>(())
         };
@@ -268,6 +279,9 @@ pub(super) fn is_shown(difference: &Difference) -> bool {
 
 /// Differences in a sentence.
 pub(in crate::cli) fn said(changed: &[Difference]) -> String {
+    if changed.is_empty() {
+        return "what was begun before".to_owned();
+    }
     let value = |value: &Option<Value>| match value {
         None => "nothing".to_owned(),
         Some(Value::Object(_) | Value::Array(_)) => "there".to_owned(),

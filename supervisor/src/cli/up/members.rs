@@ -3,8 +3,6 @@
 //!
 //! It can be killed at any moment: the manifest is kept last, so that the next `up` finds what is left to do.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use labyard_spec::manifest::effective::Difference;
 use labyard_supervisor::client::{Client, Members};
@@ -13,7 +11,7 @@ use labyard_supervisor::plan::Plan;
 use labyard_supervisor::quota;
 use labyard_supervisor::record::State;
 use labyard_supervisor::tasks::Tasks;
-use serde_json::Value;
+use labyard_supervisor::wayout::ANSWER_WITHIN;
 
 use super::super::{Failure, code};
 use super::again::{Again, GRACE, SUPERVISOR_WITHIN, is_shown};
@@ -23,12 +21,10 @@ pub(super) fn only_members(changed: &[Difference]) -> bool {
     changed.iter().all(|one| is_shown(one) || comes_or_goes(one))
 }
 
-/// A machine that is new or gone, or a network without a way out that is. A way out comes with the lab.
+/// A machine or a network that is new or gone.
 fn comes_or_goes(difference: &Difference) -> bool {
-    let (path, value) = match difference {
-        Difference { path, from: None, to: Some(value) } | Difference { path, from: Some(value), to: None } => {
-            (path, value)
-        }
+    let path = match difference {
+        Difference { path, from: None, to: Some(_) } | Difference { path, from: Some(_), to: None } => path,
         _ => return false,
     };
     let is_item = |list: &str| {
@@ -36,7 +32,7 @@ fn comes_or_goes(difference: &Difference) -> bool {
             path.strip_prefix(list).and_then(|rest| rest.strip_prefix('[')).and_then(|rest| rest.strip_suffix(']'));
         name.is_some_and(|name| !name.contains(['[', ']']))
     };
-    is_item("machines") || (is_item("networks") && value["private"] == Value::Bool(true))
+    is_item("machines") || is_item("networks")
 }
 
 impl Again<'_> {
@@ -87,10 +83,24 @@ impl Again<'_> {
             machines: preparation.machines(),
             tasks: self.tasks(come)?,
         };
-        let coming = tokio::time::timeout(SUPERVISOR_WITHIN + Duration::from_secs(15), client.come(&members));
+        let coming = tokio::time::timeout(SUPERVISOR_WITHIN + ANSWER_WITHIN, client.come(&members));
         coming.await.map_err(|_| late(&folder.name))??;
         come.iter().for_each(|name| progress.say(&format!("{name} is new and starts")));
+        self.say_ways_out(before, &client.status().await?);
         Ok(())
+    }
+
+    /// Which way the networks that came lead out.
+    fn say_ways_out(&self, before: &Plan, now: &State) {
+        let is_new = |name: &str| before.spec.networks.iter().all(|known| known.name != name);
+        let networks = self.preparation.manifest.lab.networks.iter();
+        for network in networks.filter(|network| !network.private && is_new(&network.name)) {
+            let uplink = now.uplinks.iter().find(|uplink| uplink.network == network.name);
+            self.preparation.progress.say(&match uplink {
+                Some(uplink) => format!("network {} is new, with a way out ({})", network.name, uplink.way),
+                None => format!("network {} is new, without a way out: see `labyard events`", network.name),
+            });
+        }
     }
 
     /// The init tasks that the lab has from now on: those of machines that come are new, with the parameters that it was made with.
@@ -145,7 +155,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn machines_and_private_networks_come_and_go_and_all_else_does_not() {
+    fn machines_and_networks_come_and_go_and_all_else_does_not() {
         let difference = |path: &str, from, to| Difference { path: path.to_owned(), from, to };
         let (there, private, open) = (json!({}), json!({"private": true}), json!({"private": false}));
         let good = [
@@ -153,11 +163,13 @@ mod tests {
             difference("machines[db]", Some(there.clone()), None),
             difference("networks[back]", None, Some(private.clone())),
             difference("networks[back]", Some(private.clone()), None),
+            difference("networks[front]", None, Some(open.clone())),
+            difference("networks[front]", Some(open), None),
             difference("title", Some(json!("a")), Some(json!("b"))),
         ];
         assert!(only_members(&good));
         for bad in [
-            difference("networks[front]", None, Some(open)),
+            difference("networks[back].private", Some(json!(true)), Some(json!(false))),
             difference("networks[back].subnet", Some(json!("a")), Some(json!("b"))),
             difference("machines[db].drives[1]", None, Some(there.clone())),
             difference("machines[db].startupFiles[/a]", None, Some(there)),

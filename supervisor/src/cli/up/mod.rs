@@ -25,7 +25,7 @@ use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::State;
 use labyard_supervisor::tasks::Tasks;
-use labyard_supervisor::{client, end, ports, quota, scope};
+use labyard_supervisor::{addresses, client, end, ports, quota, scope};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::access::publish;
@@ -204,6 +204,11 @@ pub(in crate::cli) async fn bring_up(
     let folder = &preparation.folder;
     let lock = folder.lock(true, LOCK_PATIENCE)?.context("the folder vanished")?;
     if let Some(state) = State::read(folder)? {
+        let stays = addresses::stay(manifest, &addresses::kept(folder, &state)?)?;
+        for line in stays.lab.notes.iter().filter(|line| !lab.notes.contains(line)) {
+            progress.say(&format!("note: {line}"));
+        }
+        let preparation = prepare::Preparation { manifest: &stays, ..preparation };
         let again = again::Again { up, preparation: &preparation, text, kernels: &kernels };
         return again.apply(state, lock).await;
     }

@@ -88,6 +88,7 @@ impl Preparation<'_> {
             expiry: self.expiry,
             tasks: self.tasks.states(),
             left: None,
+            uplinks: Vec::new(),
             end: None,
         };
         state.write(&self.folder)?;
