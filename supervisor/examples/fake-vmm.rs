@@ -28,7 +28,7 @@ use labyard_spec::jail::fd;
 use labyard_spec::link::{LinkFaults, LinkStatus};
 use labyard_spec::playground::{MachineSpec, NetworkSpec, PlaygroundSpec, Slot};
 use labyard_sys::{exec, message};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 /// What was passed on one connection, and goes with it.
 type Passed = Mutex<HashMap<Slot, OwnedFd>>;
@@ -471,6 +471,8 @@ fn call(vmm: &Vmm, machine: &str, stream: &UnixStream) -> Option<()> {
 
 fn run(mut child: Child, stream: &UnixStream) {
     let pid = Pid::from_raw(child.id().cast_signed()).expect("a pid");
+    // Once it was waited for, its number may be somebody else's.
+    let process = pidfd_open(pid, PidfdFlags::empty()).expect("a child");
     let mut stdin = child.stdin.take();
     let listen = stream.try_clone().expect("a copy");
     thread::spawn(move || {
@@ -480,13 +482,13 @@ fn run(mut child: Child, stream: &UnixStream) {
                 Kind::Stdin => stdin = stdin.take().filter(|mut stdin| stdin.write_all(&payload).is_ok()),
                 Kind::Signal => {
                     let signal = Signal::from_named_raw(payload[0].into()).expect("a signal");
-                    let _ = kill_process(pid, signal);
+                    let _ = pidfd_send_signal(&process, signal);
                 }
                 _ => {}
             }
         }
         // The caller has hung up.
-        let _ = kill_process(pid, Signal::KILL);
+        let _ = pidfd_send_signal(&process, Signal::KILL);
     });
     let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
     thread::scope(|scope| {

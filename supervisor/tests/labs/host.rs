@@ -78,8 +78,15 @@ impl Host {
     pub(crate) fn expect(&self, code: i32, arguments: &[&str]) -> (String, String) {
         let output = self.run(arguments);
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stdout}\n{stderr}");
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}\n{stdout}\n{stderr}\n{}", self.logs());
         (stdout, stderr)
+    }
+
+    /// What the processes of all labs have said, for whoever has to find out why a test failed.
+    fn logs(&self) -> String {
+        let labs = fs::read_dir(self.home().join("playgrounds")).into_iter().flatten().flatten();
+        let logs = labs.flat_map(|lab| ["supervisor.log", "vmm.log"].map(|name| lab.path().join(name)));
+        logs.filter_map(|log| Some(format!("{}:\n{}\n", log.display(), fs::read_to_string(&log).ok()?))).collect()
     }
 
     /// Writes a manifest with machines of these names, each on one private network.

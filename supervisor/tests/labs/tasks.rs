@@ -124,7 +124,9 @@ fn a_task_that_takes_too_long_or_loses_its_supervisor_has_failed_and_its_program
     assert!(stderr.contains("init task `slow` failed: not done within 1 s"), "{stderr}");
     let gone = || {
         let pid = fs::read_to_string(folder.join("pid")).unwrap_or_default();
-        !pid.trim().is_empty() && !std::path::Path::new("/proc").join(pid.trim()).join("exe").exists()
+        // Its number may be somebody else's by now.
+        let line = fs::read(std::path::Path::new("/proc").join(pid.trim()).join("cmdline")).unwrap_or_default();
+        !pid.trim().is_empty() && line != b"sleep\x00600\x00"
     };
     until("its program is gone", gone);
     host.expect(0, &["down"]);
