@@ -10,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 
+use crate::words::printable;
+
 /// Longest line of progress that is passed on, and most output that is kept.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
 
@@ -288,6 +290,6 @@ async fn end(child: &mut tokio::process::Child) {
 
 fn refusal(status: ExitStatus, last_words: &str) -> BuilderError {
     let words = last_words.strip_prefix("error: ").unwrap_or(last_words).trim();
-    let text = if words.is_empty() { format!("rootfs-builder ended with {status}") } else { words.to_owned() };
+    let text = if words.is_empty() { format!("rootfs-builder ended with {status}") } else { printable(words) };
     BuilderError::Refused { text, input: status.code() == Some(2) }
 }

@@ -52,3 +52,24 @@ fn a_fault_is_shown_with_its_line_and_what_was_meant() {
     let schema: Value = serde_json::from_str(&stdout).expect("one document");
     assert_eq!(schema["properties"]["playground"]["properties"]["machines"]["maxItems"], 64);
 }
+
+#[test]
+fn what_a_manifest_is_called_is_no_word_to_the_terminal() {
+    let host = Host::new();
+    let hostile = "lab\u{1b}]0;mine\u{7}\u{9b}2J\u{202e}";
+    let mut manifest: Value =
+        serde_json::from_str(&std::fs::read_to_string(host.manifest("lab", &["web"])).expect("reading")).expect("JSON");
+    manifest["name"] = hostile.into();
+    let file = host.write_manifest("hostile", &manifest);
+    // YAML has this one written as it is nowhere, but takes it by its number.
+    let text = std::fs::read_to_string(&file).expect("reading").replace('\u{9b}', "\\u009b");
+    std::fs::write(&file, text).expect("writing");
+    let (stdout, stderr) = host.expect(2, &["up", &file]);
+    let said = stdout + &stderr;
+    assert!(said.contains("lab\u{fffd}]0;mine\u{fffd}\u{fffd}2J\u{fffd}"), "{said:?}");
+    assert!(!said.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{said:?}");
+    // A program is told it as it is.
+    let (stdout, _) = host.expect(2, &["manifest", "validate", &file, "--json"]);
+    let told: Value = serde_json::from_str(&stdout).expect("one document");
+    assert!(told["manifests"][0]["message"].as_str().expect("a message").contains(hostile), "{told}");
+}
