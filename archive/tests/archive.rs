@@ -439,3 +439,24 @@ fn who_packs_chooses_what_is_packed() {
     let lines: Vec<_> = told.lines().map(|line| line.split(" 0o").next().expect("a part")).collect();
     assert_eq!(lines, [". 0", "./etc 0", "./etc/file 5", "./id 0", "./run 0"], "{told}");
 }
+
+#[test]
+fn a_folder_that_comes_again_and_again_has_what_was_said_last() {
+    let to = tempfile::tempdir().expect("a folder");
+    let folder = |name: &str, mode: &[u8]| {
+        let mut block = header(name, b'5', 0, "");
+        block[100..108].copy_from_slice(mode);
+        resum(block)
+    };
+    let mut archive = Vec::new();
+    for _ in 0..1000 {
+        archive.extend(folder("a/b/", b"0000700\0"));
+        // Said before its inner one, and after: it is finished after it in any case.
+        archive.extend(folder("a/", b"0000500\0"));
+    }
+    archive.extend(folder("a/b/", b"0000711\0"));
+    let totals = unpacked(&archive, to.path(), &how()).expect("unpacking");
+    assert_eq!(totals.entries, 2001);
+    let mode = |name| fs::metadata(to.path().join(name)).expect("it is there").mode() & 0o7777;
+    assert_eq!((mode("a/b"), mode("a")), (0o711, 0o500));
+}
