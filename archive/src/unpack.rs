@@ -33,6 +33,8 @@ pub struct Unpacking {
     pub owners: bool,
     /// Make devices (with `owners`); refused otherwise.
     pub devices: bool,
+    /// Permissions that nothing gets without owners (umask(2)).
+    pub umask: u32,
     /// Bytes of data at most.
     pub max_bytes: u64,
 }
@@ -324,7 +326,7 @@ fn times(mtime: i64) -> Timestamps {
 
 /// Owner, then mode: a change of the owner takes set-user-id bits away.
 fn attributes(file: impl AsFd, of: &Attributes, how: &Unpacking) -> io::Result<()> {
-    let bits = if how.owners { of.mode } else { of.mode & 0o777 };
+    let bits = if how.owners { of.mode } else { of.mode & 0o777 & !how.umask };
     if how.owners {
         rustix::fs::fchown(&file, Some(Uid::from_raw(of.uid)), Some(Gid::from_raw(of.gid)))?;
     }

@@ -66,7 +66,20 @@ fn files_go_into_a_machine_and_come_back_sparse_and_whole() {
     let (stdout, _) = host.expect(0, &["cp", "--json", &path("tree"), &format!("lab/web:{}", path("there"))]);
     let told: Value = serde_json::from_str(&stdout).expect("one document");
     assert_eq!((&told["entries"], &told["bytes"]), (&json!(5), &json!(5 << 20)));
-    host.expect(0, &["cp", &format!("web:{}", path("there")), &path("back")]);
+    // Out of it comes nothing that the umask takes away.
+    let out = |umask: &str, to: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_labyard"), "cp"]);
+        shell.args([format!("web:{}", path("there")), path(to)]);
+        let plain = host.command(&[]);
+        shell.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        assert!(shell.status().expect("it starts").success());
+    };
+    out("077", "strict");
+    for (name, mode) in [("strict", 0o700), ("strict/inner/big", 0o700), ("strict/sparse", 0o600)] {
+        assert_eq!(fs::metadata(path(name)).expect("a file").mode() & 0o777, mode, "{name}");
+    }
+    out("022", "back");
     let back = fs::metadata(path("back/inner/big")).expect("a file");
     assert_eq!((back.len(), back.mode() & 0o777), (5 << 20, 0o751));
     let sparse = fs::metadata(path("back/sparse")).expect("a file");
