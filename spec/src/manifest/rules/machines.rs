@@ -1,5 +1,7 @@
 //! Machines: kernel, users, drives, size, files. Addresses come later, when all machines are known.
 
+use std::collections::BTreeSet;
+
 use super::super::document::{
     At, Drive as Written, Kernel, Machine as WrittenMachine, Maybe, Playground, Snapshot, StartupFile as WrittenFile,
 };
@@ -119,6 +121,7 @@ fn users(machine: &WrittenMachine, path: &str) -> Checked<Vec<User>> {
         return Err(broken(list, &path, "at least one is needed; leave the field out for root"));
     }
     let mut users: Vec<User> = Vec::new();
+    let mut names = BTreeSet::new();
     let mut default = None;
     for (at, position) in list.value.iter().zip(0..) {
         let user = &at.value;
@@ -128,7 +131,7 @@ fn users(machine: &WrittenMachine, path: &str) -> Checked<Vec<User>> {
         if name.is_empty() || name.len() > 32 || name.starts_with('-') || !name.chars().all(plain) {
             return Err(broken(&user.name, &format!("{path}.name"), format!("`{name}` is not a user name")));
         }
-        if users.iter().any(|other| other.name == name) {
+        if !names.insert(name) {
             return Err(broken(&user.name, &format!("{path}.name"), format!("`{name}` is listed twice")));
         }
         if user.default == Some(true) && default.replace(position).is_some() {
