@@ -290,6 +290,13 @@ fn every_broken_rule_is_one_complaint_with_its_place() {
             "needs: [frist]",
             "lab.yaml:29:47: initTasks.second.needs[0]: no task `frist`: there is first, second",
         ),
+        (
+            "- {size: 1GiB}",
+            "- {size: 5TiB, filesystem: ext4}",
+            "machines[1].drives[1].size: `5TiB` is more than 4TiB for a blank drive that is made on the host",
+        ),
+        ("- {size: 1GiB}", "- {size: 8TiB, readOnly: true}", "`8TiB` is more than 4TiB"),
+        ("- {size: 1GiB}", "- {size: 8TiB, mount: /srv}", "leave filesystem, mount and readOnly out"),
         ("title: Two machines", "title: [", "lab.yaml:"),
         ("title: Two machines", "name: again", "`name` is given twice"),
     ];
@@ -425,4 +432,11 @@ fn a_long_chain_is_no_circle_and_a_circle_at_its_end_is_found() {
     assert!(error.contains("initTasks.t0000.needs: a circle: t0000, t0001") && error.contains("t1023"), "{error}");
     let lab = many(1, 20_000, 20_000, "    t: {init: true, machine: web, run: x}\n").expect("many names").lab;
     assert_eq!((lab.conditions.len(), lab.machines[0].users.len()), (20_000, 20_000));
+}
+
+#[test]
+fn what_takes_nothing_of_the_host_until_it_is_written_may_be_long() {
+    for drive in ["- {size: 8TiB}", "- {size: 4TiB, filesystem: ext4}"] {
+        read_with("- {size: 1GiB}", drive).expect(drive);
+    }
 }

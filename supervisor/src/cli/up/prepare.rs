@@ -9,7 +9,7 @@ use labyard_spec::manifest::lab::{Drive, Filesystem, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
 use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::cgroup::Limits;
-use labyard_supervisor::disks::{self, DiskError};
+use labyard_supervisor::disks::{self, Blanks, DiskError};
 use labyard_supervisor::home::{Folder, Home, make_folder, names};
 use labyard_supervisor::host::Programs;
 use labyard_supervisor::jailed::check_descriptors;
@@ -38,6 +38,8 @@ pub(super) struct Preparation<'a> {
     pub(super) tasks: Tasks,
     /// What the lab may take of the host, where that was said.
     pub(super) limits: Option<Limits>,
+    /// No blank disk goes until the plan names it.
+    pub(super) blanks: Blanks,
 }
 
 /// One file to make.
@@ -256,8 +258,6 @@ impl Preparation<'_> {
 
     /// What every drive of every machine lies on; blank disks are made here where the store lacks them.
     async fn bases(&self, images: &Images) -> Result<Vec<Vec<Option<FoundBase>>>, Failure> {
-        let blanks = self.home.path.join("blanks");
-        make_folder(&blanks)?;
         let mut all = Vec::new();
         for machine in &self.manifest.lab.machines {
             let mut bases = Vec::new();
@@ -273,7 +273,7 @@ impl Preparation<'_> {
                     continue;
                 }
                 let count = numbers.entry((bytes, filesystem)).or_default();
-                let (blanks, number) = (blanks.clone(), *count);
+                let (blanks, number) = (self.blanks.path.clone(), *count);
                 *count += 1;
                 let made = tokio::task::spawn_blocking(move || disks::blank(&blanks, bytes, filesystem, number));
                 bases.push(Some(made.await??));
