@@ -205,6 +205,49 @@ fn forwards_that_the_manifest_saves_are_carried_without_a_word() {
 }
 
 #[test]
+fn what_a_manifest_saves_beyond_this_host_is_opened_by_saved_alone() {
+    let host = Host::new();
+    let (server, local, wide, far) = (shouting(), free_port(), free_port(), free_port());
+    let path = host.manifest("lab", &["web", "db"]);
+    let mut manifest: Value = serde_json::from_str(&fs::read_to_string(&path).expect("the manifest")).expect("JSON");
+    let to = |machine: &str, host: &str, port: u16| json!({ "kind": "local", "machine": machine, "localHost": host, "localPort": port, "remoteHost": "localhost", "remotePort": server });
+    manifest["playground"]["portForwards"] = json!([
+        to("web", "127.0.0.1", local),
+        to("web", "*", wide),
+        { "kind": "remote", "machine": "db", "localHost": "localhost", "localPort": server, "remoteHost": "127.0.0.1", "remotePort": far },
+    ]);
+    host.expect(0, &["up", &host.write_manifest("lab", &manifest)]);
+    let mut forward = Running::start(&mut host.command(&["port-forward", "lab"]));
+    forward.wait_for(&format!("127.0.0.1:{local}"));
+    assert_eq!(ask(local, b"saved").expect("an answer"), b"SAVED");
+    assert!(ask(wide, b"x").is_err() && ask(far, b"x").is_err());
+    forward.signal(Signal::TERM);
+    let (_, stderr) = forward.end();
+    let lets_in =
+        format!("not opened: *:{wide} -> web: localhost:{server}, for other hosts can connect to it; --saved");
+    let lets_out = format!(
+        "not opened: db: 127.0.0.1:{far} -> localhost:{server}, for it lets the machine connect from here; --saved"
+    );
+    assert!(stderr.contains(&lets_in) && stderr.contains(&lets_out), "{stderr}");
+    let (_, stderr) = host.expect(2, &["port-forward", "lab/db"]);
+    assert!(stderr.contains("nothing to forward without --saved"), "{stderr}");
+    host.expect(2, &["port-forward", "lab/db", "--saved", "-L", "1:localhost:1"]);
+
+    // The fake's agent does not listen, but it is asked to.
+    let (_, stderr) = host.expect(1, &["port-forward", "lab/db", "--saved"]);
+    assert!(!stderr.contains("not opened") && !stderr.contains("nothing to forward"), "{stderr}");
+    let mut forward = Running::start(&mut host.command(&["port-forward", "lab/web", "--saved"]));
+    forward.wait_for(&format!("0.0.0.0:{wide}"));
+    for port in [local, wide] {
+        assert_eq!(ask(port, b"all").expect("an answer"), b"ALL");
+    }
+    forward.signal(Signal::TERM);
+    forward.end();
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
+
+#[test]
 fn a_published_port_answers_also_under_the_next_supervisor() {
     let host = Host::new();
     let (server, first, second) = (shouting(), free_port(), free_port());
