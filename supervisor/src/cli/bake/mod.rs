@@ -176,6 +176,7 @@ impl Work<'_> {
             restart: false,
             timeout: self.asked.timeout,
             publish: Vec::new(),
+            allow_build: self.asked.allow_build,
             limits: HostLimits { limit_cpus: None, limit_memory: None, limit_io: None, allow_unlimited: false },
         }
     }

@@ -200,7 +200,7 @@ pub(in crate::cli) async fn bring_up(
         blanks: Blanks::rely_on(home)?,
     };
     let kernels = preparation.kernels()?;
-    preparation.check_sources()?;
+    preparation.check_sources(up.allow_build)?;
     publish::check(lab, &up.publish)?;
 
     let folder = &preparation.folder;

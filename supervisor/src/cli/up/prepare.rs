@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
 use labyard_spec::manifest::lab::{Drive, Filesystem, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
+use labyard_spec::source::Source;
 use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::cgroup::Limits;
 use labyard_supervisor::disks::{self, Blanks, DiskError};
@@ -54,10 +55,18 @@ impl Preparation<'_> {
         kernels(self.home, self.manifest)
     }
 
-    /// Whether the files that drives name are there: known before anything is made.
-    pub(super) fn check_sources(&self) -> Result<(), Failure> {
+    /// Whether the files that drives name are there, and nothing is built that may not be: known before anything is made.
+    pub(super) fn check_sources(&self, allow_build: bool) -> Result<(), Failure> {
         for (machine, number, drive) in self.drives() {
             let Some(source) = &drive.source else { continue };
+            if matches!(source.value, Source::Dockerfile(_)) && !allow_build {
+                let message = format!(
+                    "`{}` is built by running its steps on this host, with your rights: --allow-build allows that, where you \
+                     trust who wrote them",
+                    source.value
+                );
+                return Err(self.manifest.fault(source.place, source_field(machine, number), message).into());
+            }
             let Some(path) = source.value.path().map(|path| self.base.join(path)) else { continue };
             if let Err(error) = std::fs::metadata(&path) {
                 let message = format!("{}: {error}; paths are relative to the manifest", path.display());
