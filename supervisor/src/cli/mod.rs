@@ -101,7 +101,9 @@ fn code_of(error: &anyhow::Error) -> u8 {
             || matches!(cause.downcast_ref(), Some(ClientError::Refused { status: 404 | 409, .. }))
             || matches!(
                 cause.downcast_ref(),
-                Some(HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. })
+                Some(
+                    HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. } | HomeError::Shared { .. }
+                )
             )
             || matches!(cause.downcast_ref(), Some(ExportError::Chain(ChainError::InUse { .. })))
             || matches!(
