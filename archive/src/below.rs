@@ -14,11 +14,16 @@ pub(crate) fn c(name: &[u8]) -> io::Result<CString> {
 
 /// Opens the folder of these parts.
 pub(crate) fn folder(root: BorrowedFd<'_>, parts: &[Vec<u8>]) -> io::Result<OwnedFd> {
-    let path = if parts.is_empty() { b".".to_vec() } else { parts.join(&b'/') };
+    folder_at(root, &parts.join(&b'/'))
+}
+
+/// The same by its parts with slashes between them.
+pub(crate) fn folder_at(root: BorrowedFd<'_>, path: &[u8]) -> io::Result<OwnedFd> {
+    let path = c(if path.is_empty() { b"." } else { path })?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     loop {
-        match rustix::fs::openat2(root, c(&path)?, flags, Mode::empty(), resolve) {
+        match rustix::fs::openat2(root, &path, flags, Mode::empty(), resolve) {
             // Something was renamed meanwhile (openat2(2)).
             Err(Errno::AGAIN | Errno::INTR) => {}
             other => return Ok(other?),

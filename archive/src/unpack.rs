@@ -1,7 +1,10 @@
 //! From an archive to files below one folder.
 //!
 //! A file gets a name of its own first and its real one when it is whole; what had that name, also a link, is replaced and never
-//! written through. A hard link leads to a file of the same archive or nowhere. Folders get their modes and times last.
+//! written through. A hard link leads to a file of the same archive or nowhere. Folders get their modes and times last: what is
+//! kept of each until then is small, and bounded in all ([`Folders`]).
+
+mod folders;
 
 use std::collections::HashSet;
 use std::io::{self, Read};
@@ -14,6 +17,7 @@ use crate::Totals;
 use crate::below;
 use crate::name::{Name, shown};
 use crate::read::{ArchiveError, Entry, Kind, Reader};
+use folders::{Attributes, Folders};
 
 /// Bytes that are copied at once.
 const CHUNK: usize = 128 << 10;
@@ -29,6 +33,8 @@ pub struct Unpacking {
     pub owners: bool,
     /// Make devices (with `owners`); refused otherwise.
     pub devices: bool,
+    /// Permissions that nothing gets without owners (umask(2)).
+    pub umask: u32,
     /// Bytes of data at most.
     pub max_bytes: u64,
 }
@@ -94,7 +100,7 @@ pub fn unpack(from: impl Read, root: BorrowedFd<'_>, how: &Unpacking) -> Result<
         how,
         totals: Totals::default(),
         made: HashSet::new(),
-        folders: Vec::new(),
+        folders: Folders::default(),
         open: None,
         buffer: vec![0; CHUNK],
     };
@@ -113,7 +119,7 @@ struct Work<'a, R> {
     /// Device and inode of every file that this archive has brought.
     made: HashSet<(u64, u64)>,
     /// Folders, whose modes and times come last.
-    folders: Vec<Entry>,
+    folders: Folders,
     /// The folder of the last entry: most come one after the other.
     open: Option<(Vec<Vec<u8>>, OwnedFd)>,
     buffer: Vec<u8>,
@@ -159,7 +165,7 @@ impl<R: Read> Work<'_, R> {
         self.open = Some((folder.to_vec(), parent));
         done?;
         if entry.kind == Kind::Folder {
-            self.folders.push(entry);
+            self.folders.keep(&entry).map_err(refused)?;
         }
         Ok(())
     }
@@ -186,7 +192,7 @@ impl<R: Read> Work<'_, R> {
                 rustix::fs::symlinkat(&target, parent, &last_c)
                     .map_err(|error| failed(name, "making a link")(error.into()))?;
                 self.owner_of_name(parent, &last_c, entry)?;
-                let times = times(entry);
+                let times = times(entry.mtime);
                 rustix::fs::utimensat(parent, &last_c, &times, AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|error| failed(name, "setting its time")(error.into()))
             }
@@ -259,7 +265,8 @@ impl<R: Read> Work<'_, R> {
         let file = rustix::fs::openat(parent, &draft_c, flags, Mode::from_raw_mode(0o600))
             .map_err(|error| failed(name, "making a file")(error.into()))?;
         let done = self.fill(&file, entry).and_then(|()| {
-            attributes(&file, entry, self.how.owners).map_err(failed(name, "giving it owner, mode and time"))?;
+            attributes(&file, &Attributes::of(entry), self.how)
+                .map_err(failed(name, "giving it owner, mode and time"))?;
             let id = rustix::fs::fstat(&file).map_err(|error| failed(name, "looking at it")(error.into()))?;
             let renamed = below::c(last).and_then(|last| Ok(rustix::fs::renameat(parent, &draft_c, parent, &last)?));
             renamed.map_err(failed(name, "giving it its name"))?;
@@ -298,28 +305,31 @@ impl<R: Read> Work<'_, R> {
 
     /// Inner ones first: a folder that nobody may write has its inner ones already.
     fn finish_folders(&mut self) -> Result<(), UnpackError> {
-        for entry in self.folders.iter().rev() {
-            let open = below::folder(self.root, &entry.name.0);
-            let open = open.map_err(failed(&entry.name, "opening it again, through no link"))?;
-            attributes(&open, entry, self.how.owners).map_err(failed(&entry.name, "giving it owner, mode and time"))?;
+        for (path, kept) in self.folders.inner_first() {
+            let failed = |doing| {
+                let name = shown(path);
+                move |source| UnpackError::File { name, doing, source }
+            };
+            let open = below::folder_at(self.root, path).map_err(failed("opening it again, through no link"))?;
+            attributes(&open, kept, self.how).map_err(failed("giving it owner, mode and time"))?;
         }
         Ok(())
     }
 }
 
-fn times(entry: &Entry) -> Timestamps {
+fn times(mtime: i64) -> Timestamps {
     Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_NOW },
-        last_modification: Timespec { tv_sec: entry.mtime, tv_nsec: 0 },
+        last_modification: Timespec { tv_sec: mtime, tv_nsec: 0 },
     }
 }
 
 /// Owner, then mode: a change of the owner takes set-user-id bits away.
-fn attributes(file: impl AsFd, entry: &Entry, owners: bool) -> io::Result<()> {
-    let bits = if owners { entry.mode } else { entry.mode & 0o777 };
-    if owners {
-        rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+fn attributes(file: impl AsFd, of: &Attributes, how: &Unpacking) -> io::Result<()> {
+    let bits = if how.owners { of.mode } else { of.mode & 0o777 & !how.umask };
+    if how.owners {
+        rustix::fs::fchown(&file, Some(Uid::from_raw(of.uid)), Some(Gid::from_raw(of.gid)))?;
     }
     rustix::fs::fchmod(&file, Mode::from_raw_mode(bits))?;
-    Ok(rustix::fs::futimens(&file, &times(entry))?)
+    Ok(rustix::fs::futimens(&file, &times(of.mtime))?)
 }

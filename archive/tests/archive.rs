@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use labyard_archive::{ArchiveError, Choice, MAX_BYTES, Packing, Totals, UnpackError, Unpacking, pack, place, unpack};
 
 fn how() -> Unpacking {
-    Unpacking { rename: None, owners: false, devices: false, max_bytes: MAX_BYTES }
+    Unpacking { rename: None, owners: false, devices: false, umask: 0, max_bytes: MAX_BYTES }
 }
 
 fn packed(path: &Path) -> Vec<u8> {
@@ -85,6 +85,27 @@ fn a_tree_comes_back_as_it_was_and_sparse_files_stay_sparse() {
     // Once more over what is there, links and read-only folders included.
     unpacked(&archive, to.path(), &how()).expect("unpacking again");
     assert_eq!(seen(&to.path().join("tree")), seen(&from.path().join("tree")));
+}
+
+#[test]
+fn nothing_gets_a_permission_that_the_umask_takes_away() {
+    let (from, to) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    fs::create_dir_all(from.path().join("tree/inner")).expect("folders");
+    fs::write(from.path().join("tree/file"), b"x").expect("a file");
+    for name in ["tree", "tree/inner", "tree/file"] {
+        fs::set_permissions(from.path().join(name), fs::Permissions::from_mode(0o777)).expect("a mode");
+    }
+    let archive = packed(&from.path().join("tree"));
+    let modes = |how: &Unpacking| {
+        unpacked(&archive, to.path(), how).expect("unpacking");
+        let mode = |name| fs::metadata(to.path().join(name)).expect("it is there").mode() & 0o7777;
+        ["tree", "tree/inner", "tree/file"].map(mode)
+    };
+    assert_eq!(modes(&Unpacking { umask: 0o027, ..how() }), [0o750; 3]);
+    // Who asks for modes and owners as they are gets them.
+    if rustix::process::geteuid().is_root() {
+        assert_eq!(modes(&Unpacking { umask: 0o027, owners: true, ..how() }), [0o777; 3]);
+    }
 }
 
 #[test]
@@ -438,4 +459,25 @@ fn who_packs_chooses_what_is_packed() {
     let told = told(&archive);
     let lines: Vec<_> = told.lines().map(|line| line.split(" 0o").next().expect("a part")).collect();
     assert_eq!(lines, [". 0", "./etc 0", "./etc/file 5", "./id 0", "./run 0"], "{told}");
+}
+
+#[test]
+fn a_folder_that_comes_again_and_again_has_what_was_said_last() {
+    let to = tempfile::tempdir().expect("a folder");
+    let folder = |name: &str, mode: &[u8]| {
+        let mut block = header(name, b'5', 0, "");
+        block[100..108].copy_from_slice(mode);
+        resum(block)
+    };
+    let mut archive = Vec::new();
+    for _ in 0..1000 {
+        archive.extend(folder("a/b/", b"0000700\0"));
+        // Said before its inner one, and after: it is finished after it in any case.
+        archive.extend(folder("a/", b"0000500\0"));
+    }
+    archive.extend(folder("a/b/", b"0000711\0"));
+    let totals = unpacked(&archive, to.path(), &how()).expect("unpacking");
+    assert_eq!(totals.entries, 2001);
+    let mode = |name| fs::metadata(to.path().join(name)).expect("it is there").mode() & 0o7777;
+    assert_eq!((mode("a/b"), mode("a")), (0o711, 0o500));
 }

@@ -16,6 +16,7 @@ use std::sync::atomic::AtomicBool;
 use clap::Parser;
 use labyard_rootfs_builder::report::one_line;
 use labyard_rootfs_builder::watch::Watch;
+use labyard_spec::text::printable;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 const FAILED: u8 = 1;
@@ -58,7 +59,7 @@ fn main() -> ExitCode {
             ExitCode::from(INTERRUPTED)
         }
         Err(failure) => {
-            eprintln!("error: {}", failure.text);
+            eprintln!("error: {}", printable(&failure.text));
             ExitCode::from(if failure.is_input { WRONG_INPUT } else { FAILED })
         }
     }

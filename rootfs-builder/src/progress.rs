@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use labyard_rootfs_builder::watch::Report;
+use labyard_spec::text::printable;
 
 /// A step of which nobody knows how long it is, one with bytes that are counted, and one with an end.
 const STYLES: [&str; 3] =
@@ -26,6 +27,7 @@ impl Progress {
         match self.bar.clone() {
             Some(bar) => {
                 let last = Cell::new(usize::MAX);
+                let steps = RefCell::new(String::new());
                 Box::new(move |step, done, of| {
                     let style = if of > 0 { 2 } else { usize::from(done > 0) };
                     if last.replace(style) != style
@@ -33,8 +35,9 @@ impl Progress {
                     {
                         bar.set_style(style);
                     }
-                    if bar.message() != step {
-                        bar.set_message(step.to_owned());
+                    if *steps.borrow() != step {
+                        bar.set_message(printable(step));
+                        *steps.borrow_mut() = step.to_owned();
                         bar.reset();
                     }
                     bar.set_length(of);
@@ -46,7 +49,7 @@ impl Progress {
                 let last = Rc::new(RefCell::new(String::new()));
                 Box::new(move |step, _done, _of| {
                     if *last.borrow() != step {
-                        eprintln!("{step}");
+                        eprintln!("{}", printable(step));
                         *last.borrow_mut() = step.to_owned();
                     }
                 })

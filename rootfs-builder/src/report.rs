@@ -1,6 +1,8 @@
-//! An error with its causes on one line, as it is printed once, at the top.
+//! An error with its causes on one line, as it is printed once, at the top. Images and registries chose some of its words.
 
 use std::error::Error;
+
+use labyard_spec::text::printable;
 
 /// `what failed: why: why that`.
 pub fn one_line(error: &dyn Error) -> String {
@@ -10,5 +12,5 @@ pub fn one_line(error: &dyn Error) -> String {
         text.push_str(&format!(": {inner}"));
         cause = inner.source();
     }
-    text.replace(['\n', '\r'], " ")
+    printable(&text.replace(['\n', '\r'], " "))
 }

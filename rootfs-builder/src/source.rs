@@ -12,7 +12,9 @@ pub(crate) mod manifest;
 pub mod parcel;
 mod rootfs;
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use labyard_spec::guest::Entrypoint;
@@ -93,7 +95,10 @@ impl SourceError {
         match self {
             Self::Open { source, .. } => matches!(
                 source.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory
+                io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::IsADirectory
+                    | io::ErrorKind::InvalidInput
             ),
             Self::Registry(error) => error.is_input(),
             Self::Catalogue(CatalogueError::Read { .. }) => false,
@@ -101,6 +106,23 @@ impl SourceError {
             _ => true,
         }
     }
+}
+
+/// Opens a file, and nothing else: a pipe would be waited for, and opening a device may be an act (a watchdog's begins to count).
+fn regular(path: &Path) -> io::Result<File> {
+    let is_file = |found: std::fs::Metadata| match found.is_file() {
+        true => Ok(()),
+        false => Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a file; give a tar archive, or a layout with files in it",
+        )),
+    };
+    is_file(std::fs::metadata(path)?)?;
+    // Another may have taken its place meanwhile.
+    let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+    let file = File::options().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    is_file(file.metadata()?)?;
+    Ok(file)
 }
 
 /// Where what a source needs is kept.

@@ -13,6 +13,7 @@
 //! - [`link`]: what links do to frames when they are asked to.
 //! - `overlay` (feature `overlay`): the map of an overlay layer, as bytes.
 //! - [`source`]: where an image comes from.
+//! - [`text`]: what others wrote, as people read it.
 //! - [`uplink`]: what `labyard-uplink` is told.
 //! - `manifest` (feature `manifest`): the YAML that a person writes, its rules, and what it asks for.
 
@@ -31,4 +32,5 @@ pub mod net;
 pub mod overlay;
 pub mod playground;
 pub mod source;
+pub mod text;
 pub mod uplink;

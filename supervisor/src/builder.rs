@@ -8,10 +8,14 @@ use std::time::Duration;
 use labyard_sys::spawn;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 
-/// Longest line of progress that is passed on, and most output that is kept.
+use crate::words::printable;
+
+/// Most output that is kept.
 const MAX_OUTPUT_BYTES: u64 = 1 << 20;
+/// Most of a line of progress, and of its last words, that is passed on.
+const MAX_LINE_BYTES: usize = 16 << 10;
 
 /// How long it may take to remove what is half done once it is told to end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -245,10 +249,10 @@ impl Builder {
         let mut last_words = String::new();
         let listen = async {
             let mut answer = Vec::new();
-            let mut lines = BufReader::new(stderr).lines();
+            let mut lines = BufReader::new(stderr);
             let mut stdout = stdout.take(MAX_OUTPUT_BYTES);
             let told = async {
-                while let Some(line) = lines.next_line().await? {
+                while let Some(line) = line(&mut lines).await? {
                     progress(&line);
                     last_words = line;
                 }
@@ -277,6 +281,28 @@ impl Builder {
     }
 }
 
+/// The next line, without its end and not longer than it may be; it reads what strangers wrote, and may say it.
+async fn line(from: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let mut began = false;
+    loop {
+        let there = from.fill_buf().await?;
+        if there.is_empty() && !began {
+            return Ok(None);
+        }
+        began = true;
+        let end = there.iter().position(|byte| *byte == b'\n');
+        let part = there.get(..end.unwrap_or(there.len())).unwrap_or_default();
+        let room = MAX_LINE_BYTES.saturating_sub(line.len());
+        line.extend_from_slice(part.get(..room).unwrap_or(part));
+        let (used, is_last) = (end.map_or(part.len(), |end| end + 1), end.is_some() || there.is_empty());
+        from.consume(used);
+        if is_last {
+            return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+        }
+    }
+}
+
 /// Asks it to end, so that it removes what is half done; one that does not listen is killed when it is dropped.
 async fn end(child: &mut tokio::process::Child) {
     if let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw) {
@@ -288,6 +314,25 @@ async fn end(child: &mut tokio::process::Child) {
 
 fn refusal(status: ExitStatus, last_words: &str) -> BuilderError {
     let words = last_words.strip_prefix("error: ").unwrap_or(last_words).trim();
-    let text = if words.is_empty() { format!("rootfs-builder ended with {status}") } else { words.to_owned() };
+    let text = if words.is_empty() { format!("rootfs-builder ended with {status}") } else { printable(words) };
     BuilderError::Refused { text, input: status.code() == Some(2) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_line_without_end_takes_no_more_than_a_line_may() {
+        let text = [b"one\n\ntwo \xff\n".to_vec(), vec![b'x'; 1 << 20], b"\nlast".to_vec()].concat();
+        // Pieces as a pipe gives them.
+        let mut from = BufReader::with_capacity(1000, text.as_slice());
+        let mut lines = Vec::new();
+        while let Some(line) = line(&mut from).await.expect("reading") {
+            lines.push(line);
+        }
+        assert_eq!(lines.len(), 5);
+        assert_eq!((&*lines[0], &*lines[1], &*lines[2], &*lines[4]), ("one", "", "two \u{fffd}", "last"));
+        assert_eq!(lines[3].len(), MAX_LINE_BYTES);
+    }
 }

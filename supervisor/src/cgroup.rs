@@ -72,6 +72,9 @@ pub enum CgroupError {
     Home(#[from] HomeError),
 }
 
+/// What keeps a lab from having its memory, and more, on the host's swap.
+const SWAP: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
+
 impl Controller {
     /// Its names in version 1 and 2.
     fn names(self) -> (&'static str, &'static str) {
@@ -108,8 +111,15 @@ impl Limit {
                 vec![("cpu.cfs_period_us", PERIOD_US.to_string()), ("cpu.cfs_quota_us", quota.to_string())]
             }
             (Controller::Cpu, Version::Two) => vec![("cpu.max", format!("{quota} {PERIOD_US}"))],
-            (Controller::Memory, Version::One) => vec![("memory.limit_in_bytes", value.to_string())],
-            (Controller::Memory, Version::Two) => vec![("memory.max", value.to_string())],
+            // Memory and swap together are never less than memory alone.
+            (Controller::Memory, Version::One) => vec![
+                ("memory.memsw.limit_in_bytes", "-1".to_owned()),
+                ("memory.limit_in_bytes", value.to_string()),
+                ("memory.memsw.limit_in_bytes", value.to_string()),
+            ],
+            (Controller::Memory, Version::Two) => {
+                vec![("memory.max", value.to_string()), ("memory.swap.max", "0".to_owned())]
+            }
             (Controller::Pids, _) => vec![("pids.max", value.to_string())],
             (Controller::Io, Version::One) => {
                 let line = format!("{} {value}", disk()?);
@@ -255,10 +265,7 @@ pub fn confine(folder: &Folder, pid: u32, limits: &[Limit], allow_unlimited: boo
                     return Err(at(&group, &error));
                 }
             }
-            for (file, value) in files {
-                let file = group.join(file);
-                std::fs::write(&file, value).map_err(|error| at(&file, &error))?;
-            }
+            tell(&group, files)?;
             let file = group.join("cgroup.procs");
             std::fs::write(&file, pid.to_string()).map_err(|error| at(&file, &error))
         });
@@ -274,6 +281,19 @@ pub fn confine(folder: &Folder, pid: u32, limits: &[Limit], allow_unlimited: boo
     Ok(said)
 }
 
+/// Writes what a limit says into the files of a group.
+fn tell(group: &Path, files: Vec<(&'static str, String)>) -> Result<(), String> {
+    for (name, value) in files {
+        let file = group.join(name);
+        // Kernels that count no swap of groups have no such file; there is nothing to limit then, or no way to.
+        if SWAP.contains(&name) && !file.exists() {
+            continue;
+        }
+        std::fs::write(&file, value).map_err(|error| at(&file, &error))?;
+    }
+    Ok(())
+}
+
 /// Sets other limits in the groups of a vmm that runs. Those that could not be set when it started are passed over.
 ///
 /// # Errors
@@ -285,12 +305,7 @@ pub fn change(folder: &Folder, limits: &[Limit], allow_unlimited: bool) -> Resul
     for limit in limits {
         let Ok((version, place)) = places.find(limit.controller) else { continue };
         let Some(group) = made.iter().find(|group| group.parent() == Some(place)) else { continue };
-        let set = limit.files(version, disk).and_then(|files| {
-            files.into_iter().try_for_each(|(file, value)| {
-                let file = group.join(file);
-                std::fs::write(&file, value).map_err(|error| at(&file, &error))
-            })
-        });
+        let set = limit.files(version, disk).and_then(|files| tell(group, files));
         match set {
             Err(why) if limit.asked && !allow_unlimited => return Err(CgroupError::Asked { what: limit.text(), why }),
             Err(why) => words::log(&format!("{}: {why}", limit.text())),
@@ -403,5 +418,27 @@ mod tests {
         assert!(io.files(Version::Two, None).is_err());
         assert_eq!(files(limit(Controller::Pids, 9), Version::Two), ["pids.max=9"]);
         assert_eq!(cpu.text(), "1.50 processors");
+        let memory = limit(Controller::Memory, 4096);
+        assert_eq!(files(memory, Version::Two), ["memory.max=4096", "memory.swap.max=0"]);
+        let one = ["memory.memsw.limit_in_bytes=-1", "memory.limit_in_bytes=4096", "memory.memsw.limit_in_bytes=4096"];
+        assert_eq!(files(memory, Version::One), one, "more is never less than what it includes");
+    }
+
+    #[test]
+    fn swap_is_limited_where_the_kernel_counts_it() {
+        let group = tempfile::tempdir().expect("a folder");
+        let memory = Limit { controller: Controller::Memory, value: 4096, asked: true };
+        let read = |name: &str| std::fs::read_to_string(group.path().join(name)).ok();
+        let set = |version| tell(group.path(), memory.files(version, None).expect("files")).expect("writing");
+        set(Version::Two);
+        assert_eq!((read("memory.max").as_deref(), read("memory.swap.max")), (Some("4096"), None));
+        std::fs::write(group.path().join("memory.swap.max"), "max").expect("writing");
+        set(Version::Two);
+        assert_eq!(read("memory.swap.max").as_deref(), Some("0"));
+        set(Version::One);
+        assert_eq!(read("memory.memsw.limit_in_bytes"), None);
+        std::fs::write(group.path().join("memory.memsw.limit_in_bytes"), "max").expect("writing");
+        set(Version::One);
+        assert_eq!(read("memory.memsw.limit_in_bytes").as_deref(), Some("4096"));
     }
 }

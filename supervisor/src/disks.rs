@@ -1,14 +1,17 @@
 //! The drives of a machine as files: empty ones for the layers that it writes, and blank disks that drives lie on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use labyard_spec::guest::{self, MachineConfig};
 use labyard_spec::manifest::lab::Filesystem;
 
+use rustix::fs::{FlockOperation, flock};
+
+use crate::home::Home;
 use crate::plan::FoundBase;
 
 /// Why there is no disk.
@@ -58,6 +61,78 @@ pub fn layer(paths: &[PathBuf; 2]) -> Result<(), DiskError> {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(file_error(folder, "syncing"))?;
     }
     Ok(())
+}
+
+/// Folder of the blank disks, in the state directory.
+pub const BLANKS: &str = "blanks";
+/// In it: held by who relies on them without a plan that says so, and by who removes some.
+const BLANKS_LOCK: &str = ".lock";
+
+/// Whether a file is a blank disk.
+pub fn is_blank(path: &Path) -> bool {
+    path.parent().and_then(Path::file_name).is_some_and(|folder| folder == BLANKS)
+}
+
+/// The folder of the blank disks, from which none is removed while this lives, or which one alone has who removes them.
+#[derive(Debug)]
+pub struct Blanks {
+    /// Where it is.
+    pub path: PathBuf,
+    #[expect(dead_code, reason = "closing it gives the lock back")]
+    lock: File,
+}
+
+impl Blanks {
+    /// For who finds or makes some, until a plan names them.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn rely_on(home: &Home) -> Result<Self, DiskError> {
+        let (path, lock) = Self::open(home)?;
+        // Who has it alone has it for moments.
+        flock(&lock, FlockOperation::LockShared).map_err(|error| file_error(&path, "locking")(error.into()))?;
+        Ok(Self { path, lock })
+    }
+
+    /// For who removes some; `None` where somebody relies on them.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn alone(home: &Home) -> Result<Option<Self>, DiskError> {
+        let (path, lock) = Self::open(home)?;
+        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { path, lock })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(file_error(&path, "locking")(error.into())),
+        }
+    }
+
+    fn open(home: &Home) -> Result<(PathBuf, File), DiskError> {
+        let path = home.path.join(BLANKS);
+        let open = || -> io::Result<File> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&path)?;
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path.join(BLANKS_LOCK))
+        };
+        let lock = open().map_err(file_error(&path, "opening the folder"))?;
+        Ok((path, lock))
+    }
+
+    /// Every disk, and what somebody who was killed has left half made.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn all(&self) -> Result<Vec<PathBuf>, DiskError> {
+        let failed = || file_error(&self.path, "listing");
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.path).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            if entry.file_name() != BLANKS_LOCK {
+                all.push(entry.path());
+            }
+        }
+        all.sort();
+        Ok(all)
+    }
 }
 
 /// A blank disk that drives lie on, in the folder `blanks`: the `number`th of its kind, since drives of one machine may not have one

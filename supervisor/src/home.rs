@@ -81,6 +81,10 @@ pub enum HomeError {
     File { path: PathBuf, doing: &'static str, source: io::Error },
     #[error("{path}: belongs to user {owner}, not to you ({you}); set LABYARD_HOME to a folder of your own")]
     Foreign { path: PathBuf, owner: u32, you: u32 },
+    #[error(
+        "{path}: others may write into it (mode {mode:o}), so nothing in it can be relied on; `chmod go-w {path}` ends that"
+    )]
+    Shared { path: PathBuf, mode: u32 },
     #[error("{path}: {bytes} bytes, more than this file can have")]
     Long { path: PathBuf, bytes: u64 },
     #[error("lab `{name}`: another command has been changing it for {seconds} s; wait for it or end it")]
@@ -105,7 +109,7 @@ impl Home {
     /// `$LABYARD_HOME`, else `/var/lib/labyard` for root, else `$XDG_DATA_HOME/labyard`; made where it is missing.
     ///
     /// # Errors
-    /// Where there is none, it cannot be made, or it is somebody else's.
+    /// Where there is none, it cannot be made, it is somebody else's, or others may write into it.
     pub fn open() -> Result<Self, HomeError> {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let path = match variable("LABYARD_HOME") {
@@ -118,10 +122,15 @@ impl Home {
         };
         let home = Self { path: std::path::absolute(&path).map_err(file_error(&path, "finding its full path"))? };
         make_folder(&home.playgrounds())?;
-        let owner = fs::metadata(&home.path).map_err(file_error(&home.path, "looking at it"))?.uid();
+        let found = fs::metadata(&home.path).map_err(file_error(&home.path, "looking at it"))?;
+        let (owner, mode) = (found.uid(), found.mode() & 0o7777);
         let you = rustix::process::geteuid().as_raw();
         if owner != you {
             return Err(HomeError::Foreign { path: home.path, owner, you });
+        }
+        // A sticky one, too: what others put there has names of ours.
+        if mode & 0o022 != 0 {
+            return Err(HomeError::Shared { path: home.path, mode });
         }
         Ok(home)
     }

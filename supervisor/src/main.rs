@@ -8,6 +8,6 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // Everything that is made is for the owner alone, whoever makes it.
-    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    cli::main()
+    let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    cli::main(umask.bits())
 }

@@ -1,7 +1,7 @@
 //! Admission: what labs may take of the host (`config.toml` in the state directory), and what they take already.
 //!
 //! vCPUs, memory and machines are in use while a machine runs; the size of drives from `up` to `down`, since they may be written to
-//! their end. What is asked for is let in whole or refused with the numbers, never made smaller.
+//! their end; a blank drive takes of the host what it is long also where it cannot be written to. What is asked for is let in whole or refused with the numbers, never made smaller.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -10,6 +10,7 @@ use labyard_spec::manifest::{Lab, size};
 use rustix::fs::{FlockOperation, flock, statvfs};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::disks;
 use crate::home::{Folder, Home, HomeError, names};
 use crate::plan::Plan;
 use crate::record::{Machine, Standing, State};
@@ -135,7 +136,8 @@ impl Ask {
         let mut ask = Self::default();
         for machine in &lab.machines {
             ask.add_machine(machine.cpu_count, machine.memory_mib);
-            let drives = machine.drives.iter().filter(|drive| !drive.read_only);
+            // An image that is only read is the store's; a blank disk is made for who asks for it.
+            let drives = machine.drives.iter().filter(|drive| !drive.read_only || drive.source.is_none());
             ask.disk_bytes = drives.fold(ask.disk_bytes, |sum, drive| sum.saturating_add(drive.size_bytes.value));
         }
         ask
@@ -151,9 +153,19 @@ impl Ask {
             state.machines.iter().for_each(|machine| ask.add_machine(machine.cpu_count, machine.memory_mib));
         }
         let plan = folder.read(names::PLAN)?.and_then(|plan| serde_json::from_slice::<Plan>(&plan).ok());
-        let machines = plan.iter().flat_map(|plan| &plan.spec.machines);
-        let overlays = machines.flat_map(|machine| &machine.drives).filter_map(|drive| drive.overlay.as_ref());
-        ask.disk_bytes = overlays.fold(0, |sum, overlay| sum.saturating_add(overlay.capacity_bytes));
+        if let Some(plan) = &plan {
+            for drive in plan.spec.machines.iter().flat_map(|machine| &machine.drives) {
+                let base = drive.base.as_ref().and_then(|base| plan.files.get(usize::try_from(base.file.0).ok()?));
+                let bytes = match (&drive.overlay, base) {
+                    (Some(overlay), _) => overlay.capacity_bytes,
+                    (None, Some(base)) if disks::is_blank(&base.path) => {
+                        std::fs::metadata(&base.path).map_or(0, |found| found.len())
+                    }
+                    (None, _) => 0,
+                };
+                ask.disk_bytes = ask.disk_bytes.saturating_add(bytes);
+            }
+        }
         Ok(ask)
     }
 

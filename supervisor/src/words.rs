@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
+pub use labyard_spec::text::printable;
+
 /// An error with its causes, on one line.
 pub fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
@@ -26,15 +28,6 @@ pub fn log(text: &str) {
     let _ = writeln!(io::stderr(), "{text}"); // nobody else can be told
 }
 
-/// Text from a guest or the vmm, safe to print: control characters other than the line's end and tabs are shown, not sent.
-pub fn printable(text: &str) -> String {
-    // Terminals are sent both at a line's end.
-    text.replace("\r\n", "\n")
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c })
-        .collect()
-}
-
 /// The last bytes of a log that somebody else writes, safe to print.
 pub fn tail(path: &Path, most_bytes: u64) -> Option<String> {
     let mut file = File::open(path).ok()?;
@@ -54,11 +47,6 @@ pub fn last_line(path: &Path) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_guest_cannot_move_the_cursor_of_who_reads_about_it() {
-        assert_eq!(printable("a\x1b[2Jb\rc\r\n\td"), "a\u{fffd}[2Jb\u{fffd}c\n\td");
-    }
 
     #[test]
     fn the_last_line_is_the_last_that_says_something() {

@@ -39,7 +39,8 @@ pub(super) fn take(mut talk: Talk<'_>, asked: &Unpack) -> Result<(), CallError> 
         Ok(place) => place,
         Err(error) => return talk.end(Kind::Error, format!("{path}: {error}").as_bytes()),
     };
-    let how = Unpacking { rename, owners: asked.archive, devices: asked.archive, max_bytes: MAX_BYTES };
+    // What is sent into a machine has the modes that it has outside, whatever the umask of who started this.
+    let how = Unpacking { rename, owners: asked.archive, devices: asked.archive, umask: 0, max_bytes: MAX_BYTES };
     let mut input = Input { talk: &mut talk, bytes: Vec::new(), taken: 0, ended: false };
     match unpack(&mut input, folder.as_fd(), &how) {
         Ok(_) => talk.exit(Exit::Code(0)),

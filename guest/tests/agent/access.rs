@@ -303,7 +303,7 @@ fn copies_that_cannot_be_made_say_why_and_one_that_is_cut_leaves_no_file() {
     thread.join().expect("the agent's thread");
     assert_eq!(std::fs::read_dir(folder.path().join("to")).expect("listing").count(), 0);
     // The same is whole where the caller stays.
-    let how = Unpacking { rename: None, owners: false, devices: false, max_bytes: MAX_BYTES };
+    let how = Unpacking { rename: None, owners: false, devices: false, umask: 0, max_bytes: MAX_BYTES };
     let to = std::fs::File::open(folder.path().join("to")).expect("a folder");
     unpack(archive.as_slice(), to.as_fd(), &how).expect("unpacking");
 }

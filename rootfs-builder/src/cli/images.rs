@@ -15,6 +15,7 @@ use labyard_rootfs_builder::transfer::{self, Found, TransferError};
 use labyard_rootfs_builder::verify;
 use labyard_rootfs_builder::watch::Watch;
 use labyard_spec::source::Source;
+use labyard_spec::text::printable;
 use serde_json::json;
 
 use super::{Common, size, store_failed};
@@ -193,7 +194,7 @@ pub(super) fn import(import: Import, watch: &Watch) -> Result<(), Failure> {
             json!({ "key": record.key, "path": store.disk(&record), "cached": cached, "confined": confined })
         );
     } else {
-        println!("{} {}", record.key, if cached { "was there" } else { "imported" });
+        println!("{} {}", printable(&record.key), if cached { "was there" } else { "imported" });
     }
     Ok(())
 }
@@ -290,7 +291,7 @@ pub(super) fn verify(verify: Verify, watch: &Watch) -> Result<(), Failure> {
                 None if finding.unchecked => "not checked: it was built before digests of disks were kept",
                 None => "whole",
             };
-            println!("{} {}: {how}", finding.kind, finding.name);
+            println!("{}", printable(&format!("{} {}: {how}", finding.kind, finding.name)));
         }
     }
     match damaged {

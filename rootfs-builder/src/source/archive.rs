@@ -1,13 +1,12 @@
 //! An image packed as one tar: listed once, its files read in place. Packed as a whole, it is unpacked to a file without a name first.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use tar::{Archive as Tar, EntryType};
 
-use super::SourceError;
+use super::{SourceError, regular};
 use crate::layer::decode::Decoder;
 use crate::section::Section;
 use crate::temporary;
@@ -42,7 +41,7 @@ impl Archive {
         watch: &Watch,
     ) -> Result<Self, SourceError> {
         let failed = |source| SourceError::Open { path: path.to_owned(), source };
-        let stored = File::open(path).and_then(Section::whole).map_err(failed)?;
+        let stored = regular(path).and_then(Section::whole).map_err(failed)?;
         let whole = plain(&stored, path, temporary, &wrong, watch)?;
         let members = list(&whole).map_err(|error| match error.raw_os_error() {
             Some(_) => failed(error),

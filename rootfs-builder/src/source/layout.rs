@@ -1,7 +1,6 @@
 //! An OCI image layout: a folder, or a tar of one, with `oci-layout`, `index.json` and `blobs/` (OCI image-spec, image-layout.md). The store's
 //! own blobs lie the same way.
 
-use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -9,7 +8,7 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::manifest::{Artifact, Descriptor, INDEXES, Index, LAYERS, MANIFESTS, MAX_NESTED, Manifest, choose};
-use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, compatibility, config, parse};
+use super::{ARCHITECTURE, Image, MAX_DOCUMENT, SourceError, compatibility, config, parse, regular};
 use crate::digest::Digest;
 use crate::layer::Layer;
 use crate::section::Section;
@@ -96,7 +95,7 @@ impl Layout {
     fn section(&self, name: &str) -> io::Result<Section> {
         match &self.archive {
             Some(archive) => archive.find(name).ok_or_else(|| io::ErrorKind::NotFound.into()),
-            None => File::open(self.path.join(name)).and_then(Section::whole),
+            None => regular(&self.path.join(name)).and_then(Section::whole),
         }
     }
 

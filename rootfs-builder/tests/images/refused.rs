@@ -53,6 +53,42 @@ fn sources_that_are_no_layout_are_refused() {
 }
 
 #[test]
+fn what_an_image_is_called_is_no_word_to_the_terminal() {
+    let home = tempfile::tempdir().unwrap();
+    let mut layout = Layout::new(&home.path().join("layout"));
+    layout.layer(Layer::new().file("a", b"a"), Packing::Gzip);
+    layout.finish("v1\u{1b}]0;mine\u{7}\u{9b}31m\u{202e}");
+    let source = format!("oci-layout:{}:v2", layout.path.display());
+    let output = run(home.path(), &["build", &source, "--size", "64MiB"]);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("tags: v1\u{fffd}]0;mine\u{fffd}\u{fffd}31m\u{fffd}"), "{text:?}");
+    assert!(!text.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{text:?}");
+}
+
+#[test]
+fn pipes_and_devices_are_not_opened() {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path();
+    let fifo = path.join("fifo");
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let layout = one_layer(&path.join("layout"));
+    fs::remove_file(layout.path.join("index.json")).unwrap();
+    std::os::unix::fs::symlink(&fifo, layout.path.join("index.json")).unwrap();
+    for source in [
+        format!("rootfs-tar:{}", fifo.display()),
+        format!("docker-archive:{}", fifo.display()),
+        "rootfs-tar:/dev/null".to_owned(),
+        "docker-archive:/dev/null".to_owned(),
+        format!("oci-layout:{}", layout.path.display()),
+    ] {
+        // Nobody writes into the pipe: opened, it would be waited for.
+        assert_refused(path, &source, &["not a file; give a tar archive"]);
+    }
+}
+
+#[test]
 fn a_choice_that_is_not_clear_is_refused_with_what_there_is() {
     let home = tempfile::tempdir().unwrap();
     let layout = one_layer(&home.path().join("layout"));

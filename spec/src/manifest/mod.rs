@@ -40,6 +40,11 @@ pub const MAX_NETWORKS: usize = 32;
 /// Most drives of one machine.
 pub const MAX_DRIVES: usize = 24;
 
+/// Most interfaces of one machine: one on each network.
+pub const MAX_INTERFACES: usize = MAX_NETWORKS;
+/// Most init tasks of one playground, and so of those that one task needs.
+pub const MAX_TASKS: usize = 1024;
+
 /// A place in the manifest: line and column count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Place {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use serde_saphyr::Spanned;
 
 use super::document::{Anything, Document, Kernel, KernelFields};
-use super::{MAX_DRIVES, MAX_MACHINES, MAX_NETWORKS};
+use super::{MAX_DRIVES, MAX_INTERFACES, MAX_MACHINES, MAX_NETWORKS, MAX_TASKS};
 use crate::playground::{CPU_TEMPLATES, Entry};
 
 /// Its name.
@@ -143,7 +143,8 @@ fn limit(of: &str, field: &str) -> Value {
         ("Machine", "backend") => json!({ "enum": ["firecracker", "cloud-hypervisor"] }),
         ("Machine", "users") => json!({ "minItems": 1 }),
         ("Machine", "drives") => json!({ "minItems": 1, "maxItems": MAX_DRIVES }),
-        ("MachineNetwork", "interfaces") => json!({ "minItems": 1 }),
+        ("Playground", "initTasks") => json!({ "maxProperties": MAX_TASKS }),
+        ("MachineNetwork", "interfaces") => json!({ "minItems": 1, "maxItems": MAX_INTERFACES }),
         ("Machine", "startupFiles") => json!({ "maxItems": 10 }),
         ("KernelFields", "source") => json!({ "type": ["string", "number"] }),
         ("Own", "entry") => json!({ "enum": Entry::ALL.map(Entry::name) }),

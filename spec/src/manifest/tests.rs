@@ -290,6 +290,13 @@ fn every_broken_rule_is_one_complaint_with_its_place() {
             "needs: [frist]",
             "lab.yaml:29:47: initTasks.second.needs[0]: no task `frist`: there is first, second",
         ),
+        (
+            "- {size: 1GiB}",
+            "- {size: 5TiB, filesystem: ext4}",
+            "machines[1].drives[1].size: `5TiB` is more than 4TiB for a blank drive that is made on the host",
+        ),
+        ("- {size: 1GiB}", "- {size: 8TiB, readOnly: true}", "`8TiB` is more than 4TiB"),
+        ("- {size: 1GiB}", "- {size: 8TiB, mount: /srv}", "leave filesystem, mount and readOnly out"),
         ("title: Two machines", "title: [", "lab.yaml:"),
         ("title: Two machines", "name: again", "`name` is given twice"),
     ];
@@ -369,5 +376,67 @@ fn what_was_probably_meant_is_said_and_the_line_is_shown() {
     ] {
         let error = read_with(text, by).expect_err(by).to_string();
         assert!(error.ends_with(meant), "{error}");
+    }
+}
+
+/// A manifest of one machine with these interfaces, conditions, users and tasks.
+fn many(interfaces: usize, conditions: usize, users: usize, tasks: &str) -> Result<Manifest, Fault> {
+    let list = |count: usize, one: &dyn Fn(usize) -> String| (0..count).map(one).collect::<Vec<_>>().join(", ");
+    let interfaces = list(interfaces, &|_| "{network: local}".to_owned());
+    let conditions = list(conditions, &|number| format!("{{key: k{number}}}"));
+    let users = list(users, &|number| format!("{{name: u{number}}}"));
+    let text = format!(
+        "kind: playground
+name: many
+playground:
+  machines:
+    - {{name: web, drives: [{{source: debian-12, mount: /}}], network: {{interfaces: [{interfaces}]}}, users: [{users}]}}
+  initConditions: {{values: [{conditions}]}}
+  initTasks:
+{tasks}"
+    );
+    Manifest::read(&text, "lab.yaml")
+}
+
+#[test]
+fn tasks_and_interfaces_are_counted() {
+    let task = "    first: {init: true, machine: web, run: x}\n";
+    assert!(many(MAX_INTERFACES, 1, 1, task).is_ok());
+    let error = many(MAX_INTERFACES + 1, 1, 1, task).expect_err("too many").to_string();
+    assert!(error.contains("machines[0].network.interfaces: 33 interfaces, more than 32"), "{error}");
+    let tasks = |count: usize| -> String {
+        (0..count).map(|number| format!("    t{number:04}: {{init: true, machine: web, run: x}}\n")).collect()
+    };
+    assert_eq!(many(1, 1, 1, &tasks(MAX_TASKS)).expect("as many as may be").lab.tasks.len(), MAX_TASKS);
+    let error = many(1, 1, 1, &tasks(MAX_TASKS + 1)).expect_err("too many").to_string();
+    assert!(error.contains("initTasks: 1025 tasks, more than 1024"), "{error}");
+    let needs = vec!["first"; MAX_TASKS + 1].join(",");
+    let error = many(1, 1, 1, &format!("{task}    second: {{init: true, machine: web, run: x, needs: [{needs}]}}\n"));
+    let error = error.expect_err("too many").to_string();
+    assert!(error.contains("initTasks.second.needs: 1025 tasks, more than 1024"), "{error}");
+}
+
+#[test]
+fn a_long_chain_is_no_circle_and_a_circle_at_its_end_is_found() {
+    let chain = |last: &str| -> String {
+        (0..MAX_TASKS - 1)
+            .map(|number| {
+                let next = number + 1;
+                format!("    t{number:04}: {{init: true, machine: web, run: x, needs: [t{next:04}, t{next:04}]}}\n")
+            })
+            .chain([format!("    t1023: {{init: true, machine: web, run: x{last}}}\n")])
+            .collect()
+    };
+    assert_eq!(many(1, 1, 1, &chain("")).expect("a chain").lab.tasks.len(), MAX_TASKS);
+    let error = many(1, 1, 1, &chain(", needs: [t1022]")).expect_err("a circle").to_string();
+    assert!(error.contains("initTasks.t0000.needs: a circle: t0000, t0001") && error.contains("t1023"), "{error}");
+    let lab = many(1, 20_000, 20_000, "    t: {init: true, machine: web, run: x}\n").expect("many names").lab;
+    assert_eq!((lab.conditions.len(), lab.machines[0].users.len()), (20_000, 20_000));
+}
+
+#[test]
+fn what_takes_nothing_of_the_host_until_it_is_written_may_be_long() {
+    for drive in ["- {size: 8TiB}", "- {size: 4TiB, filesystem: ext4}"] {
+        read_with("- {size: 1GiB}", drive).expect(drive);
     }
 }

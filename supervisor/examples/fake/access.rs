@@ -119,7 +119,7 @@ pub(crate) fn pack(stream: &UnixStream, asked: &Pack) -> Option<()> {
 pub(crate) fn unpack(stream: &UnixStream, asked: &Unpack) -> Option<()> {
     let outcome = labyard_archive::place(asked.path.as_ref()).map_err(|error| format!("{}: {error}", asked.path));
     let outcome = outcome.and_then(|(folder, rename)| {
-        let how = Unpacking { rename, owners: asked.archive, devices: false, max_bytes: MAX_BYTES };
+        let how = Unpacking { rename, owners: asked.archive, devices: false, umask: 0, max_bytes: MAX_BYTES };
         labyard_archive::unpack(Frames(stream, Vec::new()), folder.as_fd(), &how).map_err(|error| error.to_string())
     });
     end(stream, outcome.map(|_| ()))

@@ -1,10 +1,13 @@
 //! Images: what is in the store, fetching and building ahead, removing.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use labyard_rootfs_builder::catalogue::{Catalogue, CatalogueError, Entry};
 use labyard_rootfs_builder::store::{ImageRecord, Store};
 use labyard_spec::manifest::size;
+use labyard_supervisor::disks::Blanks;
 use labyard_supervisor::home::Home;
 use serde_json::{Value, json};
 
@@ -145,7 +148,8 @@ pub(crate) fn rm(home: &Home, rm: &ImageRm) -> Outcome {
             images.push(image);
         }
     }
-    remove(&store, &images, 0, rm.json)
+    let bytes = remove(&store, &images)?;
+    tell(&images, None, bytes, rm.json, "gone")
 }
 
 pub(crate) fn prune(home: &Home, prune: &ImagePrune) -> Outcome {
@@ -154,6 +158,16 @@ pub(crate) fn prune(home: &Home, prune: &ImagePrune) -> Outcome {
         return Err(Failure::input(format!(
             "lab `{name}` is being prepared and may want any image; try again when it is up"
         )));
+    }
+    // Who prepares a lab relies on them before its plan does. Plans are read once nobody does.
+    let blanks = Blanks::alone(home)?;
+    let mut unused = Vec::new();
+    match &blanks {
+        Some(blanks) => {
+            let used = users::files(home)?;
+            unused.extend(blanks.all()?.into_iter().filter(|path| !used.contains(path)));
+        }
+        None => output::complain("blank disks stay: a lab is on its way up and may want any; try again when it is up"),
     }
     let mut images = Vec::new();
     for image in store.images()? {
@@ -166,25 +180,53 @@ pub(crate) fn prune(home: &Home, prune: &ImagePrune) -> Outcome {
         for image in &images {
             bytes += store.image_bytes(image)?;
         }
-        return tell(&images, bytes, prune.json, "would go");
+        for path in &unused {
+            bytes += taken(path)?;
+        }
+        return tell(&images, Some(&unused), bytes, prune.json, "would go");
     }
-    let blobs = store.remove_blobs()?;
-    remove(&store, &images, blobs, prune.json)
+    let mut bytes = store.remove_blobs()?;
+    for path in &unused {
+        bytes += taken(path)?;
+        std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+    }
+    drop(blanks);
+    bytes += remove(&store, &images)?;
+    tell(&images, Some(&unused), bytes, prune.json, "gone")
 }
 
-fn remove(store: &Store, images: &[ImageRecord], mut bytes: u64, json: bool) -> Outcome {
+/// What a file takes of the disk.
+fn taken(path: &Path) -> Result<u64, Failure> {
+    let found = std::fs::symlink_metadata(path).with_context(|| path.display().to_string())?;
+    Ok(found.blocks() * 512)
+}
+
+/// What that gave back.
+fn remove(store: &Store, images: &[ImageRecord]) -> Result<u64, Failure> {
+    let mut bytes = 0;
     for image in images {
         bytes += store.image_bytes(image)?;
         store.remove_image(image)?;
     }
-    tell(images, bytes, json, "gone")
+    Ok(bytes)
 }
 
-fn tell(images: &[ImageRecord], bytes: u64, json: bool, what: &str) -> Outcome {
+fn tell(images: &[ImageRecord], blanks: Option<&[PathBuf]>, bytes: u64, json: bool, what: &str) -> Outcome {
+    let names = |blanks: &[PathBuf]| -> Vec<String> {
+        let names = blanks.iter().filter_map(|path| path.file_name());
+        names.map(|name| name.to_string_lossy().into_owned()).collect()
+    };
     if json {
         let keys: Vec<_> = images.iter().map(|image| &image.key).collect();
-        output::document(&json!({ "images": keys, "bytes": bytes }))?;
+        let mut told = json!({ "images": keys, "bytes": bytes });
+        if let Some(blanks) = blanks {
+            told["blanks"] = json!(names(blanks));
+        }
+        output::document(&told)?;
         return Ok(0);
+    }
+    for name in blanks.map(names).into_iter().flatten() {
+        output::line(&format!("blank disk {name}: {what}"));
     }
     for image in images {
         output::line(&format!("{} {}: {what}", short(&image.key), image.source));

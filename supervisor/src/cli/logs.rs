@@ -136,7 +136,7 @@ pub(crate) fn events(home: &Home, events: &Events) -> Outcome {
         }
         for entry in reader.as_mut().map(Reader::entries).transpose()?.unwrap_or_default() {
             if events.json {
-                output::line(&serde_json::to_string(&entry)?);
+                output::document_line(&entry)?;
             } else {
                 output::line(&format!("{} {}", output::moment(entry.at_ms), sentence(&entry)));
             }

@@ -1,5 +1,6 @@
 //! Manifests by themselves: whether they keep the rules, what they come to, and where two differ.
 
+use std::io::IsTerminal;
 use std::path::Path;
 
 use labyard_spec::manifest::effective::{differences, effective, to_yaml};
@@ -36,6 +37,8 @@ pub(crate) fn manifest(verb: &ManifestVerb) -> Outcome {
             let shown = effective(&named(of)?.0.lab);
             match json {
                 true => output::document(&shown)?,
+                // A terminal would obey what a file keeps as it is.
+                false if std::io::stdout().is_terminal() => output::line(to_yaml(&shown).trim_end()),
                 false => output::bytes(to_yaml(&shown).as_bytes()),
             }
             Ok(0)

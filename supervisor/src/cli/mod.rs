@@ -101,7 +101,9 @@ fn code_of(error: &anyhow::Error) -> u8 {
             || matches!(cause.downcast_ref(), Some(ClientError::Refused { status: 404 | 409, .. }))
             || matches!(
                 cause.downcast_ref(),
-                Some(HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. })
+                Some(
+                    HomeError::Busy { .. } | HomeError::Nowhere | HomeError::Foreign { .. } | HomeError::Shared { .. }
+                )
             )
             || matches!(cause.downcast_ref(), Some(ExportError::Chain(ChainError::InUse { .. })))
             || matches!(
@@ -116,10 +118,10 @@ fn code_of(error: &anyhow::Error) -> u8 {
     if input { code::INPUT } else { code::FAILED }
 }
 
-/// Does what the command line says.
-pub(crate) fn main() -> ExitCode {
+/// Does what the command line says, for a person whose files are made with this umask.
+pub(crate) fn main(umask: u32) -> ExitCode {
     let command = Command::parse();
-    match run(command) {
+    match run(command, umask) {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             complain(&failure);
@@ -138,7 +140,7 @@ fn complain(failure: &Failure) {
     }
 }
 
-fn run(command: Command) -> Outcome {
+fn run(command: Command, umask: u32) -> Outcome {
     if let Verb::Completion { shell } = command.verb {
         let mut script = Vec::new();
         clap_complete::generate(shell, &mut Command::command(), "labyard", &mut script);
@@ -157,7 +159,7 @@ fn run(command: Command) -> Outcome {
         Verb::Bake(bake) => bake::bake(&home, &bake),
         Verb::Ps(json) => ps::ps(&home, json.json),
         Verb::Exec(exec) => exec::exec(&home, exec),
-        Verb::Cp(copy) => access::copy::copy(&home, &copy),
+        Verb::Cp(copy) => access::copy::copy(&home, &copy, umask),
         Verb::PortForward(forward) => access::forward::port_forward(&home, forward),
         Verb::Publish(publish) => access::publish::publish(&home, &publish),
         Verb::Ssh(ssh) => access::ssh::ssh(&home, ssh),

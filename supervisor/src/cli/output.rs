@@ -1,11 +1,16 @@
 //! Lines for people and documents for programs. A reader that went away (`| head`) ends the command quietly.
+//!
+//! Images, manifests, guests and registries name things: whatever a line has is made printable here, so that no name is a word to
+//! the terminal. Documents are for programs, and [`bytes`] are what the person asked for as it is.
 
 use std::io::{self, Write};
 use std::time::Duration;
 
+use labyard_supervisor::words::printable;
+
 /// Prints a line on standard output.
 pub(crate) fn line(text: &str) {
-    bytes(format!("{text}\n").as_bytes());
+    bytes(format!("{}\n", printable(text)).as_bytes());
 }
 
 /// Prints bytes on standard output.
@@ -22,24 +27,33 @@ pub(crate) fn bytes(bytes: &[u8]) {
 
 /// Prints a line on standard error; where that is gone, nobody can be told.
 pub(crate) fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "{text}");
+    let _ = writeln!(io::stderr(), "{}", printable(text));
 }
 
 /// Prints a question on standard error, behind which the answer is typed.
 pub(crate) fn ask(text: &str) {
-    let _ = write!(io::stderr(), "{text}");
+    let _ = write!(io::stderr(), "{}", printable(text));
 }
 
 /// Prints one JSON document.
 pub(crate) fn document(value: &impl serde::Serialize) -> anyhow::Result<()> {
-    line(&serde_json::to_string_pretty(value)?);
+    bytes(format!("{}\n", serde_json::to_string_pretty(value)?).as_bytes());
+    Ok(())
+}
+
+/// Prints one JSON document of several, on a line.
+pub(crate) fn document_line(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    bytes(format!("{}\n", serde_json::to_string(value)?).as_bytes());
     Ok(())
 }
 
 /// Rows below headings, each column as wide as it must be.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) {
+    // A cell has one line: more would be rows that nobody has made.
+    let one_line = |cell: &String| printable(cell).replace(['\n', '\t'], " ");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(one_line).collect()).collect();
     let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -52,7 +66,7 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) {
         line(text.trim_end());
     };
     print(&mut headings.iter().copied());
-    for row in rows {
+    for row in &rows {
         print(&mut row.iter().map(String::as_str));
     }
 }

@@ -1,6 +1,7 @@
 //! Which lab relies on something in the store.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use labyard_supervisor::home::{Folder, Home, names};
 use labyard_supervisor::plan::Plan;
@@ -38,6 +39,17 @@ pub(crate) fn labs(home: &Home, own: &Path) -> Result<Vec<String>, Failure> {
         }
     }
     Ok(labs)
+}
+
+/// Every file that a lab's plan has, running or not.
+pub(crate) fn files(home: &Home) -> Result<BTreeSet<PathBuf>, Failure> {
+    let mut files = BTreeSet::new();
+    for folder in home.folders()? {
+        if let Wants::Plan(plan) = wants(&folder)? {
+            files.extend(plan.files.into_iter().map(|file| file.path));
+        }
+    }
+    Ok(files)
 }
 
 /// Why what lies below `own` has to stay, in words with the way out.

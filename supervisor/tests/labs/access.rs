@@ -66,7 +66,20 @@ fn files_go_into_a_machine_and_come_back_sparse_and_whole() {
     let (stdout, _) = host.expect(0, &["cp", "--json", &path("tree"), &format!("lab/web:{}", path("there"))]);
     let told: Value = serde_json::from_str(&stdout).expect("one document");
     assert_eq!((&told["entries"], &told["bytes"]), (&json!(5), &json!(5 << 20)));
-    host.expect(0, &["cp", &format!("web:{}", path("there")), &path("back")]);
+    // Out of it comes nothing that the umask takes away.
+    let out = |umask: &str, to: &str| {
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &format!("umask {umask}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_labyard"), "cp"]);
+        shell.args([format!("web:{}", path("there")), path(to)]);
+        let plain = host.command(&[]);
+        shell.envs(plain.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        assert!(shell.status().expect("it starts").success());
+    };
+    out("077", "strict");
+    for (name, mode) in [("strict", 0o700), ("strict/inner/big", 0o700), ("strict/sparse", 0o600)] {
+        assert_eq!(fs::metadata(path(name)).expect("a file").mode() & 0o777, mode, "{name}");
+    }
+    out("022", "back");
     let back = fs::metadata(path("back/inner/big")).expect("a file");
     assert_eq!((back.len(), back.mode() & 0o777), (5 << 20, 0o751));
     let sparse = fs::metadata(path("back/sparse")).expect("a file");
@@ -189,6 +202,49 @@ fn forwards_that_the_manifest_saves_are_carried_without_a_word() {
     forward.signal(Signal::TERM);
     assert_eq!(forward.end().0, Some(130));
     host.expect(0, &["down"]);
+}
+
+#[test]
+fn what_a_manifest_saves_beyond_this_host_is_opened_by_saved_alone() {
+    let host = Host::new();
+    let (server, local, wide, far) = (shouting(), free_port(), free_port(), free_port());
+    let path = host.manifest("lab", &["web", "db"]);
+    let mut manifest: Value = serde_json::from_str(&fs::read_to_string(&path).expect("the manifest")).expect("JSON");
+    let to = |machine: &str, host: &str, port: u16| json!({ "kind": "local", "machine": machine, "localHost": host, "localPort": port, "remoteHost": "localhost", "remotePort": server });
+    manifest["playground"]["portForwards"] = json!([
+        to("web", "127.0.0.1", local),
+        to("web", "*", wide),
+        { "kind": "remote", "machine": "db", "localHost": "localhost", "localPort": server, "remoteHost": "127.0.0.1", "remotePort": far },
+    ]);
+    host.expect(0, &["up", &host.write_manifest("lab", &manifest)]);
+    let mut forward = Running::start(&mut host.command(&["port-forward", "lab"]));
+    forward.wait_for(&format!("127.0.0.1:{local}"));
+    assert_eq!(ask(local, b"saved").expect("an answer"), b"SAVED");
+    assert!(ask(wide, b"x").is_err() && ask(far, b"x").is_err());
+    forward.signal(Signal::TERM);
+    let (_, stderr) = forward.end();
+    let lets_in =
+        format!("not opened: *:{wide} -> web: localhost:{server}, for other hosts can connect to it; --saved");
+    let lets_out = format!(
+        "not opened: db: 127.0.0.1:{far} -> localhost:{server}, for it lets the machine connect from here; --saved"
+    );
+    assert!(stderr.contains(&lets_in) && stderr.contains(&lets_out), "{stderr}");
+    let (_, stderr) = host.expect(2, &["port-forward", "lab/db"]);
+    assert!(stderr.contains("nothing to forward without --saved"), "{stderr}");
+    host.expect(2, &["port-forward", "lab/db", "--saved", "-L", "1:localhost:1"]);
+
+    // The fake's agent does not listen, but it is asked to.
+    let (_, stderr) = host.expect(1, &["port-forward", "lab/db", "--saved"]);
+    assert!(!stderr.contains("not opened") && !stderr.contains("nothing to forward"), "{stderr}");
+    let mut forward = Running::start(&mut host.command(&["port-forward", "lab/web", "--saved"]));
+    forward.wait_for(&format!("0.0.0.0:{wide}"));
+    for port in [local, wide] {
+        assert_eq!(ask(port, b"all").expect("an answer"), b"ALL");
+    }
+    forward.signal(Signal::TERM);
+    forward.end();
+    host.expect(0, &["down"]);
+    host.assert_clean();
 }
 
 #[test]

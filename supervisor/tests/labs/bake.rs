@@ -222,3 +222,74 @@ fn who_was_killed_leaves_a_lab_that_down_removes_and_a_draft_that_the_next_takes
     assert!(out.join("web/layer").exists() && !out.with_file_name("out.part").exists());
     host.assert_clean();
 }
+
+#[test]
+fn a_folder_that_is_no_draft_of_ours_keeps_what_it_has() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    let host = Host::new();
+    let (file, out) = manifest(&host, &["web"], &json!({}));
+    let out_text = out.to_str().expect("UTF-8");
+    let part = out.with_file_name("out.part");
+    let refused = |why: &str| {
+        let (_, stderr) = host.expect(2, &["bake", &file, "--out", out_text]);
+        assert!(stderr.contains("out.part is there, and is no draft of `labyard bake`"), "{stderr}");
+        assert!(stderr.contains(why) && stderr.contains("move it away, or name another"), "{stderr}");
+        assert!(!out.exists());
+    };
+    let notes = part.join("notes");
+    fs::create_dir(&part).expect("a folder");
+    fs::write(&notes, "mine").expect("writing");
+    refused("it has files of another kind");
+    assert_eq!(fs::read_to_string(&notes).expect("still there"), "mine");
+    // A marker that leads elsewhere is none.
+    symlink(&notes, part.join(".labyard-bake")).expect("a link");
+    refused("it has files of another kind");
+
+    let elsewhere = out.with_file_name("elsewhere");
+    fs::rename(&part, &elsewhere).expect("renaming");
+    symlink(&elsewhere, &part).expect("a link");
+    refused("it is no folder");
+    assert!(elsewhere.join("notes").exists());
+    fs::remove_file(&part).expect("removing");
+
+    // Even with the mark: somebody else may have put it there.
+    fs::create_dir(&part).expect("a folder");
+    fs::write(part.join(".labyard-bake"), "").expect("writing");
+    fs::write(&notes, "theirs").expect("writing");
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o775)).expect("its mode");
+    refused("others may write into it");
+    assert!(notes.exists());
+    fs::set_permissions(&part, fs::Permissions::from_mode(0o755)).expect("its mode");
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(&part, Some(65_534), Some(65_534)).expect("its owner");
+        refused("it is somebody else's");
+        assert!(notes.exists());
+        std::os::unix::fs::chown(&part, Some(0), Some(0)).expect("its owner");
+    }
+
+    // A draft of ours that somebody left, with a link out of it: the link goes, not what it leads to.
+    symlink(&elsewhere, part.join("link")).expect("a link");
+    host.expect(0, &["bake", &file, "--out", out_text]);
+    let mut names: Vec<_> = fs::read_dir(&out).expect("listing").flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["lab.yaml", "web", "web-d01"], "neither the old files nor the mark");
+    assert!(elsewhere.join("notes").exists() && !part.exists());
+    host.assert_clean();
+}
+
+#[test]
+fn a_host_that_runs_no_guests_is_known_before_a_draft_is_touched() {
+    let host = Host::new();
+    let (file, out) = manifest(&host, &["web"], &json!({}));
+    let part = out.with_file_name("out.part");
+    fs::create_dir(&part).expect("a folder");
+    for name in [".labyard-bake", "layer"] {
+        fs::write(part.join(name), "").expect("writing");
+    }
+    let mut bake = host.command(&["bake", &file, "--out", out.to_str().expect("UTF-8")]);
+    let output = bake.env("LABYARD_KVM_DEVICE", "/dev/none").output().expect("it starts");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(part.join("layer").exists() && !out.exists());
+    host.assert_clean();
+}

@@ -37,6 +37,23 @@ fn images_are_pulled_listed_inspected_and_removed() {
 }
 
 #[test]
+fn where_an_image_says_it_comes_from_is_no_word_to_the_terminal() {
+    let host = Host::new();
+    let (stdout, _) = host.expect(0, &["image", "pull", "debian", "--size", "1MiB", "--json"]);
+    let key = document(&stdout)["key"].as_str().expect("a key").to_owned();
+    let record = host.home().join("images").join(&key).join("image.json");
+    let mut imported = document(&std::fs::read_to_string(&record).expect("a record"));
+    let source = "a\u{1b}[2J\u{202e}b\nforged  1 MiB";
+    imported["source"] = source.into();
+    std::fs::write(&record, imported.to_string()).expect("writing");
+    let (stdout, _) = host.expect(0, &["image", "ls"]);
+    assert!(stdout.contains("a\u{fffd}[2J\u{fffd}b forged"), "{stdout:?}");
+    assert!(stdout.lines().count() == 2 && !stdout.contains(['\u{1b}', '\u{202e}']), "{stdout:?}");
+    let (stdout, _) = host.expect(0, &["image", "ls", "--json"]);
+    assert_eq!(document(&stdout)["images"][0]["source"], source);
+}
+
+#[test]
 fn an_image_that_a_lab_uses_stays() {
     let host = Host::new();
     host.up("lab", &["web"]);

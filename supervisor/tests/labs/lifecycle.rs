@@ -322,3 +322,21 @@ fn what_cannot_be_carried_out_yet_is_said_in_one_line_each() {
     assert_eq!(state["machines"][0]["addresses"][0], json!(["broken", "10.0.0.2"]));
     host.expect(0, &["down"]);
 }
+
+#[test]
+fn a_state_directory_that_others_may_write_into_is_refused_with_the_way_out() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let host = Host::new();
+    let allow = |mode| std::fs::set_permissions(host.home(), std::fs::Permissions::from_mode(mode)).expect("its mode");
+    for mode in [0o775, 0o707, 0o1777] {
+        allow(mode);
+        let (_, stderr) = host.expect(2, &["ps"]);
+        assert!(stderr.contains(&format!("(mode {mode:o})")), "{stderr}");
+        assert!(stderr.contains(&format!("`chmod go-w {}` ends that", host.home().display())), "{stderr}");
+    }
+    for mode in [0o755, 0o700] {
+        allow(mode);
+        host.expect(0, &["ps"]);
+    }
+}

@@ -61,6 +61,11 @@ fn a_lab_is_limited_to_what_its_machines_need_or_says_that_it_is_not() {
     };
     if let Some(group) = groups.get("memory") {
         assert_eq!(memory(group), (32 + 8 + 512 + 64) << 20);
+        let swap = ["memory.swap.max", "memory.memsw.limit_in_bytes"].map(|name| group.join(name));
+        let most = [0, memory(group)];
+        for (file, most) in swap.into_iter().zip(most).filter(|(file, _)| file.exists()) {
+            assert_eq!(number(file), most, "no swap beside it");
+        }
         host.expect(0, &["up", &host.manifest("lab", &["web", "db"])]);
         assert_eq!(memory(group), (64 + 16 + 512 + 128) << 20, "who comes brings room along");
     }

@@ -52,3 +52,50 @@ fn a_fault_is_shown_with_its_line_and_what_was_meant() {
     let schema: Value = serde_json::from_str(&stdout).expect("one document");
     assert_eq!(schema["properties"]["playground"]["properties"]["machines"]["maxItems"], 64);
 }
+
+#[test]
+fn what_a_manifest_is_called_is_no_word_to_the_terminal() {
+    let host = Host::new();
+    let hostile = "lab\u{1b}]0;mine\u{7}\u{9b}2J\u{202e}";
+    let mut manifest: Value =
+        serde_json::from_str(&std::fs::read_to_string(host.manifest("lab", &["web"])).expect("reading")).expect("JSON");
+    manifest["name"] = hostile.into();
+    let file = host.write_manifest("hostile", &manifest);
+    // YAML has this one written as it is nowhere, but takes it by its number.
+    let text = std::fs::read_to_string(&file).expect("reading").replace('\u{9b}', "\\u009b");
+    std::fs::write(&file, text).expect("writing");
+    let (stdout, stderr) = host.expect(2, &["up", &file]);
+    let said = stdout + &stderr;
+    assert!(said.contains("lab\u{fffd}]0;mine\u{fffd}\u{fffd}2J\u{fffd}"), "{said:?}");
+    assert!(!said.contains(['\u{1b}', '\u{7}', '\u{9b}', '\u{202e}']), "{said:?}");
+    // A program is told it as it is.
+    let (stdout, _) = host.expect(2, &["manifest", "validate", &file, "--json"]);
+    let told: Value = serde_json::from_str(&stdout).expect("one document");
+    assert!(told["manifests"][0]["message"].as_str().expect("a message").contains(hostile), "{told}");
+}
+
+#[test]
+fn what_runs_here_to_make_an_image_is_run_when_it_was_allowed_alone() {
+    let host = Host::new();
+    let folder = host.home().with_file_name("app");
+    std::fs::create_dir(&folder).expect("a folder");
+    let text = std::fs::read_to_string(host.manifest("lab", &["web"])).expect("reading");
+    let file = host.write_manifest(
+        "lab",
+        &serde_json::from_str(&text.replacen("\"debian\"", "\"dockerfile:app\"", 1)).expect("JSON"),
+    );
+    let out = host.home().with_file_name("out");
+    for arguments in [&["up", &file][..], &["bake", &file, "--out", out.to_str().expect("UTF-8")]] {
+        let (_, stderr) = host.expect(2, arguments);
+        assert!(
+            stderr.contains("machines[0].drives[0].source: `dockerfile:app` is built by running its steps"),
+            "{stderr}"
+        );
+        assert!(stderr.contains("--allow-build"), "{stderr}");
+        let built = std::fs::read_dir(host.home().join("images")).map_or(0, Iterator::count);
+        assert!(built == 0 && !host.lab("lab").exists() && !out.exists());
+    }
+    host.expect(0, &["up", &file, "--allow-build"]);
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}

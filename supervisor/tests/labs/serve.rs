@@ -47,7 +47,7 @@ fn answer(stream: &mut (impl Read + Write), method: &str, path: &str, body: &str
     let length = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: labyard\r\nConnection: close\r\n{kind}Content-Length: {length}\r\n\r\n{body}"
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{kind}Content-Length: {length}\r\n\r\n{body}"
     )
     .expect("asking");
     let mut said = Vec::new();
@@ -271,6 +271,29 @@ fn metrics_are_read_by_prometheus_own_parser() {
     let fetch = |path: &str| answer(&mut TcpStream::connect(at).expect("connecting"), "GET", path, "");
     assert!(fetch("/metrics").1.ends_with("# EOF\n"));
     assert_eq!(fetch("/v1/labs").0, 404);
+    // A name of somebody else that leads here is not answered.
+    let port = at.rsplit_once(':').expect("a port").1;
+    let by = |hosts: &[String]| -> String {
+        let mut stream = TcpStream::connect(at).expect("connecting");
+        let hosts: String = hosts.iter().map(|host| format!("Host: {host}\r\n")).collect();
+        write!(stream, "GET /metrics HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n").expect("asking");
+        let mut said = String::new();
+        stream.read_to_string(&mut said).expect("an answer");
+        said.lines().next().unwrap_or_default().to_owned()
+    };
+    for ours in ["localhost", "127.0.0.1", "[::1]", "LOCALHOST"] {
+        for host in [ours.to_owned(), format!("{ours}:{port}")] {
+            assert_eq!(by(std::slice::from_ref(&host)), "HTTP/1.1 200 OK", "{host}");
+        }
+    }
+    for theirs in
+        ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "10.0.0.1", "[::2]", "[::1]x", ""]
+    {
+        let hosts = [theirs.to_owned()];
+        assert_eq!(by(&hosts), "HTTP/1.1 421 Misdirected Request", "{theirs}");
+    }
+    assert!(by(&["localhost".to_owned(), "evil.example".to_owned()]).contains("421"));
+    assert!(!by(&[]).contains("200"));
     host.expect(0, &["down"]);
     served.end();
 }

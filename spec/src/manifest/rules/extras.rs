@@ -1,7 +1,8 @@
 //! What refers to machines, and what only a hosted service or a later part of Labyard acts on: checked and kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::MAX_TASKS;
 use super::super::document::{At, Maybe, Playground, Task as WrittenTask};
 use super::super::lab::{AccessControl, InitCondition, PortForward, Tab, Task};
 use super::super::place::{Broken, broken};
@@ -16,10 +17,11 @@ type Checked<T> = Result<T, Box<Broken>>;
 pub(super) fn conditions(playground: &Playground) -> Checked<Vec<InitCondition>> {
     let values = playground.init_conditions.as_ref().and_then(|conditions| conditions.values.as_ref());
     let mut checked: Vec<InitCondition> = Vec::new();
+    let mut keys = BTreeSet::new();
     for (at, position) in values.into_iter().flatten().zip(0..) {
         let condition = &at.value;
         let path = format!("initConditions.values[{position}]");
-        if checked.iter().any(|other| other.key == condition.key.value) {
+        if !keys.insert(&condition.key.value) {
             return Err(broken(
                 &condition.key,
                 &format!("{path}.key"),
@@ -49,7 +51,10 @@ pub(super) fn conditions(playground: &Playground) -> Checked<Vec<InitCondition>>
 pub(super) fn tasks(playground: &Playground, machines: &[&str], notes: &mut Vec<String>) -> Checked<Vec<Task>> {
     let Some(tasks) = &playground.init_tasks else { return Ok(Vec::new()) };
     let keys = playground.init_conditions.iter().flat_map(|conditions| conditions.values.iter().flatten());
-    let keys: Vec<&str> = keys.map(|value| value.value.key.value.as_str()).collect();
+    if let Some(task) = tasks.values().next().filter(|_| tasks.len() > MAX_TASKS) {
+        return Err(broken(task, "initTasks", format!("{} tasks, more than {MAX_TASKS}", tasks.len())));
+    }
+    let keys: BTreeSet<&str> = keys.map(|value| value.value.key.value.as_str()).collect();
     let mut checked = Vec::new();
     for (name, at) in tasks {
         checked.push(task(name, at, tasks, machines, &keys, notes)?);
@@ -63,7 +68,7 @@ fn task(
     at: &At<WrittenTask>,
     tasks: &BTreeMap<String, At<WrittenTask>>,
     machines: &[&str],
-    keys: &[&str],
+    keys: &BTreeSet<&str>,
     notes: &mut Vec<String>,
 ) -> Checked<Task> {
     let task = &at.value;
@@ -76,6 +81,10 @@ fn task(
         return Err(broken(at, &format!("{path}.machine"), format!("missing: one of {}", machines.join(", "))));
     };
     machine_name(machine, &format!("{path}.machine"), machines)?;
+    let needs = task.needs.iter().flatten().count();
+    if needs > MAX_TASKS {
+        return Err(broken(at, &format!("{path}.needs"), format!("{needs} tasks, more than {MAX_TASKS}")));
+    }
     for (need, position) in task.needs.iter().flatten().zip(0..) {
         if !tasks.contains_key(&need.value) {
             let there: Vec<_> = tasks.keys().map(String::as_str).collect();
@@ -89,9 +98,10 @@ fn task(
     }
     for (condition, position) in task.conditions.iter().flatten().zip(0..) {
         let key = &condition.value.key;
-        if !keys.contains(&key.value.as_str()) {
+        if !keys.contains(key.value.as_str()) {
             let meant = meant(&key.value, keys.iter().copied());
-            let message = format!("no init condition `{}`: there is {}{meant}", key.value, keys.join(", "));
+            let there: Vec<_> = keys.iter().copied().collect();
+            let message = format!("no init condition `{}`: there is {}{meant}", key.value, there.join(", "));
             return Err(broken(key, &format!("{path}.conditions[{position}].key"), message));
         }
     }
@@ -123,25 +133,34 @@ fn at_place<T>(at: &At<T>) -> At<()> {
     At::new((), at.referenced, at.defined)
 }
 
-/// Takes away tasks whose needs are met until none is left; what stays is a circle.
+/// Takes away tasks whose needs are met until none is left; what stays is a circle. Each need is looked at once.
 fn acyclic(tasks: &BTreeMap<String, At<WrittenTask>>) -> Checked<()> {
-    let mut left: Vec<(&String, &At<WrittenTask>)> = tasks.iter().collect();
-    loop {
-        let waiting: Vec<&str> = left.iter().map(|(name, _)| name.as_str()).collect();
-        let before = left.len();
-        left.retain(|(_, task)| task.value.needs.iter().flatten().any(|need| waiting.contains(&need.value.as_str())));
-        if left.is_empty() {
-            return Ok(());
-        }
-        if left.len() == before {
-            let Some((name, task)) = left.first() else { return Ok(()) };
-            let message = format!("a circle: {} wait for each other", waiting.join(", "));
-            return Err(match task.value.needs.iter().flatten().next() {
-                Some(need) => broken(need, &format!("initTasks.{name}.needs"), message),
-                None => broken(task, &format!("initTasks.{name}.needs"), message),
-            });
+    let mut open: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut waiting_for: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (name, task) in tasks {
+        let needs = task.value.needs.iter().flatten();
+        open.insert(name, needs.clone().count());
+        needs.for_each(|need| waiting_for.entry(&need.value).or_default().push(name));
+    }
+    let mut free: Vec<&str> = open.iter().filter(|(_, needs)| **needs == 0).map(|(name, _)| *name).collect();
+    while let Some(done) = free.pop() {
+        open.remove(done);
+        for name in waiting_for.remove(done).into_iter().flatten() {
+            if let Some(needs) = open.get_mut(name) {
+                *needs -= 1;
+                if *needs == 0 {
+                    free.push(name);
+                }
+            }
         }
     }
+    let Some((name, task)) = tasks.iter().find(|(name, _)| open.contains_key(name.as_str())) else { return Ok(()) };
+    let waiting: Vec<_> = open.into_keys().collect();
+    let message = format!("a circle: {} wait for each other", waiting.join(", "));
+    Err(match task.value.needs.iter().flatten().next() {
+        Some(need) => broken(need, &format!("initTasks.{name}.needs"), message),
+        None => broken(task, &format!("initTasks.{name}.needs"), message),
+    })
 }
 
 pub(super) fn tabs(playground: &Playground, machines: &[&str]) -> Checked<Vec<Tab>> {

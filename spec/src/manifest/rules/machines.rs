@@ -1,5 +1,7 @@
 //! Machines: kernel, users, drives, size, files. Addresses come later, when all machines are known.
 
+use std::collections::BTreeSet;
+
 use super::super::document::{
     At, Drive as Written, Kernel, Machine as WrittenMachine, Maybe, Playground, Snapshot, StartupFile as WrittenFile,
 };
@@ -15,6 +17,8 @@ const LEAST_MEMORY: u64 = 32 << 20;
 const DEFAULT_DRIVE: u64 = 4 << 30;
 const LEAST_DRIVE: u64 = 1 << 20;
 const MOST_BYTES: u64 = 64 << 40;
+/// Longest blank disk that is made on the host: its file system takes space there by its length, for a journal up to 2 GiB.
+const MOST_BLANK: u64 = 4 << 40;
 const MAX_STARTUP_FILES: usize = 10;
 
 type Checked<T> = Result<T, Box<Broken>>;
@@ -119,6 +123,7 @@ fn users(machine: &WrittenMachine, path: &str) -> Checked<Vec<User>> {
         return Err(broken(list, &path, "at least one is needed; leave the field out for root"));
     }
     let mut users: Vec<User> = Vec::new();
+    let mut names = BTreeSet::new();
     let mut default = None;
     for (at, position) in list.value.iter().zip(0..) {
         let user = &at.value;
@@ -128,7 +133,7 @@ fn users(machine: &WrittenMachine, path: &str) -> Checked<Vec<User>> {
         if name.is_empty() || name.len() > 32 || name.starts_with('-') || !name.chars().all(plain) {
             return Err(broken(&user.name, &format!("{path}.name"), format!("`{name}` is not a user name")));
         }
-        if users.iter().any(|other| other.name == name) {
+        if !names.insert(name) {
             return Err(broken(&user.name, &format!("{path}.name"), format!("`{name}` is listed twice")));
         }
         if user.default == Some(true) && default.replace(position).is_some() {
@@ -209,6 +214,16 @@ fn drive(at: &At<Written>, position: usize, path: &str) -> Checked<Drive> {
         }
     }
     let formatted = source.is_some() || mount.is_some();
+    let is_made = source.is_none() && (filesystem.is_some() || formatted || read_only);
+    if let Some(size) = drive.size.as_ref().filter(|_| is_made && size_bytes.value > MOST_BLANK) {
+        let message = format!(
+            "`{}` is more than {} for a blank drive that is made on the host, whose file system takes space there by its length: \
+             leave filesystem, mount and readOnly out, and make it in the machine",
+            size.value,
+            size::show(MOST_BLANK)
+        );
+        return Err(broken(size, &format!("{path}.size"), message));
+    }
     Ok(Drive {
         serial: format!("d{position:02}"),
         source,

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use super::super::MAX_NETWORKS;
 use super::super::document::{Maybe, Playground};
 use super::super::kept::Kept;
 use super::super::lab::{Interface, Machine, Network};
 use super::super::place::{Broken, broken};
 use super::super::snippet::meant;
+use super::super::{MAX_INTERFACES, MAX_NETWORKS};
 use super::host_name;
 use crate::net::{Ipv4Subnet, Mac};
 
@@ -216,6 +216,10 @@ fn wishes(drafts: &[Draft], playground: &Playground, taken: &mut [Taken]) -> Res
         let path = format!("machines[{position}].network.interfaces");
         if list.value.is_empty() {
             return Err(broken(list, &path, "at least one is needed"));
+        }
+        if list.value.len() > MAX_INTERFACES {
+            let message = format!("{} interfaces, more than {MAX_INTERFACES}", list.value.len());
+            return Err(broken(list, &path, message));
         }
         let mut wishes = Vec::new();
         for (interface, number) in list.value.iter().zip(0..) {

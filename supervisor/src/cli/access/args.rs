@@ -48,7 +48,8 @@ pub(crate) struct Copy {
 #[command(after_help = "\
 -L listens here and connects from the machine, -R listens in the machine and connects from here. HOST is a name or address as the
 connecting side knows it; what listens, listens on loopback where BIND is not given. PORT alone is PORT:localhost:PORT.
-Without -L and -R the forwards that the manifest saves (`portForwards`) are carried: of the machine, or of the whole lab.
+Without -L and -R the forwards that the manifest saves (`portForwards`) are carried: of the machine, or of the whole lab. A manifest may be
+somebody else's: those that let a machine connect from here, or that listen where other hosts reach them, are carried with --saved alone.
 It runs until Ctrl-C.
 
 Examples:
@@ -56,7 +57,8 @@ Examples:
   labyard port-forward lab/bastion -L 5432:db:5432 -L 0.0.0.0:8080:web:80
   labyard port-forward lab/dns -L 5353:localhost:53/udp
   labyard port-forward lab/web -R 9000:localhost:9000
-  labyard port-forward lab")]
+  labyard port-forward lab
+  labyard port-forward lab --saved")]
 pub(crate) struct PortForward {
     /// LAB/MACHINE, or LAB for the forwards that its manifest saves
     #[arg(value_name = "MACHINE")]
@@ -70,6 +72,9 @@ pub(crate) struct PortForward {
     /// Listen in the machine
     #[arg(short = 'R', long, value_name = "[BIND:]PORT:HOST:PORT[/udp]")]
     pub(crate) remote: Vec<Forward>,
+    /// Carry all that the manifest saves, also what lets a machine connect from here or other hosts connect to it
+    #[arg(long, conflicts_with_all = ["local", "remote"])]
+    pub(crate) saved: bool,
 }
 
 #[derive(Debug, Args)]

@@ -24,7 +24,8 @@ const QUEUE: usize = 16;
 /// Bytes of a piece.
 const PIECE: usize = 64 << 10;
 
-pub(crate) fn copy(home: &Home, asked: &Copy) -> Outcome {
+/// What comes out of a machine gets no permission that `umask` takes away.
+pub(crate) fn copy(home: &Home, asked: &Copy, umask: u32) -> Outcome {
     let of = |text: &str| Side::of(text, asked.playground.as_ref());
     let (wanted, path, here, inwards) = match (of(&asked.from), of(&asked.to)) {
         (Side::Here(here), Side::There(machine, path)) => (machine, path, here, true),
@@ -46,8 +47,14 @@ pub(crate) fn copy(home: &Home, asked: &Copy) -> Outcome {
     let runtime = event_loop()?;
     let stream = runtime.block_on(client.connect(&machine, AGENT_PORT))?;
     let totals = runtime.block_on(async {
+        let carried = async {
+            match inwards {
+                true => into_machine(stream, asked, path, &here).await,
+                false => out_of_machine(stream, asked, path, &here, umask).await,
+            }
+        };
         tokio::select! {
-            done = carry(stream, asked, path, &here, inwards) => done,
+            done = carried => done,
             _ = tokio::signal::ctrl_c() => Err(Failure { code: code::INTERRUPTED, error: anyhow::anyhow!("interrupted; what was copied so far stays") }),
         }
     });
@@ -60,14 +67,6 @@ pub(crate) fn copy(home: &Home, asked: &Copy) -> Outcome {
         )?;
     }
     Ok(0)
-}
-
-async fn carry(stream: Stream, asked: &Copy, path: String, here: &Path, inwards: bool) -> Result<Totals, Failure> {
-    if inwards {
-        into_machine(stream, asked, path, here).await
-    } else {
-        out_of_machine(stream, asked, path, here).await
-    }
 }
 
 async fn into_machine(stream: Stream, asked: &Copy, path: String, here: &Path) -> Result<Totals, Failure> {
@@ -135,7 +134,13 @@ fn note(text: &[u8]) {
     output::complain(printable(&String::from_utf8_lossy(text)).trim_end());
 }
 
-async fn out_of_machine(stream: Stream, asked: &Copy, path: String, here: &Path) -> Result<Totals, Failure> {
+async fn out_of_machine(
+    stream: Stream,
+    asked: &Copy,
+    path: String,
+    here: &Path,
+    umask: u32,
+) -> Result<Totals, Failure> {
     let here = here.to_owned();
     // What is wrong here is said before the machine reads a byte.
     let to_stream = here == Path::new("-");
@@ -159,7 +164,7 @@ async fn out_of_machine(stream: Stream, asked: &Copy, path: String, here: &Path)
                 Ok(Totals { entries: 0, bytes })
             }
             Some((folder, rename)) => {
-                let how = Unpacking { rename, owners, devices: false, max_bytes };
+                let how = Unpacking { rename, owners, devices: false, umask, max_bytes };
                 Ok(unpack(from, folder.as_fd(), &how)?)
             }
         }

@@ -63,13 +63,43 @@ fn wanted(home: &Home, asked: PortForward) -> Result<(Folder, Vec<Wanted>), Fail
         let all = asked.local.into_iter().map(of(false)).chain(asked.remote.into_iter().map(of(true))).collect();
         return Ok((folder, all));
     }
-    let saved = saved(&folder, machine.as_deref())?;
-    if saved.is_empty() {
+    let found = saved(&folder, machine.as_deref())?;
+    if found.is_empty() {
         return Err(Failure::input(
             "nothing to forward: give -L or -R, or save forwards in the manifest (`portForwards`)",
         ));
     }
-    Ok((folder, saved))
+    // Whoever wrote the manifest need not be who runs this.
+    let (open, held): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| asked.saved || one.reaches_out().is_none());
+    for one in &held {
+        let (what, why) = (one.shown(), one.reaches_out().unwrap_or_default());
+        output::complain(&format!("not opened: {what}, for {why}; --saved opens what the manifest saves"));
+    }
+    if open.is_empty() {
+        return Err(Failure::input("nothing to forward without --saved: give that, or -L and -R"));
+    }
+    Ok((folder, open))
+}
+
+impl Wanted {
+    /// Why it is more than a way from this host's own programs into a machine.
+    fn reaches_out(&self) -> Option<&'static str> {
+        match self.forward.local() {
+            _ if self.remote => Some("it lets the machine connect from here"),
+            Ok(at) if !at.ip().is_loopback() => Some("other hosts can connect to it"),
+            // One that cannot be opened says why when it is.
+            _ => None,
+        }
+    }
+
+    fn shown(&self) -> String {
+        let Self { machine, remote, forward: Forward { bind, port, host, host_port, .. } } = self;
+        let bind = if bind.is_empty() { "localhost" } else { bind };
+        match remote {
+            true => format!("{machine}: {bind}:{port} -> {host}:{host_port}"),
+            false => format!("{bind}:{port} -> {machine}: {host}:{host_port}"),
+        }
+    }
 }
 
 /// The forwards that the lab's manifest saves.

@@ -80,7 +80,7 @@ Examples:
     /// Remove images that no lab uses
     #[command(after_help = "Example:\n  labyard image rm 3f2a9c")]
     Rm(ImageRm),
-    /// Remove every image that no lab uses, and what was fetched from registries
+    /// Remove every image and blank disk that no lab uses, and what was fetched from registries
     #[command(after_help = "Example:\n  labyard image prune --dry-run")]
     Prune(ImagePrune),
 }

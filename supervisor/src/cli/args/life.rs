@@ -38,6 +38,9 @@ pub(crate) struct Up {
     /// Lead a port of this host to a port of a machine, as `labyard publish` does; may be given several times
     #[arg(long, value_name = "[BIND:]PORT:MACHINE:PORT[/udp]")]
     pub(crate) publish: Vec<Port>,
+    /// Build images that the manifest wants built from a Dockerfile: its steps run here, with your rights
+    #[arg(long)]
+    pub(crate) allow_build: bool,
     #[command(flatten)]
     pub(crate) limits: HostLimits,
 }
@@ -96,6 +99,9 @@ pub(crate) struct Bake {
     /// Choose a parameter of the manifest (initConditions) for its init tasks
     #[arg(short = 'i', long = "input", value_name = "KEY=VALUE", value_parser = input)]
     pub(crate) inputs: Vec<(String, String)>,
+    /// Build images that the manifest wants built from a Dockerfile: its steps run here, with your rights
+    #[arg(long)]
+    pub(crate) allow_build: bool,
     /// Where it fails, leave the lab that it made, for a look at it
     #[arg(long)]
     pub(crate) keep: bool,

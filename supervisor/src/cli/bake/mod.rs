@@ -21,7 +21,7 @@ use labyard_spec::source::Source;
 use labyard_supervisor::bake::{self, Kept};
 use labyard_supervisor::builder::{Baked, Builder};
 use labyard_supervisor::home::{Folder, Home, names};
-use labyard_supervisor::host::Programs;
+use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
 use labyard_supervisor::plan::Plan;
 use labyard_supervisor::record::{Expiry, State, TaskState, ended_text};
@@ -54,6 +54,10 @@ pub(crate) fn bake(home: &Home, asked: &Bake) -> Outcome {
         false => asked.machines.clone(),
     };
     let kept = bake::drives(&lab, &machines).map_err(Failure::input)?;
+    // A host that can run nothing is known before anything is made or taken over.
+    host::check_kvm()?;
+    host::check_memory(&lab)?;
+    host::check_huge_pages(&manifest)?;
     manifest.lab.name = temporary_name(&lab.name)?;
     let draft = Draft::begin(&asked.out)?;
     let work = Work {
@@ -172,6 +176,7 @@ impl Work<'_> {
             restart: false,
             timeout: self.asked.timeout,
             publish: Vec::new(),
+            allow_build: self.asked.allow_build,
             limits: HostLimits { limit_cpus: None, limit_memory: None, limit_io: None, allow_unlimited: false },
         }
     }

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONTENT_TYPE, HOST};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use labyard_supervisor::home::{Home, names};
@@ -103,7 +104,8 @@ async fn run(
     if let Some(metrics) = metrics {
         metrics.set_nonblocking(true)?;
         let metrics = tokio::net::TcpListener::from_std(metrics)?;
-        let (routes, end) = (scraped.with_state(home.clone()), until(told.clone()));
+        let routes = scraped.with_state(home.clone()).layer(middleware::from_fn(by_our_own_name));
+        let end = until(told.clone());
         servers.spawn(async move { axum::serve(metrics, routes).with_graceful_shutdown(end).await });
     }
     let all = async {
@@ -116,6 +118,35 @@ async fn run(
         ended = all => ended,
         () = async { until(told).await; tokio::time::sleep(FAREWELL).await } => Ok(()),
     }
+}
+
+/// Lets through who asks for this host by a name of its loopback: a page of another name that leads here is a stranger's, and its reader's
+/// browser would hand it what it gets (DNS rebinding).
+async fn by_our_own_name(request: Request, next: Next) -> Response {
+    let hosts: Vec<_> = request.headers().get_all(HOST).iter().collect();
+    let is_ours = match *hosts {
+        [host] => host.to_str().is_ok_and(is_loopback) && request.uri().host().is_none_or(is_loopback),
+        _ => false,
+    };
+    if is_ours {
+        return next.run(request).await;
+    }
+    let why = "this is a loopback address of its host: ask for localhost, 127.0.0.1 or [::1]\n";
+    (StatusCode::MISDIRECTED_REQUEST, why).into_response()
+}
+
+/// A name or an address of the loopback, with a port or without.
+fn is_loopback(host: &str) -> bool {
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, "")) => return address.parse().is_ok_and(|address: std::net::Ipv6Addr| address.is_loopback()),
+        Some((address, port)) => {
+            return port.starts_with(':')
+                && address.parse().is_ok_and(|address: std::net::Ipv6Addr| address.is_loopback());
+        }
+        None => host.split_once(':').map_or(host, |(name, _)| name),
+    };
+    name.eq_ignore_ascii_case("localhost")
+        || name.parse().is_ok_and(|address: std::net::Ipv4Addr| address.is_loopback())
 }
 
 async fn describe() -> Response {

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use labyard_spec::manifest::{Manifest, check_name};
+use labyard_supervisor::disks::Blanks;
 use labyard_supervisor::home::{Home, names};
 use labyard_supervisor::host::{self, Programs};
 use labyard_supervisor::journal::Reader;
@@ -196,9 +197,10 @@ pub(in crate::cli) async fn bring_up(
         expiry: super::expire::of(&up.lifetime),
         tasks: Tasks::choose(lab, &up.inputs).map_err(Failure::input)?,
         limits: up.limits.said(),
+        blanks: Blanks::rely_on(home)?,
     };
     let kernels = preparation.kernels()?;
-    preparation.check_sources()?;
+    preparation.check_sources(up.allow_build)?;
     publish::check(lab, &up.publish)?;
 
     let folder = &preparation.folder;

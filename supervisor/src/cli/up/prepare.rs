@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use labyard_rootfs_builder::store::{ImageRecord, KernelRecord, Store};
 use labyard_spec::manifest::lab::{Drive, Filesystem, Machine as AskedMachine};
 use labyard_spec::manifest::{Manifest, size};
+use labyard_spec::source::Source;
 use labyard_supervisor::builder::{Builder, BuilderError};
 use labyard_supervisor::cgroup::Limits;
-use labyard_supervisor::disks::{self, DiskError};
+use labyard_supervisor::disks::{self, Blanks, DiskError};
 use labyard_supervisor::home::{Folder, Home, make_folder, names};
 use labyard_supervisor::host::Programs;
 use labyard_supervisor::jailed::check_descriptors;
@@ -38,6 +39,8 @@ pub(super) struct Preparation<'a> {
     pub(super) tasks: Tasks,
     /// What the lab may take of the host, where that was said.
     pub(super) limits: Option<Limits>,
+    /// No blank disk goes until the plan names it.
+    pub(super) blanks: Blanks,
 }
 
 /// One file to make.
@@ -52,10 +55,18 @@ impl Preparation<'_> {
         kernels(self.home, self.manifest)
     }
 
-    /// Whether the files that drives name are there: known before anything is made.
-    pub(super) fn check_sources(&self) -> Result<(), Failure> {
+    /// Whether the files that drives name are there, and nothing is built that may not be: known before anything is made.
+    pub(super) fn check_sources(&self, allow_build: bool) -> Result<(), Failure> {
         for (machine, number, drive) in self.drives() {
             let Some(source) = &drive.source else { continue };
+            if matches!(source.value, Source::Dockerfile(_)) && !allow_build {
+                let message = format!(
+                    "`{}` is built by running its steps on this host, with your rights: --allow-build allows that, where you \
+                     trust who wrote them",
+                    source.value
+                );
+                return Err(self.manifest.fault(source.place, source_field(machine, number), message).into());
+            }
             let Some(path) = source.value.path().map(|path| self.base.join(path)) else { continue };
             if let Err(error) = std::fs::metadata(&path) {
                 let message = format!("{}: {error}; paths are relative to the manifest", path.display());
@@ -257,8 +268,6 @@ impl Preparation<'_> {
 
     /// What every drive of every machine lies on; blank disks are made here where the store lacks them.
     async fn bases(&self, images: &Images) -> Result<Vec<Vec<Option<FoundBase>>>, Failure> {
-        let blanks = self.home.path.join("blanks");
-        make_folder(&blanks)?;
         let mut all = Vec::new();
         for machine in &self.manifest.lab.machines {
             let mut bases = Vec::new();
@@ -274,7 +283,7 @@ impl Preparation<'_> {
                     continue;
                 }
                 let count = numbers.entry((bytes, filesystem)).or_default();
-                let (blanks, number) = (blanks.clone(), *count);
+                let (blanks, number) = (self.blanks.path.clone(), *count);
                 *count += 1;
                 let made = tokio::task::spawn_blocking(move || disks::blank(&blanks, bytes, filesystem, number));
                 bases.push(Some(made.await??));
