@@ -81,7 +81,7 @@ pub(super) fn files(bytes: &[u8]) {
         Err(error) => return assert!(error.is_input(), "{error}"),
     }
     let store = Store::open(home).expect("a store");
-    match transfer::import(&store, &file, &watch) {
+    match transfer::import(&store, &file, true, &watch) {
         Err(error) => {
             assert!(error.is_input(), "a stranger's file is not the machine's fault: {error}");
             assert!(fs::read_dir(store.images_dir()).expect("images").next().is_none(), "something was left");
@@ -89,7 +89,7 @@ pub(super) fn files(bytes: &[u8]) {
         Ok((record, _)) => {
             let found = verify(&store, &[], false, &watch).expect("the store");
             assert!(found.iter().all(|one| one.fault.is_none()), "{found:?}");
-            assert!(transfer::import(&store, &file, &watch).expect("the same").1, "it is there");
+            assert!(transfer::import(&store, &file, true, &watch).expect("the same").1, "it is there");
             let again = home.join("again");
             transfer::export(&store, &record, &again, false, &watch).expect("room");
             transfer::export(&store, &record, &again, false, &watch).expect_err("it is there");
