@@ -1,10 +1,10 @@
 //! The supervisor's conversation with `labyard-uplink`: one spec, one answer with the taps beside it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::net::{Ipv4Subnet, Mac};
+use crate::net::{Ipv4Subnet, Mac, Network6};
 
 /// Descriptors of the uplink when it starts.
 pub mod fd {
@@ -45,6 +45,12 @@ pub struct UplinkNetwork {
     pub mtu: u16,
     /// Machines and their addresses there, which the gateway's resolver knows.
     pub names: Vec<(String, Ipv4Addr)>,
+    /// Its IPv6, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub six: Option<Network6>,
+    /// The machines' addresses of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names6: Vec<(String, Ipv6Addr)>,
 }
 
 /// What became of it.

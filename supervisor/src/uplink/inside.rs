@@ -39,7 +39,7 @@ pub(crate) enum Ask {
     /// All is built: from now on only [`Ask::Addresses`] is heard.
     Seal,
     /// The host has these addresses now.
-    Addresses(Vec<Ipv4Addr>),
+    Addresses(rules::Host),
 }
 
 /// Done, with what the program printed, or why not.

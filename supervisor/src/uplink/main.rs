@@ -15,6 +15,7 @@ mod inside;
 mod names;
 mod outside;
 mod rules;
+mod six;
 
 use std::fs::File;
 use std::io::Read;

@@ -1,5 +1,6 @@
 //! `labyard-uplink` between a guest, a host and the world, each a network namespace of the test's own. Needs root, nft, ip and pasta.
 
+mod six;
 mod world;
 
 use std::net::Ipv4Addr;
@@ -78,11 +79,11 @@ fn no_address_of_the_host_is_reached_and_no_other_network() {
 fn the_gateway_knows_the_machines_of_its_network_by_name() {
     each(|starter| {
         let lab = Lab::up(starter);
-        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "web"));
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "web", 1));
         assert_eq!(answer.as_deref().map(|answer| answer.ends_with(&[172, 16, 0, 10])), Ok(true), "{answer:?}");
-        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "nobody"));
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "nobody", 1));
         assert_eq!(answer.map(|answer| answer[3] & 0xf), Ok(3), "there is none of this name");
-        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web"));
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web", 1));
         assert!(answer.is_err(), "another network's gateway: {answer:?}");
     });
 }
@@ -149,6 +150,6 @@ fn once_guests_are_heard_it_has_no_more_than_it_needs() {
 fn what_is_missing_is_told() {
     let host = world::Space::new("host");
     // No default route: pasta has nothing to copy.
-    let failed = world::start(&host, As::Nobody).expect_err("it cannot be");
+    let failed = world::start(&host, As::Nobody, [false, false]).expect_err("it cannot be");
     assert!(failed.contains("default route"), "{failed}");
 }

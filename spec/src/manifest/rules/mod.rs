@@ -6,6 +6,7 @@ mod extras;
 mod machines;
 mod networks;
 mod own;
+mod six;
 
 use super::check_name;
 use super::document::{At, Document};
@@ -24,7 +25,8 @@ pub(super) fn lab(document: &Document, text: &str) -> Result<Lab, Box<Broken>> {
     let playground = &document.playground.value;
     let networks = networks::check(playground)?;
     let mut machines = machines::check(playground, text, &mut notes)?;
-    let networks = networks::assign(&networks, playground, &mut machines)?;
+    let mut networks = networks::assign(&networks, playground, &mut machines)?;
+    six::assign(playground, &mut networks, &mut machines)?;
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     Ok(Lab {
         name: document.name.value.clone(),

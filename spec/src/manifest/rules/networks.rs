@@ -1,4 +1,4 @@
-//! Networks and the addresses on them: gateway first, what is static, then the first free ones in manifest order.
+//! Networks and the addresses on them: gateway first, what is static, then the first free ones in manifest order. IPv6 is `six.rs`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -104,7 +104,13 @@ pub(super) fn assign(
             None => free(draft.subnet, taken).ok_or_else(|| full(draft, playground, "networks", "its gateway"))?,
         };
         taken.entry(gateway).or_insert_with(|| "the gateway".to_owned());
-        networks.push(Network { name: draft.name.clone(), subnet: draft.subnet, gateway, private: draft.private });
+        networks.push(Network {
+            name: draft.name.clone(),
+            subnet: draft.subnet,
+            gateway,
+            private: draft.private,
+            six: None,
+        });
     }
     for ((machine, wishes), position) in machines.iter_mut().zip(wishes).zip(0..) {
         let mut routed = false;
@@ -131,6 +137,7 @@ pub(super) fn assign(
                 address,
                 prefix: wish.prefix,
                 gateway,
+                six: None,
             });
         }
     }
