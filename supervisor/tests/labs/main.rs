@@ -18,6 +18,7 @@ mod members;
 mod quotas;
 mod saved;
 mod serve;
+mod six;
 mod starting;
 mod stopping;
 mod streams;
