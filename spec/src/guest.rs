@@ -2,7 +2,7 @@
 //!
 //! Written by the supervisor into a small cpio archive that is loaded behind the initramfs.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -60,7 +60,7 @@ pub const BOOT_MARKER: &str = "labyard-init: reached user space";
 #[serde(deny_unknown_fields)]
 pub struct HostEntry {
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Names, the canonical one first.
     pub names: Vec<String>,
 }
@@ -79,6 +79,21 @@ pub struct Interface {
     pub gateway: Option<Ipv4Addr>,
     /// Bytes.
     pub mtu: u16,
+    /// Its IPv6, where its network has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub six: Option<Interface6>,
+}
+
+/// The IPv6 side of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Interface6 {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Length of the subnet's prefix.
+    pub prefix: u8,
+    /// Default route, on at most one interface.
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// One drive.

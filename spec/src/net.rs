@@ -1,11 +1,15 @@
 //! Addresses of a playground, and the rule by which they are given out.
 
+mod six;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
+
+pub use six::{Ipv6Subnet, Network6};
 
 /// An Ethernet address.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -165,7 +169,7 @@ macro_rules! as_text {
         }
     )*};
 }
-as_text!(Mac, Ipv4Subnet);
+as_text!(Mac, Ipv4Subnet, Ipv6Subnet);
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::net::{Ipv4Subnet, Mac};
+use crate::net::{Ipv4Subnet, Mac, Network6};
 
 /// The place of a descriptor in the table that was passed to the vmm before the spec (see [`crate::control`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct NetworkSpec {
     /// The tap device that is the gateway's, where there is a way out.
     #[serde(default)]
     pub tap: Option<Slot>,
+    /// Its IPv6, where it has any; the vmm looks at neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub six: Option<Network6>,
 }
 
 /// One machine.

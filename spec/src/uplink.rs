@@ -1,11 +1,11 @@
 //! The supervisor's conversation with `labyard-uplink`: one spec, one answer with the taps beside it; then tables of names, from whoever
 //! supervises by then.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::net::{Ipv4Subnet, Mac};
+use crate::net::{Ipv4Subnet, Ipv6Subnet, Mac, Network6};
 
 /// Descriptors of the uplink when it starts.
 pub mod fd {
@@ -35,6 +35,9 @@ pub struct UplinkSpec {
     /// Subnets of the lab's networks that have a way out of another uplink: they are refused, as the host's addresses are.
     #[serde(default)]
     pub others: Vec<Ipv4Subnet>,
+    /// The same of IPv6.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others6: Vec<Ipv6Subnet>,
 }
 
 /// One of them.
@@ -53,6 +56,12 @@ pub struct UplinkNetwork {
     pub mtu: u16,
     /// Machines and their addresses there, which the gateway's resolver knows.
     pub names: Vec<(String, Ipv4Addr)>,
+    /// Its IPv6, where it has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub six: Option<Network6>,
+    /// The machines' addresses of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names6: Vec<(String, Ipv6Addr)>,
 }
 
 /// What became of it.
@@ -75,6 +84,12 @@ pub struct Table {
     pub names: Vec<(String, Ipv4Addr)>,
     /// As [`UplinkSpec::others`].
     pub others: Vec<Ipv4Subnet>,
+    /// As [`UplinkNetwork::names6`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names6: Vec<(String, Ipv6Addr)>,
+    /// As [`UplinkSpec::others6`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others6: Vec<Ipv6Subnet>,
 }
 
 /// The answer to a table: it counts, or why it does not.

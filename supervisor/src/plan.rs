@@ -261,6 +261,7 @@ pub fn plan(lab: &Lab, found: &[Found], folder: &Folder) -> Plan {
             gateway: network.gateway,
             private: network.private,
             tap: None, // it is made anew with each vmm
+            six: network.six,
         })
         .collect();
     max_descriptors += files.len() as u64 + PER_NETWORK * lab.networks.len() as u64;
@@ -275,6 +276,10 @@ fn uplink(lab: &Lab) -> Option<UplinkSpec> {
             let own = machine.interfaces.iter().find(|nic| nic.network == network.name)?;
             Some((machine.name.clone(), own.address))
         };
+        let addresses6 = |machine: &lab::Machine| {
+            let own = machine.interfaces.iter().find(|nic| nic.network == network.name)?;
+            Some((machine.name.clone(), own.six?.address))
+        };
         UplinkNetwork {
             name: network.name.clone(),
             subnet: network.subnet,
@@ -282,10 +287,12 @@ fn uplink(lab: &Lab) -> Option<UplinkSpec> {
             mac: Mac::gateway(&network.name),
             mtu: MTU,
             names: lab.machines.iter().filter_map(addresses).collect(),
+            six: network.six,
+            names6: lab.machines.iter().filter_map(addresses6).collect(),
         }
     });
     let networks: Vec<_> = networks.collect();
-    (!networks.is_empty()).then(|| UplinkSpec { lab: lab.name.clone(), networks, others: Vec::new() })
+    (!networks.is_empty()).then(|| UplinkSpec { lab: lab.name.clone(), networks, others: vec![], others6: vec![] })
 }
 
 /// What a machine's init is told.
@@ -295,7 +302,10 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
     let shares = |other: &&lab::Interface| machine.interfaces.iter().any(|own| own.network == other.network);
     let hosts = lab.machines.iter().flat_map(|other| {
         let names = vec![other.name.clone()];
-        other.interfaces.iter().filter(shares).map(move |nic| HostEntry { address: nic.address, names: names.clone() })
+        let shared = || other.interfaces.iter().filter(shares);
+        let six = shared().filter_map(|nic| nic.six).map(|six| six.address.into());
+        let addresses = shared().map(|nic| nic.address.into()).chain(six);
+        addresses.map(move |address| HostEntry { address, names: names.clone() }).collect::<Vec<_>>()
     });
     let interfaces = machine.interfaces.iter().map(|nic| guest::Interface {
         mac: nic.mac,
@@ -303,6 +313,7 @@ pub fn machine_config(lab: &Lab, machine: &lab::Machine, found: &Found) -> Machi
         prefix: nic.prefix,
         gateway: nic.gateway,
         mtu: MTU,
+        six: nic.six.map(|lab::Interface6 { address, prefix, gateway }| guest::Interface6 { address, prefix, gateway }),
     });
     let drives = machine.drives.iter().map(|drive| guest::Drive {
         serial: drive.serial.clone(),

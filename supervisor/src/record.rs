@@ -146,6 +146,9 @@ pub struct Machine {
     pub page_size: u64,
     /// Network and address of each interface.
     pub addresses: Vec<(String, std::net::Ipv4Addr)>,
+    /// The same of each that has IPv6.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses6: Vec<(String, std::net::Ipv6Addr)>,
     /// What it reached, in order.
     pub conditions: Vec<Condition>,
     /// It runs, and stands still until it is resumed, or until the host's disk has room.

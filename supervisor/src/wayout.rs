@@ -53,7 +53,13 @@ pub fn specs(plan: &Plan) -> Vec<UplinkSpec> {
     let Some(UplinkSpec { lab, networks, .. }) = &plan.uplink else { return Vec::new() };
     let alone = networks.iter().map(|network| {
         let others = networks.iter().filter(|other| other.name != network.name).map(|other| other.subnet);
-        UplinkSpec { lab: lab.clone(), networks: vec![network.clone()], others: others.collect() }
+        let others6 = networks.iter().filter(|other| other.name != network.name).filter_map(|other| other.six);
+        UplinkSpec {
+            lab: lab.clone(),
+            networks: vec![network.clone()],
+            others: others.collect(),
+            others6: others6.map(|six| six.subnet).collect(),
+        }
     });
     alone.collect()
 }

@@ -201,8 +201,14 @@ mod tests {
 
     fn spec() -> PlaygroundSpec {
         let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
-        let network =
-            NetworkSpec { name: "local".into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None };
+        let network = NetworkSpec {
+            name: "local".into(),
+            subnet,
+            gateway: [172, 16, 0, 1].into(),
+            private: false,
+            tap: None,
+            six: None,
+        };
         let machine = |name: &str, number: u32| MachineSpec {
             name: name.into(),
             cpu_count: 1,

@@ -250,7 +250,7 @@ fn playground(input: &mut Input<'_>) -> PlaygroundSpec {
 
 fn network(name: &str) -> NetworkSpec {
     let subnet = Ipv4Subnet::containing([172, 16, 0, 0].into(), 24).expect("a subnet");
-    NetworkSpec { name: name.into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None }
+    NetworkSpec { name: name.into(), subnet, gateway: [172, 16, 0, 1].into(), private: false, tap: None, six: None }
 }
 
 /// One that is there, or is to come.

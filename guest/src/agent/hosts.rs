@@ -86,6 +86,20 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_comes_and_goes_with_all_its_addresses() {
+        let six = |last: u16| HostEntry {
+            address: std::net::Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, last).into(),
+            names: vec!["db".to_owned()],
+        };
+        let before = "127.0.0.1 localhost\n::1 localhost\n";
+        let come = changed(before, &Hosts { here: vec![entry(3, "db"), six(3)], gone: vec![] });
+        assert_eq!(come, format!("{before}172.16.0.3 db\nfd00:10::3 db\n"));
+        let moved = changed(&come, &Hosts { here: vec![entry(3, "db"), six(4)], gone: vec!["db".into()] });
+        assert_eq!(moved, format!("{before}172.16.0.3 db\nfd00:10::4 db\n"));
+        assert_eq!(changed(&moved, &Hosts { here: vec![], gone: vec!["db".into()] }), before);
+    }
+
+    #[test]
     fn a_machine_without_the_file_gets_one() {
         let root = tempfile::tempdir().expect("a folder");
         put(root.path(), &Hosts { here: vec![entry(4, "mail")], gone: vec![] }).expect("made");

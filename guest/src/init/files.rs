@@ -62,6 +62,13 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_has_a_line_for_each_of_its_addresses() {
+        let six = HostEntry { address: "fd00:10::2".parse().expect("an address"), names: vec!["web".into()] };
+        let text = hosts("web", &[entry([172, 16, 0, 2], &["web"]), six]);
+        assert!(text.ends_with("172.16.0.2 web\nfd00:10::2 web\n"), "{text}");
+    }
+
+    #[test]
     fn a_machine_on_no_network_still_finds_itself() {
         assert!(hosts("alone", &[]).ends_with("127.0.1.1 alone\n"));
     }

@@ -4,7 +4,7 @@
 //! waits for the network waits for an interface that it manages; ifupdown (Debian's and busybox's) and NetworkManager are told to leave
 //! the interfaces as they are.
 
-use labyard_spec::guest::Interface;
+use labyard_spec::guest::{Interface, Interface6};
 
 use super::files::FileError;
 use crate::below::Below;
@@ -30,12 +30,19 @@ pub(super) fn write(root: &Below, interfaces: &[Interface]) -> Result<(), FileEr
 }
 
 fn networkd(interface: &Interface) -> String {
-    let Interface { mac, address, prefix, gateway, mtu } = interface;
+    let Interface { mac, address, prefix, gateway, mtu, six } = interface;
     let mut text = format!(
         "# Written by labyard at every boot.\n[Match]\nMACAddress={mac}\n\n[Link]\nMTUBytes={mtu}\n\n[Network]\nAddress={address}/{prefix}\n"
     );
     if let Some(gateway) = gateway {
         text.push_str(&format!("Gateway={gateway}\n"));
+    }
+    if let Some(Interface6 { address, prefix, gateway }) = six {
+        // No probes for duplicates: init has said why (`network.rs`).
+        text.push_str(&format!("Address={address}/{prefix}\nIPv6DuplicateAddressDetection=0\n"));
+        if let Some(gateway) = gateway {
+            text.push_str(&format!("Gateway={gateway}\n"));
+        }
     }
     text.push_str("DHCP=no\nIPv6AcceptRA=no\nKeepConfiguration=yes\n");
     text
@@ -69,7 +76,7 @@ mod tests {
     fn interface(gateway: bool) -> Interface {
         let mac = Mac([2, 0, 0, 0, 0, 10]);
         let gateway = gateway.then(|| [10, 0, 0, 1].into());
-        Interface { mac, address: [10, 0, 0, 2].into(), prefix: 24, gateway, mtu: 1500 }
+        Interface { mac, address: [10, 0, 0, 2].into(), prefix: 24, gateway, mtu: 1500, six: None }
     }
 
     #[test]
@@ -93,5 +100,30 @@ mod tests {
         assert!(read("etc/network/interfaces").contains("auto eth1\niface eth1 inet manual\n"));
         let told = read("etc/NetworkManager/conf.d/00-labyard.conf");
         assert!(told.ends_with("unmanaged-devices=mac:02:00:00:00:00:0a;mac:02:00:00:00:00:0a\n"), "{told}");
+    }
+
+    #[test]
+    fn ipv6_is_told_to_who_manages_addresses_and_the_others_still_leave_them_alone() {
+        let image = tempfile::tempdir().expect("a folder");
+        for folder in ["etc/systemd/network", "etc/network", "etc/NetworkManager"] {
+            fs::create_dir_all(image.path().join(folder)).expect("a folder");
+        }
+        let root = Below::open(image.path()).expect("opening it");
+        let read = |path: &str| fs::read_to_string(image.path().join(path)).expect("a file");
+        let others = || ["etc/network/interfaces", "etc/NetworkManager/conf.d/00-labyard.conf"].map(read);
+        write(&root, &[interface(true), interface(false)]).expect("writing");
+        let (plain, without) = (read("etc/systemd/network/00-labyard-eth1.network"), others());
+        let address = "fd00:10::2".parse().expect("an address");
+        let six = |gateway: Option<&str>| Interface {
+            six: Some(Interface6 { address, prefix: 64, gateway: gateway.map(|ip| ip.parse().expect("an address")) }),
+            ..interface(gateway.is_some())
+        };
+        write(&root, &[six(Some("fd00:10::1")), six(None)]).expect("writing");
+        let first = read("etc/systemd/network/00-labyard-eth0.network");
+        let both = "Address=10.0.0.2/24\nGateway=10.0.0.1\nAddress=fd00:10::2/64\nIPv6DuplicateAddressDetection=0\nGateway=fd00:10::1\n";
+        assert!(first.contains(both) && first.contains("IPv6AcceptRA=no\n"), "{first}");
+        let second = read("etc/systemd/network/00-labyard-eth1.network");
+        assert_eq!(second.replace("Address=fd00:10::2/64\nIPv6DuplicateAddressDetection=0\n", ""), plain);
+        assert_eq!(others(), without);
     }
 }

@@ -4,7 +4,7 @@
 //! Each is sent with a wish for an answer, and the answer is an error number or 0.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
@@ -19,11 +19,14 @@ const SET: u16 = 0x100 | 0x400;
 const NLMSG_ERROR: u16 = 2;
 const HEADER_BYTES: usize = 16;
 const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
 const IFLA_MTU: u16 = 4;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
+/// Nobody is asked whether the address is taken (include/uapi/linux/if_addr.h).
+const IFA_F_NODAD: u8 = 2;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RT_TABLE_MAIN: u8 = 254;
@@ -51,6 +54,22 @@ pub(super) fn address(index: u32, address: Ipv4Addr, prefix: u8) -> Vec<u8> {
     if let Some(hosts) = u32::MAX.checked_shr(prefix.into()).filter(|hosts| *hosts > 1) {
         message.attribute(IFA_BROADCAST, &(address.to_bits() | hosts).to_be_bytes());
     }
+    message.finish()
+}
+
+/// Gives the interface an address of IPv6, which is used from this moment on: nobody else has it, so nobody is asked (RFC 4862, 5.4).
+pub(super) fn address6(index: u32, address: Ipv6Addr, prefix: u8) -> Vec<u8> {
+    let mut message = Message::new(RTM_NEWADDR, ASK | SET);
+    message.bytes(&[AF_INET6, prefix, IFA_F_NODAD, RT_SCOPE_UNIVERSE]).word(index);
+    message.attribute(IFA_LOCAL, &address.octets()).attribute(IFA_ADDRESS, &address.octets());
+    message.finish()
+}
+
+/// Sends everything of IPv6 that is not local to `gateway`.
+pub(super) fn default_route6(index: u32, gateway: Ipv6Addr) -> Vec<u8> {
+    let mut message = Message::new(RTM_NEWROUTE, ASK | SET);
+    message.bytes(&[AF_INET6, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST]).word(0);
+    message.attribute(RTA_GATEWAY, &gateway.octets()).attribute(RTA_OIF, &index.to_ne_bytes());
     message.finish()
 }
 
@@ -112,7 +131,7 @@ impl Message {
     }
 
     fn attribute(&mut self, kind: u16, payload: &[u8]) -> &mut Self {
-        // rtattr: its length counts the header but not the padding. Payloads here are at most four bytes.
+        // rtattr: its length counts the header but not the padding. Payloads here are at most sixteen bytes.
         let len = u16::try_from(payload.len().saturating_add(4)).unwrap_or(u16::MAX);
         self.bytes(&len.to_ne_bytes()).bytes(&kind.to_ne_bytes()).bytes(payload);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
@@ -154,6 +173,25 @@ mod tests {
             &[8, 0, 5, 0, 172, 16, 0, 1, 8, 0, 4, 0, 3, 0, 0, 0],
         ];
         assert_eq!(default_route(3, [172, 16, 0, 1].into()), route.concat());
+
+        let six = [0xfd, 0, 0, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2];
+        let addr = [
+            &[64, 0, 0, 0, 20, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0][..],
+            &[10, 64, 2, 0, 3, 0, 0, 0],
+            &[20, 0, 2, 0],
+            &six,
+            &[20, 0, 1, 0],
+            &six,
+        ];
+        assert_eq!(address6(3, six.into(), 64), addr.concat());
+        let route = [
+            &[56, 0, 0, 0, 24, 0, 5, 5, 0, 0, 0, 0, 0, 0, 0, 0][..],
+            &[10, 0, 0, 0, 254, 3, 0, 1, 0, 0, 0, 0],
+            &[20, 0, 5, 0],
+            &six,
+            &[8, 0, 4, 0, 3, 0, 0, 0],
+        ];
+        assert_eq!(default_route6(3, six.into()), route.concat());
     }
 
     #[test]

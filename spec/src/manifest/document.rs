@@ -107,6 +107,7 @@ written! {
         subnet: At<String>,
         gateway: Maybe<String>,
         private: Option<bool>,
+        labyard: Option<OwnNetwork>,
     }
     Machine {
         name: At<String>,
@@ -127,6 +128,15 @@ written! {
         cpu_template: Maybe<String>,
         nested_virtualization: Option<bool>,
         huge_pages: Maybe<bool>,
+    }
+    /// The same of a network: its IPv6 (`docs/adr/0008`).
+    OwnNetwork {
+        subnet6: Maybe<String>,
+        gateway6: Maybe<String>,
+    }
+    /// And of an interface.
+    OwnInterface {
+        address6: Maybe<String>,
     }
     /// The same of a drive.
     OwnDrive {
@@ -162,6 +172,7 @@ written! {
     Interface {
         network: Maybe<String>,
         address: Maybe<String>,
+        labyard: Option<OwnInterface>,
     }
     Resources {
         cpu_count: Maybe<u32>,

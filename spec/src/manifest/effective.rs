@@ -75,9 +75,14 @@ fn playground(lab: &Lab) -> Value {
 }
 
 fn network(network: &Network) -> Value {
-    json!({
-        "name": network.name, "subnet": network.subnet.to_string(), "gateway": network.gateway, "private": network.private,
-    })
+    let six = network.six.map(|six| json!({ "subnet6": six.subnet.to_string(), "gateway6": six.gateway }));
+    object([
+        ("name", json!(network.name)),
+        ("subnet", json!(network.subnet.to_string())),
+        ("gateway", json!(network.gateway)),
+        ("private", json!(network.private)),
+        ("labyard", six.unwrap_or_default()),
+    ])
 }
 
 fn machine(machine: &Machine) -> Value {
@@ -123,7 +128,12 @@ fn drive(drive: &Drive) -> Value {
 }
 
 fn interface(interface: &Interface) -> Value {
-    json!({ "network": interface.network, "address": format!("{}/{}", interface.address, interface.prefix) })
+    let six = interface.six.map(|six| json!({ "address6": format!("{}/{}", six.address, six.prefix) }));
+    object([
+        ("network", json!(interface.network)),
+        ("address", json!(format!("{}/{}", interface.address, interface.prefix))),
+        ("labyard", six.unwrap_or_default()),
+    ])
 }
 
 fn startup_file(file: &StartupFile) -> Value {
@@ -303,10 +313,11 @@ mod tests {
     use super::super::Manifest;
     use super::*;
 
-    const EXAMPLES: [&str; 3] = [
+    const EXAMPLES: [&str; 4] = [
         include_str!("../../testdata/storage.yaml"),
         include_str!("../../testdata/segments.yaml"),
         include_str!("../../testdata/cluster.yaml"),
+        include_str!("../../testdata/six.yaml"),
     ];
 
     #[test]

@@ -1,11 +1,11 @@
 //! What a manifest asks for, with every default and address filled in. Plain data.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Place, Placed};
-use crate::net::{Ipv4Subnet, Mac};
+use crate::net::{Ipv4Subnet, Mac, Network6};
 use crate::playground::{Engine, Entry};
 use crate::source::Source;
 
@@ -67,6 +67,8 @@ pub struct Network {
     pub gateway: Ipv4Addr,
     /// No way out, by wish.
     pub private: bool,
+    /// Its IPv6, where it has any.
+    pub six: Option<Network6>,
 }
 
 /// One machine.
@@ -174,6 +176,19 @@ pub struct Interface {
     pub prefix: u8,
     /// The default route: on the first interface whose network is not private.
     pub gateway: Option<Ipv4Addr>,
+    /// Its IPv6, where its network has any.
+    pub six: Option<Interface6>,
+}
+
+/// The IPv6 side of an interface.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Interface6 {
+    /// Its address.
+    pub address: Ipv6Addr,
+    /// Prefix length as the guest sees it.
+    pub prefix: u8,
+    /// The default route: on the first interface whose network is not private and has IPv6.
+    pub gateway: Option<Ipv6Addr>,
 }
 
 /// A file written before the machine's own init starts.

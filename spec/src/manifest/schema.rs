@@ -16,6 +16,8 @@ const ID: &str = "urn:labyard:playground";
 const NAME: &str = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$";
 const SIZE: &str = "^[0-9]+ *[KMGT](i|iB)?$";
 const ADDRESS: &str = "^[0-9]+(\\.[0-9]+){3}$";
+/// What IPv6 addresses are written with; their rules are no matter of a pattern.
+const ADDRESS6: &str = "^[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*$";
 
 /// The schema.
 pub fn schema() -> Value {
@@ -140,6 +142,9 @@ fn limit(of: &str, field: &str) -> Value {
         ("Network", "subnet") => json!({ "pattern": "^[0-9]+(\\.[0-9]+){3}/[0-9]+$" }),
         ("Network", "gateway") => json!({ "pattern": ADDRESS }),
         ("Interface", "address") => json!({ "pattern": "^[0-9]+(\\.[0-9]+){3}(/[0-9]+)?$" }),
+        ("OwnNetwork", "subnet6") => json!({ "pattern": "^[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*/[0-9]+$" }),
+        ("OwnNetwork", "gateway6") => json!({ "pattern": ADDRESS6 }),
+        ("OwnInterface", "address6") => json!({ "pattern": "^[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(/[0-9]+)?$" }),
         ("Machine", "backend") => json!({ "enum": ["firecracker", "cloud-hypervisor"] }),
         ("Machine", "users") => json!({ "minItems": 1 }),
         ("Machine", "drives") => json!({ "minItems": 1, "maxItems": MAX_DRIVES }),
@@ -240,6 +245,7 @@ mod tests {
             include_str!("../../testdata/storage.yaml"),
             include_str!("../../testdata/segments.yaml"),
             include_str!("../../testdata/cluster.yaml"),
+            include_str!("../../testdata/six.yaml"),
             include_str!("../../../examples/two-machines/lab.yaml"),
         ] {
             checked(text).unwrap_or_else(|why| panic!("{why}"));

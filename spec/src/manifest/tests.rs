@@ -1,3 +1,5 @@
+mod six;
+
 use super::*;
 use crate::net::Mac;
 use crate::playground::Entry;

@@ -40,13 +40,14 @@ pub(super) struct Shown {
     pub(super) memory_mib: u64,
     page_size: u64,
     addresses: Vec<Address>,
+    addresses6: Vec<Address>,
     pub(super) conditions: Vec<Condition>,
 }
 
 #[derive(Serialize)]
 pub(super) struct Address {
     network: String,
-    address: std::net::Ipv4Addr,
+    address: std::net::IpAddr,
 }
 
 /// All labs as they are; a vmm without a supervisor gets a new one.
@@ -97,8 +98,9 @@ pub(crate) fn ps(home: &Home, json: bool) -> Outcome {
             ]);
         }
         for machine in &lab.machines {
+            let addresses = machine.addresses.iter().chain(&machine.addresses6);
             let addresses: Vec<_> =
-                machine.addresses.iter().map(|address| format!("{}={}", address.network, address.address)).collect();
+                addresses.map(|address| format!("{}={}", address.network, address.address)).collect();
             rows.push(vec![
                 lab.name.clone(),
                 machine.name.clone(),
@@ -187,7 +189,8 @@ fn shown_machine(machine: Machine, standing: Standing) -> Shown {
         None if matches!(standing, Standing::Ended | Standing::Interrupted) => "gone".to_owned(),
         None => "waiting".to_owned(),
     };
-    let addresses = machine.addresses.into_iter().map(|(network, address)| Address { network, address });
+    let addresses = machine.addresses.into_iter().map(|(network, ip)| Address { network, address: ip.into() });
+    let addresses6 = machine.addresses6.into_iter().map(|(network, ip)| Address { network, address: ip.into() });
     Shown {
         name: machine.name,
         state,
@@ -198,6 +201,7 @@ fn shown_machine(machine: Machine, standing: Standing) -> Shown {
         memory_mib: machine.memory_mib,
         page_size: machine.page_size,
         addresses: addresses.collect(),
+        addresses6: addresses6.collect(),
         conditions: machine.conditions,
     }
 }

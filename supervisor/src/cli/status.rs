@@ -1,16 +1,18 @@
 //! One lab in detail: what it reached and when, what its machines are made of, and what their devices did.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use anyhow::Context;
 use labyard_spec::control;
 use labyard_spec::manifest::size;
+use labyard_spec::playground::MachineSpec;
 use labyard_supervisor::client;
 use labyard_supervisor::home::{Folder, Home, names};
 use labyard_supervisor::plan::Plan;
-use labyard_supervisor::record::{Condition, Expiry, Standing, State, TaskState, now_ms};
+use labyard_supervisor::record::{Condition, Expiry, Machine, Standing, State, TaskState, now_ms};
 use labyard_supervisor::words::chain;
 use serde::Serialize;
 
@@ -43,6 +45,8 @@ struct Network {
     private: bool,
     /// Which way out it has, where it has one.
     way_out: Option<String>,
+    subnet6: Option<String>,
+    gateway6: Option<std::net::Ipv6Addr>,
 }
 
 #[derive(Serialize)]
@@ -51,6 +55,7 @@ struct Nic {
     interface: String,
     network: String,
     address: Option<std::net::Ipv4Addr>,
+    address6: Option<std::net::Ipv6Addr>,
     mac: String,
 }
 
@@ -118,6 +123,8 @@ fn detail(folder: &Folder, state: State, vmm: Option<&control::Status>) -> Resul
             gateway: network.gateway,
             private: network.private,
             way_out: way_out(&network.name),
+            subnet6: network.six.map(|six| six.subnet.to_string()),
+            gateway6: network.six.map(|six| six.gateway),
         });
     }
     for (plan, machine) in plan.iter().flat_map(|plan| plan.spec.machines.iter().map(move |machine| (plan, machine))) {
@@ -128,6 +135,7 @@ fn detail(folder: &Folder, state: State, vmm: Option<&control::Status>) -> Resul
                 interface: format!("eth{position}"),
                 network: nic.network.clone(),
                 address: known.and_then(|known| known.addresses.get(position)).map(|(_, address)| *address),
+                address6: known.and_then(|known| six(known, machine, position)),
                 mac: nic.mac.to_string(),
             });
         }
@@ -164,6 +172,13 @@ fn detail(folder: &Folder, state: State, vmm: Option<&control::Status>) -> Resul
     })
 }
 
+/// The IPv6 address of an interface. A machine may have more than one on a network, so it is found by how many of the interfaces before it are on the same.
+fn six(known: &Machine, planned: &MachineSpec, position: usize) -> Option<std::net::Ipv6Addr> {
+    let network = &planned.interfaces.get(position)?.network;
+    let before = planned.interfaces.iter().take(position).filter(|nic| nic.network == *network).count();
+    known.addresses6.iter().filter(|(of, _)| of == network).nth(before).map(|(_, address)| *address)
+}
+
 fn print(detail: &Detail) {
     let lab = &detail.lab;
     let age = output::span(Duration::from_millis(now_ms().saturating_sub(lab.created_ms)));
@@ -184,7 +199,8 @@ fn print(detail: &Detail) {
         conditions("  ", &machine.conditions);
         let of = |name: &str| name == machine.name;
         for nic in detail.nics.iter().filter(|nic| of(&nic.machine)) {
-            let address = nic.address.map(|address| address.to_string()).unwrap_or_default();
+            let addresses = nic.address.map(IpAddr::from).into_iter().chain(nic.address6.map(IpAddr::from));
+            let address = addresses.map(|address| address.to_string()).collect::<Vec<_>>().join(" and ");
             output::line(&format!("  {}  {} on {}, {}", nic.interface, address, nic.network, nic.mac));
         }
         for drive in detail.drives.iter().filter(|drive| of(&drive.machine)) {
@@ -207,6 +223,9 @@ fn print(detail: &Detail) {
             None => "not private, without a way out".to_owned(),
         };
         output::line(&format!("\nnetwork {}: {}, gateway {}, {way}", network.name, network.subnet, network.gateway));
+        if let (Some(subnet), Some(gateway)) = (&network.subnet6, network.gateway6) {
+            output::line(&format!("  {subnet}, gateway {gateway}"));
+        }
     }
     for task in &detail.tasks {
         let why = task.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();

@@ -131,6 +131,42 @@ fn the_first_network_with_a_way_out_has_the_default_route_and_the_resolver() {
 }
 
 #[test]
+fn ipv6_goes_beside_ipv4_and_where_there_is_none_nothing_says_so() {
+    let text = include_str!("../../../spec/testdata/six.yaml");
+    let six = Manifest::read(text, "six.yaml").expect("it keeps every rule").lab;
+    let planned = plan(&six, &[found(), found()], &folder());
+    let subnets: Vec<_> = planned.spec.networks.iter().map(|network| network.six.map(|six| six.subnet)).collect();
+    assert_eq!(subnets, six.networks.iter().map(|network| network.six.map(|six| six.subnet)).collect::<Vec<_>>());
+    let uplink = planned.uplink.as_ref().expect("networks that are not private");
+    let [old, edge, _] = uplink.networks.as_slice() else { panic!("{uplink:?}") };
+    assert_eq!((old.six, old.names.len(), old.names6.len()), (None, 1, 0));
+    assert_eq!(edge.six.map(|six| six.gateway.to_string()).as_deref(), Some("fd00:10::ff"));
+    let names: Vec<_> = edge.names6.iter().map(|(name, address)| format!("{name} {address}")).collect();
+    assert_eq!(names, ["web fd00:10::2", "db fd00:10::1"]);
+
+    let config = machine_config(&six, &six.machines[0], &found());
+    let hosts: Vec<_> = config.hosts.iter().map(|host| format!("{} {}", host.address, host.names.join(" "))).collect();
+    let web = ["172.16.0.2", "10.0.0.2", "10.10.0.2", "10.20.0.2", "fd00:16::3", "fd00:10::2", "fd00:20::2"];
+    let db = ["172.16.0.3", "10.10.0.3", "10.20.0.3", "fd00:16::2", "fd00:10::1", "fd00:20::3"];
+    let lines = |addresses: &[&str], name| addresses.iter().map(|ip| format!("{ip} {name}")).collect::<Vec<_>>();
+    assert_eq!(hosts, [lines(&web, "web"), lines(&db, "db")].concat());
+    let gateways: Vec<_> = config.interfaces.iter().map(|nic| nic.six.and_then(|six| six.gateway)).collect();
+    assert_eq!(gateways, [None, None, edge.six.map(|six| six.gateway), None]);
+    assert!(config.nameservers.iter().all(|address| *address == old.gateway), "the resolver is at its IPv4 address");
+
+    let written = |lab: &Lab, count: usize| {
+        let plan = plan(lab, &vec![found(); count], &folder());
+        let config = machine_config(lab, &lab.machines[0], &found());
+        format!("{} {}", serde_json::to_string(&plan).expect("JSON"), serde_json::to_string(&config).expect("JSON"))
+    };
+    let text = include_str!("../../../spec/testdata/segments.yaml");
+    let segments = Manifest::read(text, "segments.yaml").expect("it keeps every rule").lab;
+    assert!(!written(&segments, segments.machines.len()).contains("six"));
+    assert!(!written(&segments, segments.machines.len()).contains("names6"));
+    assert!(written(&six, 2).contains(r#""six":{"address":"fd00:10::2","prefix":64,"gateway":"fd00:10::ff"}"#));
+}
+
+#[test]
 fn every_example_keeps_every_rule() {
     let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
     let manifests =

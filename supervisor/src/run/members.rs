@@ -180,8 +180,10 @@ fn hosts_of(state: &State, machine: &str) -> Option<(Vec<HostEntry>, Vec<String>
     let left = state.left.clone()?;
     let own = &state.machines.iter().find(|other| other.name == machine)?.addresses;
     let entries = state.machines.iter().flat_map(|other| {
-        let shared = other.addresses.iter().filter(|(network, _)| own.iter().any(|(own, _)| own == network));
-        shared.map(|(_, address)| HostEntry { address: *address, names: vec![other.name.clone()] })
+        let shares = |network: &String| own.iter().any(|(own, _)| own == network);
+        let four = other.addresses.iter().filter(move |(network, _)| shares(network)).map(|(_, ip)| (*ip).into());
+        let six = other.addresses6.iter().filter(move |(network, _)| shares(network)).map(|(_, ip)| (*ip).into());
+        four.chain(six).map(|address| HostEntry { address, names: vec![other.name.clone()] })
     });
     Some((entries.collect(), left))
 }

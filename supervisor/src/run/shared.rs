@@ -422,6 +422,7 @@ mod tests {
             memory_mib: 64,
             page_size: 0,
             addresses: Vec::new(),
+            addresses6: Vec::new(),
             conditions: Vec::new(),
             ended: None,
             paused: false,

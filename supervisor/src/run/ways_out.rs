@@ -9,7 +9,7 @@ use std::sync::{Arc, MutexGuard, PoisonError};
 
 use labyard_spec::control::Request;
 use labyard_spec::playground::{NetworkSpec, Slot};
-use labyard_spec::uplink::Table;
+use labyard_spec::uplink::{Table, UplinkNetwork};
 
 use super::shared::Shared;
 use crate::control::{Control, ControlError};
@@ -50,6 +50,7 @@ pub(super) fn open(shared: &Shared, control: &Control, plan: &Plan) -> Result<()
     }
     for network in missing.iter_mut().flat_map(|spec| &mut spec.networks) {
         network.names = machines_on(&state, &network.name);
+        network.names6 = machines_on6(&state, network);
     }
     // One that has ended says so elsewhere.
     let Some(vmm) = shared.vmm_pidfd() else { return Ok(()) };
@@ -123,7 +124,9 @@ pub(super) async fn tell(shared: &Arc<Shared>) {
                     continue;
                 }
                 let names = machines_on(&state, &network.name);
-                let table = Table { network: network.name.clone(), names, others: spec.others.clone() };
+                let names6 = machines_on6(&state, network);
+                let (others, others6) = (spec.others.clone(), spec.others6.clone());
+                let table = Table { network: network.name.clone(), names, others, names6, others6 };
                 if let Err(why) = wayout::tell(&shared.folder, &table) {
                     let text = format!("the gateway of network {} knows the names that it knew: {why}", network.name);
                     shared.note(None, &text);
@@ -141,4 +144,13 @@ fn machines_on(state: &State, network: &str) -> Vec<(String, std::net::Ipv4Addr)
         Some((machine.name.clone(), *address))
     };
     state.machines.iter().filter_map(on).collect()
+}
+
+/// The same of IPv6, where the network has it.
+fn machines_on6(state: &State, network: &UplinkNetwork) -> Vec<(String, std::net::Ipv6Addr)> {
+    let on = |machine: &crate::record::Machine| {
+        let (_, address) = machine.addresses6.iter().find(|(name, _)| *name == network.name)?;
+        Some((machine.name.clone(), *address))
+    };
+    state.machines.iter().filter(|_| network.six.is_some()).filter_map(on).collect()
 }

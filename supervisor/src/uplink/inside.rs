@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 
-use labyard_spec::net::Ipv4Subnet;
 use labyard_sys::confine::{self, Kept};
 use labyard_sys::exec::inherited;
 use labyard_sys::filter::{self, Leave};
@@ -42,9 +41,9 @@ pub(crate) enum Ask {
     /// All is built: from now on only what follows is heard.
     Seal,
     /// The host has these addresses now.
-    Addresses(Vec<Ipv4Addr>),
+    Addresses(rules::Host),
     /// The lab's other networks have these now.
-    Others(Vec<Ipv4Subnet>),
+    Others(rules::Others),
 }
 
 /// Done, with what the program printed, or why not.

@@ -16,6 +16,7 @@ mod names;
 mod netlink;
 mod outside;
 mod rules;
+mod six;
 mod tables;
 
 use std::fs::File;

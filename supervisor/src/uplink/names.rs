@@ -21,6 +21,7 @@ pub(super) const RESOLV_CONF: &str = "/etc/resolv.conf";
 const HEADER_BYTES: usize = 12;
 /// Types and class (RFC 1035, 3.2.2 and 3.2.4; RFC 3596).
 const TYPE_A: u16 = 1;
+const TYPE_AAAA: u16 = 28;
 const TYPE_ANY: u16 = 255;
 const CLASS_IN: u16 = 1;
 /// Codes of answers (RFC 1035, 4.1.1).
@@ -159,7 +160,7 @@ impl Names {
 
 enum Found {
     /// The network has it, and perhaps an address of the type that was asked for.
-    Here(Option<Ipv4Addr>),
+    Here(Option<IpAddr>),
     /// It would be the network's, and is not there.
     Nobody,
     /// Somebody else's.
@@ -170,9 +171,11 @@ impl Gateway {
     fn find(&self, question: &Question<'_>) -> Found {
         let name = question.name.as_str();
         match self.names.get(name) {
-            Some(address) if question.class == CLASS_IN => {
-                Found::Here(matches!(question.kind, TYPE_A | TYPE_ANY).then_some(address))
-            }
+            Some((four, six)) if question.class == CLASS_IN => Found::Here(match question.kind {
+                TYPE_A | TYPE_ANY => Some(four.into()),
+                TYPE_AAAA => six.map(Into::into),
+                _ => None,
+            }),
             // A name without a dot means nothing to anybody else.
             _ if !name.contains('.') && !name.is_empty() => Found::Nobody,
             _ => Found::Elsewhere,
@@ -225,7 +228,7 @@ impl<'a> Question<'a> {
         Some(Self { bytes: message.get(..at + 4)?, name, kind, class })
     }
 
-    fn answer(&self, code: u8, address: Option<Ipv4Addr>) -> Vec<u8> {
+    fn answer(&self, code: u8, address: Option<IpAddr>) -> Vec<u8> {
         let mut answer = self.bytes.to_vec();
         if let Some([_, _, flags, more, _, _, a0, a1, n0, n1, x0, x1]) = answer.first_chunk_mut::<HEADER_BYTES>() {
             // An authoritative answer; recursion as it was wished for, and there.
@@ -235,10 +238,15 @@ impl<'a> Question<'a> {
         }
         if let Some(address) = address {
             // The name is that of the question, at byte 12 (RFC 1035, 4.1.4).
-            answer.extend([0xc0, 12, 0, 1, 0, 1]);
+            let (kind, octets) = match address {
+                IpAddr::V4(address) => (TYPE_A, address.octets().to_vec()),
+                IpAddr::V6(address) => (TYPE_AAAA, address.octets().to_vec()),
+            };
+            answer.extend([0xc0, 12]);
+            [kind, CLASS_IN].iter().for_each(|word| answer.extend(word.to_be_bytes()));
             answer.extend(TTL.to_be_bytes());
-            answer.extend([0, 4]);
-            answer.extend(address.octets());
+            answer.extend([0, if address.is_ipv4() { 4 } else { 16 }]);
+            answer.extend(octets);
         }
         answer
     }
@@ -257,6 +265,8 @@ fn resolver(text: &str) -> Option<IpAddr> {
 mod tests {
     use super::*;
 
+    const SIX: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, 5);
+
     fn ask(name: &str, kind: u16) -> Vec<u8> {
         let mut message = vec![0xab, 0xcd, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
         for label in name.split('.') {
@@ -271,15 +281,20 @@ mod tests {
 
     fn gateway() -> Gateway {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a socket");
-        Gateway { socket, names: Known::new(&[("web".to_owned(), Ipv4Addr::new(172, 16, 0, 10))]) }
+        let names = ["web", "six"].map(|name| (name.to_owned(), Ipv4Addr::new(172, 16, 0, 10)));
+        Gateway { socket, names: Known::new(&names, &[("six".to_owned(), SIX)]) }
     }
 
     #[test]
     fn a_machine_is_known_and_others_are_not_or_are_somebody_else_s() {
         let gateway = gateway();
         let find = |name, kind| gateway.find(&Question::read(&ask(name, kind)).expect("a question"));
-        assert!(matches!(find("WEB", TYPE_A), Found::Here(Some(address)) if address.octets() == [172, 16, 0, 10]));
-        assert!(matches!(find("web", 28), Found::Here(None)), "it has no address of IPv6");
+        let four = IpAddr::from([172, 16, 0, 10]);
+        assert!(matches!(find("WEB", TYPE_A), Found::Here(Some(address)) if address == four));
+        assert!(matches!(find("web", TYPE_AAAA), Found::Here(None)), "it has no address of IPv6");
+        assert!(matches!(find("Six", TYPE_AAAA), Found::Here(Some(address)) if address == SIX));
+        assert!(matches!(find("six", TYPE_ANY), Found::Here(Some(address)) if address == four), "one of them");
+        assert!(matches!(find("six", 15), Found::Here(None)));
         assert!(matches!(find("db", TYPE_A), Found::Nobody));
         assert!(matches!(find("deb.debian.org", TYPE_A), Found::Elsewhere));
     }
@@ -288,11 +303,15 @@ mod tests {
     fn an_answer_is_the_question_with_an_address_behind_it() {
         let message = ask("web", TYPE_A);
         let question = Question::read(&message).expect("a question");
-        let answer = question.answer(NO_ERROR, Some(Ipv4Addr::new(172, 16, 0, 10)));
+        let answer = question.answer(NO_ERROR, Some([172, 16, 0, 10].into()));
         assert_eq!(answer[..12], [0xab, 0xcd, 0x85, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
         assert_eq!(answer[12..message.len()], message[12..]);
         assert_eq!(answer[message.len()..], [0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 5, 0, 4, 172, 16, 0, 10]);
         assert_eq!(question.answer(NAME_ERROR, None)[3], 0x83);
+        let message = ask("six", TYPE_AAAA);
+        let answer = Question::read(&message).expect("a question").answer(NO_ERROR, Some(SIX.into()));
+        let record = [&[0xc0, 12, 0, 28, 0, 1, 0, 0, 0, 5, 0, 16][..], &SIX.octets()].concat();
+        assert_eq!((answer[7], &answer[message.len()..]), (1, &record[..]));
     }
 
     #[test]

@@ -19,11 +19,14 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::inside::{self, ARGUMENT, Ask, MAX_BYTES, SOCKET, Told};
 use super::names::{Names, RESOLV_CONF};
 use super::netlink;
-use super::rules::{self, UP};
+use super::rules::{self, Host, Others, UP};
+use super::six;
 use super::tables::{Known, Tables};
 
 /// How long pasta may take until its device is there.
 const PASTA_WITHIN: Duration = Duration::from_secs(10);
+/// How much longer for IPv6, which it configures right after IPv4 or not at all.
+const PASTA_SIX_WITHIN: Duration = Duration::from_secs(1);
 const PASTA_LOOK: Duration = Duration::from_millis(20);
 /// Between the namespace and the host: addresses for benchmarks between networks (RFC 2544), which nobody should meet. Of these 131,072,
 /// four are taken at a time.
@@ -35,16 +38,15 @@ pub(super) struct Uplink {
     /// What it is, in words.
     pub(super) way: String,
     child: Namespace,
-    host: Vec<Ipv4Addr>,
+    host: Host,
     /// Where the host's addresses are read, opened while files could be.
-    trie: File,
+    addresses: Addresses,
     changes: OwnedFd,
     /// Where the namespace's devices come and go, and the taps among them: it ends with the last one.
     devices: OwnedFd,
     taps: Vec<String>,
     tables: Tables,
-    /// Subnets of the lab's other networks.
-    others: Vec<Ipv4Subnet>,
+    others: Others,
     /// Whatever else must live as long: pasta, or who owns the host's rules.
     helper: Child,
 }
@@ -100,6 +102,8 @@ impl Namespace {
 impl Uplink {
     /// Builds it, with the taps in the order of the networks.
     pub(super) fn build(spec: &UplinkSpec, listener: UnixListener) -> Result<(Self, Vec<OwnedFd>), String> {
+        let asked = six::is_asked(spec);
+        let spec = &if six::is_there() { spec.clone() } else { six::without(spec) };
         let child = Namespace::start()?;
         let names: Vec<_> = (0..spec.networks.len()).map(rules::tap).collect();
         let devices = child.ask(&Ask::Devices)?.1.pop().ok_or("no socket that follows devices")?;
@@ -110,12 +114,22 @@ impl Uplink {
         // Before anything can pass: nobody is to see the moment between.
         let changes = netlink::follow(netlink::ADDRESSES)
             .map_err(|error| format!("listening for the host's addresses: {error}"))?;
-        let trie = File::open(FIB_TRIE).map_err(|error| format!("{FIB_TRIE}: {error}"))?;
-        let host = host_addresses(&trie)?;
-        let rules = rules::inside(&spec.networks, &host) + &rules::others(&spec.others);
-        child.run(&["nft", "-f", "-"], &rules)?;
-        // Of a kernel without IPv6 there is nothing to switch off.
-        let _ = child.set("ipv6/conf/all/disable_ipv6", "1");
+        let addresses = Addresses::open(six::is_asked(spec))?;
+        let host = addresses.read()?;
+        let others = Others { four: spec.others.clone(), six: host.six.is_some().then(|| spec.others6.clone()) };
+        child.run(&["nft", "-f", "-"], &(rules::inside(&spec.networks, &host) + &rules::others(&others)))?;
+        let is_root = rustix::process::geteuid().is_root();
+        let mut block6 = host.six.as_ref().map(|host| {
+            if is_root { six::have_host_forward() } else { six::has_route() }.and_then(|()| six::free_block(spec, host))
+        });
+        if host.six.is_some() {
+            for (name, value) in six::settings(spec, block6.as_ref().is_some_and(Result::is_ok)) {
+                child.set(&name, value)?;
+            }
+        } else {
+            // Of a kernel without IPv6 there is nothing to switch off.
+            let _ = child.set("ipv6/conf/all/disable_ipv6", "1");
+        }
         let mut batch = String::from("link set lo up\n");
         for (network, index) in spec.networks.iter().zip(0..) {
             let (tap, prefix) = (rules::tap(index), network.subnet.prefix());
@@ -123,26 +137,42 @@ impl Uplink {
             batch.push_str(&format!(
                 "link set {tap} address {mac} mtu {mtu} up\naddr add {gateway}/{prefix} dev {tap}\n"
             ));
+            if let Some(six) = network.six {
+                batch.push_str(&format!("addr add {}/{} dev {tap} nodad\n", six.gateway, six.subnet.prefix()));
+            }
         }
         child.ip(&batch)?;
         child.set("ipv4/ip_forward", "1")?;
         let gateways = spec.networks.iter().map(|network| network.gateway).collect();
         let (_, sockets) = child.ask(&Ask::Resolvers(gateways))?;
-        let known: Vec<_> = spec.networks.iter().map(|network| Known::new(&network.names)).collect();
+        let known: Vec<_> = spec.networks.iter().map(|network| Known::new(&network.names, &network.names6)).collect();
         let serving = |error: std::io::Error| format!("answering about names: {error}");
         let resolvers = Names::new(&known, sockets).map_err(serving)?;
         let tables = Tables::new(listener, spec, &known).map_err(serving)?;
-        let block = free_block(spec, &host)?;
-        let (way, helper) = match rustix::process::geteuid().is_root() {
-            true => (format!("veth and nftables, {}", block.host), veth(&child, &block)?),
-            false => ("pasta".to_owned(), pasta(&child, &block)?),
+        let block = free_block(spec, &host.four)?;
+        let led6 = block6.as_ref().and_then(|block| block.as_ref().ok());
+        let (mut way, helper) = match is_root {
+            true => (format!("veth and nftables, {}", block.host), veth(&child, &block, led6)?),
+            false => match pasta(&child, &block, led6) {
+                Err(why) if led6.is_some() => {
+                    block6 = Some(Err(why));
+                    child.set("ipv6/conf/default/disable_ipv6", "1")?;
+                    ("pasta".to_owned(), pasta(&child, &block, None)?)
+                }
+                built => ("pasta".to_owned(), built?),
+            },
         };
+        way.push_str(&match block6 {
+            Some(Ok(_)) => "; IPv6, too".to_owned(),
+            Some(Err(why)) => format!("; no IPv6: {why}"),
+            None if asked => "; no IPv6: the host's kernel has none".to_owned(),
+            None => String::new(),
+        });
         // From here on strangers are heard: guests ask for names.
         child.ask(&Ask::Seal)?;
         confine_self(&[child.child.id(), helper.id()])?;
         std::thread::Builder::new().name("names".to_owned()).spawn(|| resolvers.serve()).map_err(serving)?;
-        let others = spec.others.clone();
-        Ok((Self { way, child, host, trie, changes, devices, taps: names, tables, others, helper }, taps))
+        Ok((Self { way, child, host, addresses, changes, devices, taps: names, tables, others, helper }, taps))
     }
 
     /// Keeps the host's addresses out of reach until the vmm has ended, or has let go of all taps.
@@ -174,7 +204,7 @@ impl Uplink {
             }
             if changed {
                 netlink::take(&self.changes);
-                let now = host_addresses(&self.trie)?;
+                let now = self.addresses.read()?;
                 if now != self.host {
                     self.child.ask(&Ask::Addresses(now.clone()))?;
                     self.host = now;
@@ -185,10 +215,11 @@ impl Uplink {
             }
             if told {
                 let Self { tables, child, others, .. } = &mut self;
-                tables.hear(|now| {
-                    if others.as_slice() != now {
-                        child.ask(&Ask::Others(now.to_vec()))?;
-                        *others = now.to_vec();
+                tables.hear(|four, six| {
+                    let now = Others { four: four.to_vec(), six: others.six.is_some().then(|| six.to_vec()) };
+                    if *others != now {
+                        child.ask(&Ask::Others(now.clone()))?;
+                        *others = now;
                     }
                     Ok(())
                 });
@@ -233,16 +264,22 @@ fn free_block(spec: &UplinkSpec, host: &[Ipv4Addr]) -> Result<Block, String> {
 }
 
 /// The way out for root.
-fn veth(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, String> {
+fn veth(child: &Namespace, Block { host, inner }: &Block, six: Option<&six::Block>) -> Result<Child, String> {
     let pid = child.child.id();
     let (device, table) = (format!("ly-{pid}"), format!("labyard_{pid}"));
-    let owner = own_rules(&rules::outside(&table, &device, *inner), &table)?;
+    let owner = own_rules(&rules::outside(&table, &device, *inner, six.map(|six| six.inner)), &table)?;
     let own = |batch: &str| inside::run_program(&["ip", "-batch", "-"].map(str::to_owned), batch).map(|_| ());
     let built = (|| {
         own(&format!(
             "link add {device} type veth peer name {UP} netns {pid}\naddr add {host}/30 dev {device}\nlink set {device} up\n"
         ))?;
         child.ip(&format!("addr add {inner}/30 dev {UP}\nlink set {UP} up\nroute add default via {host}\n"))?;
+        if let Some(block) = six {
+            six::open_device(&device)?;
+            let [ours, theirs] = six::veth(block, &device);
+            own(&ours)?;
+            child.ip(&theirs)?;
+        }
         let forward = "/proc/sys/net/ipv4/ip_forward";
         match std::fs::read_to_string(forward).is_ok_and(|text| text.trim() == "1") {
             true => Ok(()),
@@ -292,25 +329,19 @@ fn own_rules(text: &str, table: &str) -> Result<Child, String> {
 }
 
 /// The way out for everybody else.
-fn pasta(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, String> {
+fn pasta(child: &Namespace, Block { host, inner }: &Block, six: Option<&six::Block>) -> Result<Child, String> {
     let (pid, host, inner) = (child.child.id().to_string(), host.to_string(), inner.to_string());
     let mut command = Command::new("pasta");
-    command.args([
-        "-f",
-        "-q",
-        "-4",
-        "-t",
-        "none",
-        "-u",
-        "none",
-        "-T",
-        "none",
-        "-U",
-        "none",
-        "--no-map-gw",
-        "--config-net",
-    ]);
-    command.args(["--no-dhcp", "-I", UP, "-a", &inner, "-n", "255.255.255.252", "-g", &host, &pid]);
+    command.args(["-f", "-q", "-t", "none", "-u", "none", "-T", "none", "-U", "none", "--no-map-gw", "--config-net"]);
+    command.args(["--no-dhcp", "-I", UP, "-a", &inner, "-n", "255.255.255.252", "-g", &host]);
+    match six {
+        None => command.arg("-4"),
+        Some(six::Block { host, inner }) => {
+            let (host, inner) = (host.to_string(), inner.to_string());
+            command.args(["--no-dhcpv6", "--no-ra", "-a", &inner, "-g", &host])
+        }
+    };
+    command.arg(&pid);
     command.env("PATH", inside::PATH).stdin(Stdio::null()).stdout(Stdio::null());
     spawn::dies_with_parent(&mut command);
     let mut pasta = command.spawn().map_err(|error| match error.kind() {
@@ -319,10 +350,19 @@ fn pasta(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, Stri
         }
         _ => format!("pasta: {error}"),
     })?;
-    let until = Instant::now() + PASTA_WITHIN;
+    let mut until = Instant::now() + PASTA_WITHIN;
+    let mut has_four = false;
     loop {
-        if child.run(&["ip", "-o", "route", "show", "default"], "").is_ok_and(|said| said.contains(UP)) {
-            return Ok(pasta);
+        let leads = |family| {
+            child.run(&["ip", "-o", family, "route", "show", "default"], "").is_ok_and(|said| said.contains(UP))
+        };
+        if leads("-4") {
+            if six.is_none() || leads("-6") {
+                return Ok(pasta);
+            }
+            if !has_four {
+                (has_four, until) = (true, Instant::now() + PASTA_SIX_WITHIN);
+            }
         }
         let ended = pasta.try_wait().map_err(|error| format!("pasta: {error}"))?;
         if let Some(status) = ended {
@@ -331,7 +371,8 @@ fn pasta(child: &Namespace, Block { host, inner }: &Block) -> Result<Child, Stri
         if Instant::now() > until {
             let _ = pasta.kill();
             let _ = pasta.wait();
-            return Err(format!("pasta brought no default route within {} s", PASTA_WITHIN.as_secs()));
+            let of = if has_four { " of IPv6" } else { "" };
+            return Err(format!("pasta brought no default route{of} in time"));
         }
         std::thread::sleep(PASTA_LOOK);
     }
@@ -352,6 +393,25 @@ fn confine_self(children: &[u32]) -> Result<(), String> {
 
 /// Where all addresses are at which the host answers (proc(5)).
 const FIB_TRIE: &str = "/proc/net/fib_trie";
+
+/// The files of the kernel that tell of them.
+struct Addresses {
+    trie: File,
+    /// Where the lab has IPv6.
+    six: Option<File>,
+}
+
+impl Addresses {
+    fn open(with_six: bool) -> Result<Self, String> {
+        let open = |path: &str| File::open(path).map_err(|error| format!("{path}: {error}"));
+        Ok(Self { trie: open(FIB_TRIE)?, six: with_six.then(|| open(six::ADDRESSES)).transpose()? })
+    }
+
+    fn read(&self) -> Result<Host, String> {
+        let six = self.six.as_ref().map(six::host_addresses).transpose()?;
+        Ok(Host { four: host_addresses(&self.trie)?, six })
+    }
+}
 
 fn host_addresses(mut trie: &File) -> Result<Vec<Ipv4Addr>, String> {
     let mut text = String::new();
@@ -395,8 +455,11 @@ mod tests {
             mac: labyard_spec::net::Mac([2, 0, 0, 0, 0, 1]),
             mtu: 1500,
             names: Vec::new(),
+            six: None,
+            names6: Vec::new(),
         };
-        let spec = |subnet| UplinkSpec { lab: "lab".into(), networks: vec![network(subnet)], others: Vec::new() };
+        let spec =
+            |subnet| UplinkSpec { lab: "lab".into(), networks: vec![network(subnet)], others: vec![], others6: vec![] };
         let block = free_block(&spec("10.0.0.0/8"), &[]).expect("a block");
         let next = free_block(&spec("10.0.0.0/8"), &[block.host]).expect("another");
         assert_ne!(block.host, next.host);

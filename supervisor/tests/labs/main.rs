@@ -21,6 +21,7 @@ mod networks;
 mod quotas;
 mod saved;
 mod serve;
+mod six;
 mod starting;
 mod stopping;
 mod streams;

@@ -1,5 +1,6 @@
 //! `labyard-uplink` between a guest, a host and the world, each a network namespace of the test's own. Needs root, nft, ip and pasta.
 
+mod six;
 mod world;
 
 use std::io::Write;
@@ -81,18 +82,18 @@ fn no_address_of_the_host_is_reached_and_no_other_network() {
 fn the_gateway_knows_the_machines_of_its_network_by_name() {
     each(|starter| {
         let lab = Lab::up(starter);
-        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "web"));
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "web", 1));
         assert_eq!(answer.as_deref().map(|answer| answer.ends_with(&[172, 16, 0, 10])), Ok(true), "{answer:?}");
-        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "nobody"));
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 16, 0, 1), "nobody", 1));
         assert_eq!(answer.map(|answer| answer[3] & 0xf), Ok(3), "there is none of this name");
-        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web"));
+        let answer = lab.guests[0].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web", 1));
         assert!(answer.is_err(), "another network's gateway: {answer:?}");
     });
 }
 
 /// What a resolver says of a name: the last byte of its address, or the code that says that there is none.
 fn resolved(lab: &Lab, name: &'static str) -> Result<u8, u8> {
-    let answer = lab.guests[0].run(move || world::ask(Ipv4Addr::new(172, 16, 0, 1), name)).expect("an answer");
+    let answer = lab.guests[0].run(move || world::ask(Ipv4Addr::new(172, 16, 0, 1), name, 1)).expect("an answer");
     match answer[3] & 0xf {
         0 => Ok(*answer.last().expect("an address")),
         code => Err(code),
@@ -115,7 +116,7 @@ fn who_comes_and_leaves_is_known_at_once_and_only_its_owner_may_say_so() {
         assert_eq!(lab.tell(&table(&[("db", 12)], &[])), Some(Ok(())));
         assert_eq!((resolved(&lab, "web"), resolved(&lab, "db")), (Err(3), Ok(12)));
         // The other network is as it was.
-        let other = lab.guests[1].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web"));
+        let other = lab.guests[1].run(|| world::ask(Ipv4Addr::new(172, 17, 0, 1), "web", 1));
         assert!(other.is_ok_and(|answer| answer.ends_with(&[172, 17, 0, 10])));
 
         // Another user is hung up on.
@@ -238,6 +239,6 @@ fn what_is_missing_is_told() {
     let host = world::Space::new("host");
     // No default route: pasta has nothing to copy.
     let folder = tempfile::tempdir().expect("a folder");
-    let failed = world::start(&host, As::Nobody, folder.path()).expect_err("it cannot be");
+    let failed = world::start(&host, As::Nobody, folder.path(), [false, false]).expect_err("it cannot be");
     assert!(failed.contains("default route"), "{failed}");
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, Permissions};
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-use labyard_spec::net::Mac;
+use labyard_spec::net::{Ipv6Subnet, Mac, Network6};
 use labyard_spec::uplink::{Answer, MAX_ANSWER_BYTES, Taken, UplinkNetwork, UplinkSpec, fd};
 use labyard_sys::{confine, message, spawn, tap, wait};
 use rustix::process::{Pid, PidfdFlags, Signal, Uid, pidfd_open};
@@ -67,20 +67,25 @@ impl Space {
     }
 
     pub(crate) fn addresses(&self) -> Vec<Ipv4Addr> {
-        let said = self.ip("-o -4 addr show");
+        self.addresses_of("-4")
+    }
+
+    pub(crate) fn addresses_of<T: std::str::FromStr>(&self, family: &str) -> Vec<T> {
+        let said = self.ip(&format!("-o {family} addr show"));
         said.lines().filter_map(|line| line.split_whitespace().nth(3)?.split('/').next()?.parse().ok()).collect()
     }
 
     /// Says hello to whoever comes; tells who did.
-    pub(crate) fn serve(&self, address: Ipv4Addr, port: u16) -> Receiver<Ipv4Addr> {
+    pub(crate) fn serve(&self, address: impl Into<IpAddr>, port: u16) -> Receiver<IpAddr> {
+        let address = address.into();
         let listener = self.run(move || TcpListener::bind((address, port))).expect("listening");
         let (tell, came) = mpsc::channel();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let mut stream = stream.expect("a stream");
                 let _ = stream.write_all(b"hello");
-                if let Ok(SocketAddr::V4(peer)) = stream.peer_addr()
-                    && tell.send(*peer.ip()).is_err()
+                if let Ok(peer) = stream.peer_addr()
+                    && tell.send(peer.ip()).is_err()
                 {
                     return;
                 }
@@ -91,20 +96,21 @@ impl Space {
 }
 
 /// What a server says.
-pub(crate) fn reach(address: Ipv4Addr, port: u16) -> Result<String, String> {
+pub(crate) fn reach(address: impl Into<IpAddr>, port: u16) -> Result<String, String> {
     let failed = |error: std::io::Error| error.to_string();
-    let mut stream = TcpStream::connect_timeout(&(address, port).into(), Duration::from_secs(3)).map_err(failed)?;
+    let address = (address.into(), port).into();
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3)).map_err(failed)?;
     stream.set_read_timeout(Some(Duration::from_secs(3))).map_err(failed)?;
     let mut said = [0; 5];
     stream.read_exact(&mut said).map_err(failed)?;
     Ok(String::from_utf8_lossy(&said).into_owned())
 }
 
-/// Asks a resolver for a machine's address; its answer.
-pub(crate) fn ask(resolver: Ipv4Addr, name: &str) -> Result<Vec<u8>, String> {
+/// Asks a resolver for a machine's address of a type; its answer.
+pub(crate) fn ask(resolver: Ipv4Addr, name: &str, kind: u8) -> Result<Vec<u8>, String> {
     let mut message = vec![7, 7, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, name.len() as u8];
     message.extend(name.bytes());
-    message.extend([0, 0, 1, 0, 1]);
+    message.extend([0, 0, kind, 0, 1]);
     let exchange = || {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         socket.set_read_timeout(Some(Duration::from_secs(3)))?;
@@ -126,24 +132,39 @@ pub(crate) struct Lab {
     pub(crate) uplink: Child,
     starter: As,
     folder: tempfile::TempDir,
+    /// What the uplink says that it is.
+    pub(crate) way: String,
     vmm: Child,
-    cables: Vec<Sender<()>>,
+    /// What ends each, and the uplink's tap at its end.
+    cables: Vec<(Sender<()>, File)>,
 }
 
-fn networks() -> Vec<UplinkNetwork> {
-    let network = |number: u8| UplinkNetwork {
+/// Networks, of which those have IPv6 that say so.
+fn networks(with_six: [bool; 2]) -> Vec<UplinkNetwork> {
+    let six = |number: u8| {
+        let subnet: Ipv6Subnet = format!("fd00:{}::/64", 16 + number).parse().expect("a subnet");
+        let host = |last: u128| Ipv6Addr::from_bits(subnet.network().to_bits() + last);
+        (Network6 { subnet, gateway: host(1) }, ("web".to_owned(), host(0x10)))
+    };
+    let network = |number: u8, with_six: bool| UplinkNetwork {
         name: format!("net{number}"),
         subnet: format!("172.{}.0.0/24", 16 + number).parse().expect("a subnet"),
         gateway: Ipv4Addr::new(172, 16 + number, 0, 1),
         mac: Mac([2, 0, 0, 0, 1, number]),
         mtu: 1500,
         names: vec![("web".into(), Ipv4Addr::new(172, 16 + number, 0, 10))],
+        six: with_six.then(|| six(number).0),
+        names6: with_six.then(|| six(number).1).into_iter().collect(),
     };
-    vec![network(0), network(1)]
+    let [first, second] = with_six;
+    vec![network(0, first), network(1, second)]
 }
 
-/// Starts an uplink in a host; its process, what stands for the vmm, and the taps.
-pub(crate) fn start(host: &Space, starter: As, folder: &Path) -> Result<(Child, Child, Vec<OwnedFd>), String> {
+/// What runs once an uplink was started: its process, what stands for the vmm, the taps, and what it says that it is.
+type Started = (Child, Child, Vec<OwnedFd>, String);
+
+/// Starts an uplink in a host.
+pub(crate) fn start(host: &Space, starter: As, folder: &Path, with_six: [bool; 2]) -> Result<Started, String> {
     let mut vmm = Command::new("sleep");
     vmm.arg("600");
     // A test that fails leaves nobody behind.
@@ -175,12 +196,12 @@ pub(crate) fn start(host: &Space, starter: As, folder: &Path) -> Result<(Child, 
         vec![(reader.into(), fd::SPEC), (pidfd, fd::VMM), (theirs.into(), fd::ANSWER), (listener.into(), fd::TABLES)];
     spawn::give(&mut command, given);
     let uplink = host.run(move || command.stdin(Stdio::null()).spawn().expect("it starts"));
-    let spec = UplinkSpec { lab: "lab".into(), networks: networks(), others: Vec::new() };
+    let spec = UplinkSpec { lab: "lab".into(), networks: networks(with_six), others: vec![], others6: vec![] };
     writer.write_all(&serde_json::to_vec(&spec).expect("JSON")).expect("writing");
     drop(writer);
     let (body, taps) = message::recv(&ours, MAX_ANSWER_BYTES).expect("receiving").expect("an answer");
     match serde_json::from_slice(&body).expect("an answer") {
-        Answer::Up(_) => Ok((uplink, vmm, taps)),
+        Answer::Up(way) => Ok((uplink, vmm, taps, way)),
         Answer::Failed(why) => {
             let (mut uplink, mut vmm) = (uplink, vmm);
             vmm.kill().and_then(|()| vmm.wait()).expect("ending");
@@ -192,6 +213,11 @@ pub(crate) fn start(host: &Space, starter: As, folder: &Path) -> Result<(Child, 
 
 impl Lab {
     pub(crate) fn up(starter: As) -> Self {
+        Self::up_with(starter, [false, false], |_, _| {})
+    }
+
+    /// The same with IPv6 on some networks and whatever else world and host have.
+    pub(crate) fn up_with(starter: As, with_six: [bool; 2], more: impl FnOnce(&Space, &Space)) -> Self {
         let (world, host) = (Space::new("world"), Space::new("host"));
         world.ip(&format!("link add in0 type veth peer name out0 netns {}", host.tid));
         for (space, device, address) in [(&world, "in0", "203.0.113.1/24"), (&host, "out0", "203.0.113.2/24")] {
@@ -200,24 +226,31 @@ impl Lab {
         }
         host.ip("addr add 192.0.2.7/24 dev lo");
         host.ip("route add default via 203.0.113.1");
+        more(&world, &host);
         let folder = tempfile::tempdir().expect("a folder");
-        let (uplink, vmm, taps) = start(&host, starter, folder.path()).expect("a way out");
+        let (uplink, vmm, taps, way) = start(&host, starter, folder.path(), with_six).expect("a way out");
         assert_eq!(taps.len(), 2);
         let mut cables = Vec::new();
         let guests = taps.into_iter().zip(0u8..).map(|(theirs, number)| {
             let guest = Space::new("guest");
             let own = guest.run(|| tap::create("eth0").expect("a tap"));
             guest.ip(&format!("addr add 172.{}.0.10/24 dev eth0", 16 + number));
+            if with_six.iter().any(|with| *with) {
+                guest.ip(&format!("addr add fd00:{}::10/64 dev eth0 nodad", 16 + number));
+            }
             guest.ip("link set eth0 up");
             guest.ip(&format!("route add default via 172.{}.0.1", 16 + number));
+            if with_six.iter().any(|with| *with) {
+                guest.ip(&format!("route add default via fd00:{}::1", 16 + number));
+            }
             let (end, ended) = mpsc::channel();
-            cables.push(end);
             let theirs = File::from(theirs);
+            cables.push((end, theirs.try_clone().expect("a descriptor")));
             std::thread::spawn(move || cable(&own, &theirs, &ended));
             guest
         });
         let guests = guests.collect();
-        Self { world, host, guests, uplink, starter, folder, vmm, cables }
+        Self { world, host, guests, uplink, starter, folder, way, vmm, cables }
     }
 
     /// Connects to where tables come, as a user.
@@ -249,6 +282,11 @@ impl Lab {
         let link = format!("socket:[{}]", line.split_whitespace().nth(6).expect("an inode"));
         let files = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").flatten();
         files.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|to| to.display().to_string() == link))
+    }
+
+    /// A frame that no honest guest sends, behind a virtio header.
+    pub(crate) fn inject(&self, network: usize, frame: &[u8]) {
+        tap::send(&self.cables[network].1, frame).expect("a tap");
     }
 
     /// The vmm lets go of all taps, and lives.
@@ -286,12 +324,17 @@ impl Lab {
     }
 
     /// Whether the rules inside know of an address.
-    pub(crate) fn rules_name(&self, address: Ipv4Addr) -> bool {
+    pub(crate) fn rules_name(&self, address: impl Into<IpAddr>) -> bool {
+        let address = address.into();
+        let set = if address.is_ipv4() { "host" } else { "host6" };
+        self.inside(&format!("nft list set inet labyard {set}")).contains(&address.to_string())
+    }
+
+    /// What a command says in the namespace of the uplink.
+    pub(crate) fn inside(&self, command: &str) -> String {
         let inside = self.parts().into_iter().find(|pid| is_named(*pid, "inside")).expect("the child");
-        let mut command = Command::new("nsenter");
-        command.args(["-t", &inside.to_string(), "-n"]);
-        let said = command.args(["nft", "list", "set", "inet", "labyard", "host"]).output().expect("nsenter");
-        String::from_utf8_lossy(&said.stdout).contains(&address.to_string())
+        let said = Command::new("nsenter").args(["-t", &inside.to_string(), "-n"]).args(command.split(' ')).output();
+        String::from_utf8_lossy(&said.expect("nsenter").stdout).into_owned()
     }
 
     pub(crate) fn assert_nothing_is_left(&self) {
@@ -300,6 +343,7 @@ impl Lab {
         let rules = self.host.run(|| Command::new("nft").args(["list", "tables"]).output().expect("nft"));
         assert_eq!(String::from_utf8_lossy(&rules.stdout), "", "rules");
         assert!(!self.host.addresses().iter().any(|address| address.octets()[0] == 198));
+        assert!(!self.host.addresses_of::<Ipv6Addr>("-6").iter().any(|address| address.segments()[0] == 0xfd6c));
     }
 }
 

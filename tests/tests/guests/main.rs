@@ -27,6 +27,7 @@ mod refused;
 mod rootless;
 mod rounds;
 mod saved;
+mod six;
 mod sizes;
 mod starting;
 mod tiny;

@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use crate::host::{self, Said};
 use crate::lab::{self, Lab};
+use crate::six;
 
 const MACHINES: &str = "    - name: a
       drives: [{source: 'IMAGE', mount: /, size: 4GiB}]
-      network: {interfaces: [{network: local, address: 172.16.0.10}, {network: edge, address: 10.10.0.10}]}
+      network: {interfaces: [{network: local, address: 172.16.0.10, labyard: {address6: 'fd00:16::10'}}, {network: edge, address: 10.10.0.10}]}
       resources: {cpuCount: 1, ramSize: 256MiB}
     - name: b
       drives: [{source: 'IMAGE', mount: /, size: 4GiB}]
@@ -22,11 +23,13 @@ const MACHINES: &str = "    - name: a
       resources: {cpuCount: 1, ramSize: 256MiB}
 ";
 pub(crate) const SERVER: &str = "203.0.113.1";
+pub(crate) const SERVER6: &str = "2001:db8:113::1";
 const HOST: &str = "203.0.113.2";
 /// Says hello to whoever comes, with their address.
 const GREETER: &str = "
 import socket, sys
-listener = socket.create_server((sys.argv[1], 8000))
+family = socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET
+listener = socket.create_server((sys.argv[1], 8000), family=family)
 print('listening', flush=True)
 while True:
     stream, peer = listener.accept()
@@ -49,10 +52,16 @@ impl World {
     pub(crate) fn new() -> Result<Self> {
         sh("ip netns add world && ip link add out0 type veth peer name in0 netns world && \
             ip -n world addr add 203.0.113.1/24 dev in0 && ip -n world link set in0 up && ip -n world link set lo up && \
-            ip addr add 203.0.113.2/24 dev out0 && ip link set out0 up && ip route add default via 203.0.113.1")?;
+            ip addr add 203.0.113.2/24 dev out0 && ip link set out0 up && ip route add default via 203.0.113.1 && \
+            ip -n world addr add 2001:db8:113::1/64 dev in0 nodad && ip addr add 2001:db8:113::2/64 dev out0 nodad && \
+            ip route add default via 2001:db8:113::1")?;
         let mut world = Self { servers: Vec::new() };
-        world.serve(&["ip", "netns", "exec", "world"], SERVER)?;
-        world.serve(&[], HOST)?;
+        for server in [SERVER, SERVER6] {
+            world.serve(&["ip", "netns", "exec", "world"], server)?;
+        }
+        for own in [HOST, six::HOST6] {
+            world.serve(&[], own)?;
+        }
         Ok(world)
     }
 
@@ -86,10 +95,16 @@ fn machines_have_a_way_out_that_nothing_comes_in_by_and_links_do_what_they_are_a
     let manifest = lab::manifest(folder.path(), "open", MACHINES)?;
     let text = std::fs::read_to_string(&manifest)?;
     let private = "{name: local, subnet: 172.16.0.0/24, private: true}";
-    std::fs::write(&manifest, text.replace(private, &format!("{private}, {{name: edge, subnet: 10.10.0.0/24}}")))?;
+    let (local, edge) = (six::LOCAL, six::EDGE);
+    let networks = format!(
+        "{{name: local, subnet: 172.16.0.0/24, private: true, {local}}}, {{name: edge, subnet: 10.10.0.0/24, {edge}}}"
+    );
+    std::fs::write(&manifest, text.replace(private, &networks))?;
     let mut lab = Lab::new("open");
     let said = lab.up(&manifest)?;
     ensure!(said.text().contains("networks with a way out: edge"), "{}{}", said.text(), said.stderr);
+    ensure!(said.text().contains("; IPv6, too)"), "{}{}", said.text(), said.stderr);
+    six::check(&mut lab);
     lab.check("a server outside is reached, and sees the host", |lab| {
         let said = fetch(lab, "a", SERVER)?;
         ensure!(said.text() == format!("hello {HOST}\n"), "{said:?}");

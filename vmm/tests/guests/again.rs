@@ -69,7 +69,14 @@ fn a_machine_that_has_ended_starts_again_on_its_files_while_another_runs_on() {
     let mut files = Files::default();
     let machines = vec![once.machine("once", &mut files), other.machine("other", &mut files)];
     let subnet = Ipv4Subnet::containing([10, 0, 0, 0].into(), 24).expect("a subnet");
-    let network = NetworkSpec { name: "local".into(), subnet, gateway: [10, 0, 0, 1].into(), private: true, tap: None };
+    let network = NetworkSpec {
+        name: "local".into(),
+        subnet,
+        gateway: [10, 0, 0, 1].into(),
+        private: true,
+        tap: None,
+        six: None,
+    };
     let spec = PlaygroundSpec { name: "lab".into(), networks: vec![network], machines };
     playground.create(&spec, files.into_slots()).expect("created");
 
@@ -124,6 +131,7 @@ fn a_machine_and_a_network_come_and_go_while_another_runs_on() {
         gateway: [10, 0, third, 1].into(),
         private: true,
         tap: None,
+        six: None,
     };
     let spec = PlaygroundSpec { name: "lab".into(), networks: vec![network("local", 0)], machines };
     playground.create(&spec, files.into_slots()).expect("created");

@@ -201,3 +201,45 @@ fn a_driver_that_merges_nothing_gets_large_frames_into_large_buffers_only() {
     assert_eq!(nics[1].driver.used(RX), [(small, 0), (large, 12 + sent.bytes.len() as u32)]);
     assert_eq!(nics[1].driver.bytes(0x5_000a, 2), [1, 0]);
 }
+
+/// Whoever looks for a neighbour, and who answers: over IPv4 (RFC 826), and over IPv6 (RFC 4861, 4.3 and 4.4). The answers say that an
+/// address is at the hardware address `is_at`.
+fn neighbours(from: [u8; 6], is_at: [u8; 6]) -> [(&'static str, Vec<u8>); 4] {
+    let ether = |to: [u8; 6], kind: [u8; 2], payload: &[u8]| [&to[..], &from, &kind, payload].concat();
+    let arp = |operation: u8| {
+        let head = [0, 1, 8, 0, 6, 4, 0, operation];
+        [&head[..], &is_at, &[172, 16, 0, 2], &mac(2), &[172, 16, 0, 3]].concat()
+    };
+    let icmpv6 = |to_last: u8, kind: u8, option: u8| {
+        let address = |last: u8| [0xfd, 0, 0, 0x16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+        let head = [0x60, 0, 0, 0, 0, 32, 58, 255];
+        let message = [kind, 0, 0, 0, 0x60, 0, 0, 0];
+        [&head[..], &address(2), &address(to_last), &message, &address(3), &[option, 1], &is_at].concat()
+    };
+    let group = [0x33, 0x33, 0xff, 0, 0, 3];
+    [
+        ("ARP asks", ether(BROADCAST, [8, 6], &arp(1))),
+        ("ARP answers", ether(mac(2), [8, 6], &arp(2))),
+        ("IPv6 asks", ether(group, [0x86, 0xdd], &icmpv6(3, 135, 1))),
+        ("IPv6 answers", ether(mac(2), [0x86, 0xdd], &icmpv6(2, 136, 2))),
+    ]
+}
+
+#[test]
+fn neighbours_of_ipv6_are_found_and_feigned_as_those_of_ipv4_are() {
+    let mut nics = network(&[ALL, ALL]);
+    nics[1].post(32, 1600);
+    // A frame that says itself that it comes from another is dropped, whatever its packet says.
+    for (number, (name, frame)) in (1..).zip(neighbours(mac(2), mac(1))) {
+        nics[0].send(COMPLETE, &frame);
+        assert_eq!(nics[1].received().len(), 0, "{name}");
+        assert_eq!(nics[0].count(Count::RefusedSource), number, "{name}");
+    }
+    // What the packet says is for who reads it: a network is one neighbourhood, and machines of it trust each other or do not.
+    for is_at in [mac(1), mac(9)] {
+        for (name, frame) in neighbours(mac(1), is_at) {
+            nics[0].send(COMPLETE, &frame);
+            assert_eq!(nics[1].received().iter().map(|(_, got)| got).collect::<Vec<_>>(), [&frame], "{name}");
+        }
+    }
+}

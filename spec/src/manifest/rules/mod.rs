@@ -6,6 +6,7 @@ mod extras;
 mod machines;
 mod networks;
 mod own;
+mod six;
 
 use super::check_name;
 use super::document::{At, Document};
@@ -25,7 +26,8 @@ pub(super) fn lab(document: &Document, text: &str, kept: &Kept) -> Result<Lab, B
     let playground = &document.playground.value;
     let networks = networks::check(playground)?;
     let mut machines = machines::check(playground, text, &mut notes)?;
-    let networks = networks::assign(&networks, playground, &mut machines, kept, &mut notes)?;
+    let mut networks = networks::assign(&networks, playground, &mut machines, kept, &mut notes)?;
+    six::assign(playground, &mut networks, &mut machines)?;
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     Ok(Lab {
         name: document.name.value.clone(),

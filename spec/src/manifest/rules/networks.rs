@@ -1,4 +1,5 @@
 //! Networks and the addresses on them: gateway first, what is static, what a lab has already, then the first free ones in manifest order.
+//! IPv6 is `six.rs`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -108,7 +109,13 @@ pub(super) fn assign(
             None => free(draft.subnet, taken).ok_or_else(|| full(draft, playground, "networks", "its gateway"))?,
         };
         taken.entry(gateway).or_insert_with(|| "the gateway".to_owned());
-        networks.push(Network { name: draft.name.clone(), subnet: draft.subnet, gateway, private: draft.private });
+        networks.push(Network {
+            name: draft.name.clone(),
+            subnet: draft.subnet,
+            gateway,
+            private: draft.private,
+            six: None,
+        });
     }
     for ((machine, wishes), position) in machines.iter_mut().zip(wishes).zip(0..) {
         let mut routed = false;
@@ -136,6 +143,7 @@ pub(super) fn assign(
                 address,
                 prefix: wish.prefix,
                 gateway,
+                six: None,
             });
         }
     }

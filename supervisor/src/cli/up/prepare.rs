@@ -117,6 +117,11 @@ impl Preparation<'_> {
             memory_mib: machine.memory_mib,
             page_size: 0,
             addresses: machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address)).collect(),
+            addresses6: machine
+                .interfaces
+                .iter()
+                .filter_map(|nic| Some((nic.network.clone(), nic.six?.address)))
+                .collect(),
             conditions: Vec::new(),
             paused: false,
             full_drives: Vec::new(),
