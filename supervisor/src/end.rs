@@ -63,6 +63,14 @@ pub async fn end(folder: &Folder, lock: &Lock, grace: Duration, mut note: impl F
     Ok(folder.remove()?)
 }
 
+/// Waits until whoever saw a vmm end has written that down, and is gone: what it writes later would be said of the next start.
+///
+/// # Errors
+/// Where it cannot be ended.
+pub fn supervisor_is_gone(state: &State) -> Result<(), EndError> {
+    make_sure("the supervisor", state.supervisor.as_ref(), END_WITHIN)
+}
+
 /// Waits for a process to end by itself, then kills it.
 fn make_sure(what: &'static str, who: Option<&Who>, patience: Duration) -> Result<(), EndError> {
     let Some(process) = who.and_then(Who::identity).and_then(|identity| identity.open().ok()) else { return Ok(()) };

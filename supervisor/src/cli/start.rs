@@ -9,7 +9,7 @@ use labyard_supervisor::journal::Reader;
 use labyard_supervisor::record::{End, Standing, State, now_ms};
 use labyard_supervisor::saved;
 use labyard_supervisor::words::chain;
-use labyard_supervisor::{host, quota};
+use labyard_supervisor::{end, host, quota};
 
 use super::args::{Restart, Start, Stop};
 use super::up::{Cancel, Progress, follow};
@@ -155,6 +155,7 @@ pub(super) fn whole(folder: &Folder, state: &mut State) -> Result<(), Failure> {
     host::check_kvm()?;
     let home = home_of(folder);
     let admitted = quota::admit(&home, quota::Ask::of_lab(folder, state, true)?, Some(name))?;
+    end::supervisor_is_gone(state)?;
     state.begin_again()?;
     state.write(folder)?;
     drop(admitted);

@@ -3,7 +3,7 @@
 use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
 
-use super::host::{Host, Running, kill, until};
+use super::host::{Host, Running, has_ended, kill, until};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -143,7 +143,7 @@ fn a_start_is_left_alone_when_asked_and_survives_who_asked() {
     let (_, stderr) = host.expect(3, &["start", "lab", "--timeout", "1s"]);
     assert!(stderr.contains("mute (last: KernelStarted)"), "{stderr}");
     host.expect(0, &["stop", "lab", "--grace", "1s"]);
-    let mut start = Running::start(&mut host.command(&["start", "lab"]));
+    let mut start = Running::start(&mut host.command(&["up", &host.manifest("lab", &["web"])]));
     start.wait_for("Jailed");
     start.signal(Signal::INT);
     let (code, stderr) = start.end();
@@ -180,6 +180,27 @@ fn what_a_machine_printed_is_kept_by_boots() {
     );
     host.expect(2, &["logs", "web", "--boot", "0"]);
     host.expect(2, &["logs", "web", "--boots", "-f"]);
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
+
+#[test]
+fn who_starts_a_lab_again_waits_for_the_supervisor_that_sees_it_end() {
+    let host = Host::new();
+    host.up("lab", &["web"]);
+    let before = host.ps();
+    let pid = |name: &str| i32::try_from(before[name].as_i64().expect("a pid")).expect("a pid");
+    let supervisor = pid("supervisor_pid");
+    // It is on its way to write down that the lab has ended.
+    kill(supervisor, Signal::STOP);
+    kill(pid("vmm_pid"), Signal::KILL);
+    let mut start = Running::start(&mut host.command(&["up", &host.manifest("lab", &["web"])]));
+    start.wait_for("starts again");
+    kill(supervisor, Signal::CONT);
+    let (code, stderr) = start.end();
+    assert_eq!(code, Some(0), "{stderr}");
+    until("the one before has ended", || has_ended(supervisor));
+    assert_eq!(host.ps()["standing"], "running");
     host.expect(0, &["down"]);
     host.assert_clean();
 }

@@ -18,7 +18,7 @@ use labyard_supervisor::journal::Reader;
 use labyard_supervisor::plan::Plan;
 use labyard_supervisor::record::{ConditionName, End, Standing, State, TaskStatus, now_ms};
 use labyard_supervisor::words::chain;
-use labyard_supervisor::{addresses, client, quota, saved};
+use labyard_supervisor::{addresses, client, end, quota, saved};
 use serde_json::Value;
 
 use super::super::args::Up;
@@ -209,6 +209,7 @@ impl Again<'_> {
         self.sweep_machines(&old)?;
         let admitted =
             quota::admit(self.preparation.home, quota::Ask::of(&self.preparation.manifest.lab), Some(&folder.name))?;
+        end::supervisor_is_gone(&state)?;
         state.begin_again()?;
         state.conditions.retain(|condition| condition.name == ConditionName::TasksDone);
         state.write(folder)?;
