@@ -189,8 +189,12 @@ fn a_network_with_a_way_out_comes_to_a_lab_that_runs_and_nothing_is_left_of_it()
         host::wait_for("no device is left", Duration::from_secs(30), gone, || format!("{:?}", devices()))?;
     }
     ensure!(state()?["vmm"] == vmm, "another vmm");
-    // The end of the vmm is the end of a way out.
+    // The end of the vmm is the end of a way out; a lab that is saved and goes on has another.
     host::run(&["up", &open, "--detach"])?.expect(0)?;
+    host::run(&["save", "ways"])?.expect(0)?;
+    ensure!(uplinks()? == 0, "{}", state()?);
+    host::run(&["restore", "ways"])?.expect(0)?;
+    ensure!(!is_root || (uplinks()?, devices()?[0]) == (1, 1), "{}", state()?);
     host::run(&["down", "ways"])?.expect(0)?;
     drop(tiny);
     before.wait_until_back()
