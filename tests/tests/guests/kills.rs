@@ -14,9 +14,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A lab, and how it is brought up.
 pub(crate) struct Kills<'a> {
     pub(crate) lab: &'a str,
-    /// A manifest, and another of the same lab with more in it. Both have a machine `one`.
+    /// A manifest, and others of the same lab with more in them. All have a machine `one`.
     pub(crate) small: &'a str,
-    pub(crate) large: &'a str,
+    pub(crate) others: &'a [&'a str],
     /// What `up` is given beside them.
     pub(crate) up: &'a [&'a str],
     /// How long after a command began it happens, at most.
@@ -46,15 +46,12 @@ impl Kills<'_> {
         let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let machine = format!("{}/one", self.lab);
         let up = |manifest| [&["up", manifest], self.up].concat();
-        let verbs = [
-            up(self.small),
-            up(self.large),
-            vec!["exec", &machine, "--", "true"],
-            vec!["down", self.lab, "--grace", "1s"],
-        ];
+        let mut verbs = vec![vec!["exec", &machine, "--", "true"], vec!["down", self.lab, "--grace", "1s"]];
+        verbs.push(up(self.small));
+        verbs.extend(self.others.iter().map(|manifest| up(manifest)));
         let within_ms = u64::try_from(self.within.as_millis())?;
         for moment in 0..moments {
-            let verb = &verbs[throw(&mut dice, 4) as usize];
+            let verb = &verbs[throw(&mut dice, verbs.len() as u64) as usize];
             if throw(&mut dice, 3) != 0 || verb[0] != "up" {
                 host::run(&up(self.small))?;
             }

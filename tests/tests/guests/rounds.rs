@@ -53,10 +53,11 @@ fn whoever_of_a_lab_of_linux_is_killed_ps_is_true_down_cleans_and_nothing_leaks(
     let (small, large) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let small_manifest = lab::manifest(small.path(), "cut", &machine("one"))?;
     let large_manifest = lab::manifest(large.path(), "cut", &(machine("one") + &machine("two")))?;
+    let others = [large_manifest.to_str().context("UTF-8")?];
     let kills = Kills {
         lab: "cut",
         small: small_manifest.to_str().context("UTF-8")?,
-        large: large_manifest.to_str().context("UTF-8")?,
+        others: &others,
         up: &[],
         within: WITHIN,
         has_agent: true,

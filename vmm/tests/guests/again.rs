@@ -1,11 +1,14 @@
 //! Tiny guests that end and start again, come and go, while another runs on.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
+use labyard_spec::control::{Reply, Request};
 use labyard_spec::net::{Ipv4Subnet, Mac};
 use labyard_spec::playground::{DriveSpec, Engine, InterfaceSpec, LayerSlots, NetworkSpec, OverlaySpec, Slot};
+use labyard_sys::message;
+use labyard_vmm::control::Control;
 
 use super::*;
 
@@ -216,4 +219,34 @@ fn a_network_with_a_way_out_comes_and_its_device_is_closed_when_it_goes() {
     assert!(!is_open(&second));
     playground.remove_network("edge").expect("long ago");
     playground.kill(None).expect("killed");
+}
+
+#[test]
+fn descriptors_that_nobody_took_go_with_the_connection_on_which_they_were_passed() {
+    let control = Control::new(embed::playground().expect("KVM"));
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("control.sock");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    std::thread::spawn(move || control.serve(&listener));
+    let pass = |tap: &OwnedFd| {
+        let stream = UnixStream::connect(&path).expect("it listens");
+        let request = Request::Descriptors { first: Slot(0), count: 1 };
+        message::send(&stream, &serde_json::to_vec(&request).expect("JSON"), &[tap.as_fd()]).expect("sending");
+        let (reply, _) = message::recv(&stream, 1024).expect("receiving").expect("a reply");
+        assert_eq!(serde_json::from_slice::<Reply>(&reply).expect("a reply"), Reply::Done);
+        stream
+    };
+    for _ in 0..2 {
+        let (mut passed, kernel) = tap();
+        let tap = passed.remove(&Slot(7)).expect("a tap");
+        let stream = pass(&tap);
+        drop(tap);
+        kernel.send(&[0]).expect("the vmm has the other end");
+        drop(stream);
+        let until = Instant::now() + Duration::from_secs(20);
+        while kernel.send(&[0]).is_ok() {
+            assert!(Instant::now() < until, "it is open still");
+            std::thread::yield_now();
+        }
+    }
 }

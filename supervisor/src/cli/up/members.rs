@@ -98,7 +98,10 @@ impl Again<'_> {
             let uplink = now.uplinks.iter().find(|uplink| uplink.network == network.name);
             self.preparation.progress.say(&match uplink {
                 Some(uplink) => format!("network {} is new, with a way out ({})", network.name, uplink.way),
-                None => format!("network {} is new, without a way out: see `labyard events`", network.name),
+                None => format!(
+                    "network {} is new, without a way out: `labyard events {}` says why",
+                    network.name, self.preparation.folder.name
+                ),
             });
         }
     }
