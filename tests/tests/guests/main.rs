@@ -4,6 +4,7 @@
 //! a name, prints how long it took, and fails the test at the end, so that one failure does not hide the others.
 
 mod access;
+mod apparmor;
 mod bake;
 mod block;
 mod crowd;
