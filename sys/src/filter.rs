@@ -95,10 +95,14 @@ type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 fn answered(leave: Leave<'_>) -> io::Result<Rules> {
     // The flags of clone3(2) lie in memory: clone(2) is taken.
     let mut rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
-    if matches!(leave, Leave::Network | Leave::Programs) {
+    let sockets = match leave {
         // nscd(8) and services like it are asked over a file; without them names are looked up as ever.
-        rules.insert(libc::SYS_socket, vec![rule(vec![is(0, libc::AF_UNIX)?])?]);
-    }
+        Leave::Network => Some(rule(vec![is(0, libc::AF_UNIX)?])?),
+        // ip(8) asks by several families for what it has by netlink, too.
+        Leave::Programs => Some(rule(vec![is_not(0, libc::AF_NETLINK)?])?),
+        _ => None,
+    };
+    rules.extend(sockets.map(|rule| (libc::SYS_socket, vec![rule])));
     Ok(rules)
 }
 
@@ -156,7 +160,6 @@ fn program(leave: Leave<'_>) -> io::Result<BpfProgram> {
                 rule(vec![masked(0, flag, flag)?])
             };
             rules.insert(libc::SYS_clone, NAMESPACES.iter().map(namespace).collect::<io::Result<_>>()?);
-            rules.insert(libc::SYS_socket, vec![none_of(0, &[libc::AF_UNIX, libc::AF_NETLINK])?]);
         }
     }
     let mut program = vec![

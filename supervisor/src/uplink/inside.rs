@@ -36,6 +36,8 @@ pub(crate) enum Ask {
     Set(String, String),
     /// A program runs, with this on its standard input.
     Run(Vec<String>, String),
+    /// What comes beside this is kept open as long as this process is there.
+    Hold,
     /// A socket that can be read when a network device comes or goes, beside the answer.
     Devices,
     /// All is built: from now on only what follows is heard.
@@ -62,12 +64,20 @@ pub(crate) fn main() -> ExitCode {
 fn run() -> Result<(), String> {
     let socket = UnixStream::from(inherited(SOCKET).map_err(|error| format!("its socket: {error}"))?);
     let entered = confine::enter_network_namespace().map_err(|error| format!("a network namespace: {error}"));
-    // New rights may have undone it (prctl(2), PR_SET_PDEATHSIG).
-    let bound = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    let ready: Told = entered.and_then(|()| bound.map_err(|error| error.to_string())).map(|()| String::new());
-    tell(&socket, &ready, &[])?;
-    let mut sealed = false;
-    while let Some((body, _)) = message::recv(&socket, MAX_BYTES).map_err(|error| error.to_string())? {
+    tell(&socket, &entered.map(|()| String::new()), &[])?;
+    let heard = hear(&socket);
+    // Whoever spoke to it is gone, and looks after nothing any more: what it led out by goes, before what it holds.
+    match run_program(&["ip", "link", "delete", rules::UP].map(str::to_owned), "") {
+        // It was never there, or has gone with who led it out.
+        Err(why) if why.contains("Cannot find device") => heard,
+        other => heard.and(other.map(|_| ())),
+    }
+}
+
+/// Until nobody asks any more.
+fn hear(socket: &UnixStream) -> Result<(), String> {
+    let (mut sealed, mut held) = (false, Vec::new());
+    while let Some((body, beside)) = message::recv(socket, MAX_BYTES).map_err(|error| error.to_string())? {
         let ask: Ask = serde_json::from_slice(&body).map_err(|error| error.to_string())?;
         let done = match ask {
             Ask::Addresses(host) => run_program(&["nft", "-f", "-"].map(str::to_owned), &rules::addresses(&host))
@@ -75,6 +85,10 @@ fn run() -> Result<(), String> {
             Ask::Others(others) => run_program(&["nft", "-f", "-"].map(str::to_owned), &rules::others(&others))
                 .map(|said| (said, Vec::new())),
             _ if sealed => Err("it is sealed".to_owned()),
+            Ask::Hold => {
+                held.extend(beside);
+                Ok((String::new(), Vec::new()))
+            }
             Ask::Seal => seal().map(|()| {
                 sealed = true;
                 (String::new(), Vec::new())
@@ -86,7 +100,7 @@ fn run() -> Result<(), String> {
             Err(why) => (Err(why), Vec::new()),
         };
         let beside: Vec<_> = beside.iter().map(AsFd::as_fd).collect();
-        tell(&socket, &told, &beside)?;
+        tell(socket, &told, &beside)?;
     }
     Ok(())
 }
@@ -140,7 +154,7 @@ fn carry_out(ask: Ask) -> Result<(String, Vec<OwnedFd>), String> {
             let socket = netlink::follow(netlink::DEVICES).map_err(|error| format!("following devices: {error}"))?;
             Ok((String::new(), vec![socket]))
         }
-        Ask::Seal | Ask::Addresses(_) | Ask::Others(_) => unreachable!("it is carried out by the loop"),
+        Ask::Hold | Ask::Seal | Ask::Addresses(_) | Ask::Others(_) => unreachable!("it is carried out by the loop"),
         Ask::Run(argv, input) => run_program(&argv, &input).map(|said| (said, Vec::new())),
     }
 }

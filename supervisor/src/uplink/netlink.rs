@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 
-/// Multicast groups (linux/rtnetlink.h): RTMGRP_LINK; RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR.
+/// Multicast groups (linux/rtnetlink.h): RTMGRP_LINK; RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR,
+/// RTMGRP_IPV4_ROUTE and RTMGRP_IPV6_ROUTE.
 pub(super) const DEVICES: u32 = 1;
-pub(super) const ADDRESSES: u32 = 0x10 | 0x100;
+pub(super) const ADDRESSES: u32 = 0x10 | 0x100 | 0x40 | 0x400;
 
 /// Can be read when something of these groups has changed in the caller's network namespace.
 pub(super) fn follow(groups: u32) -> rustix::io::Result<OwnedFd> {

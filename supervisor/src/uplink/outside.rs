@@ -19,7 +19,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use super::inside::{self, ARGUMENT, Ask, MAX_BYTES, SOCKET, Told};
 use super::names::{Names, RESOLV_CONF};
 use super::netlink;
-use super::rules::{self, Host, Others, UP};
+use super::rules::{self, Host, Others, Prefix, UP};
 use super::six;
 use super::tables::{Known, Tables};
 
@@ -27,6 +27,8 @@ use super::tables::{Known, Tables};
 const PASTA_WITHIN: Duration = Duration::from_secs(10);
 /// How much longer for IPv6, which it configures right after IPv4 or not at all.
 const PASTA_SIX_WITHIN: Duration = Duration::from_secs(1);
+/// How long the child may take to cut the way out.
+const CUT_WITHIN: Duration = Duration::from_secs(5);
 const PASTA_LOOK: Duration = Duration::from_millis(20);
 /// Between the namespace and the host: addresses for benchmarks between networks (RFC 2544), which nobody should meet. Of these 131,072,
 /// four are taken at a time.
@@ -49,6 +51,7 @@ pub(super) struct Uplink {
     others: Others,
     /// Whatever else must live as long: pasta, or who owns the host's rules.
     helper: Child,
+    is_root: bool,
 }
 
 /// The child that keeps the namespace.
@@ -63,7 +66,6 @@ impl Namespace {
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let mut command = Command::new("/proc/self/exe");
         command.arg(ARGUMENT).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
-        spawn::dies_with_parent(&mut command);
         spawn::give(&mut command, vec![(theirs.into(), SOCKET)]);
         let child = command.spawn().map_err(failed)?;
         drop(command);
@@ -73,8 +75,12 @@ impl Namespace {
     }
 
     fn ask(&self, ask: &Ask) -> Result<(String, Vec<OwnedFd>), String> {
+        self.ask_with(ask, &[])
+    }
+
+    fn ask_with(&self, ask: &Ask, beside: &[BorrowedFd<'_>]) -> Result<(String, Vec<OwnedFd>), String> {
         let body = serde_json::to_vec(ask).map_err(|error| error.to_string())?;
-        message::send(&self.socket, &body, &[]).map_err(|error| format!("its own child: {error}"))?;
+        message::send(&self.socket, &body, beside).map_err(|error| format!("its own child: {error}"))?;
         self.told()
     }
 
@@ -172,7 +178,7 @@ impl Uplink {
         child.ask(&Ask::Seal)?;
         confine_self(&[child.child.id(), helper.id()])?;
         std::thread::Builder::new().name("names".to_owned()).spawn(|| resolvers.serve()).map_err(serving)?;
-        Ok((Self { way, child, host, addresses, changes, devices, taps: names, tables, others, helper }, taps))
+        Ok((Self { way, child, host, addresses, changes, devices, taps: names, tables, others, helper, is_root }, taps))
     }
 
     /// Keeps the host's addresses out of reach until the vmm has ended, or has let go of all taps.
@@ -183,6 +189,7 @@ impl Uplink {
             pidfd_open(pid, PidfdFlags::empty()).map_err(|error| format!("watching a child: {error}"))
         });
         let (child, helper) = (child?, helper?);
+        let mut guards_alone = false;
         while self.is_used() {
             let told = self.tables.listener();
             let mut fds =
@@ -196,11 +203,19 @@ impl Uplink {
             if ended {
                 return Ok(());
             }
-            if lost || broken {
-                return Err(format!(
-                    "{} ended: its networks have no way out any more",
-                    if lost { "its own child" } else { &self.way }
-                ));
+            if broken || lost && !self.is_root {
+                let what = if broken { &self.way } else { "its own child" };
+                return Err(format!("{what} ended: its networks have no way out any more"));
+            }
+            if lost {
+                // The veth is there as long as somebody has a tap, and nobody is left who could take it away: the host's own rules stay.
+                eprintln!(
+                    "error: uplink: its own child ended: the host's rules stand, and nothing is changed any more"
+                );
+                guards_alone = true;
+            }
+            if guards_alone {
+                return self.guard(vmm);
             }
             if changed {
                 netlink::take(&self.changes);
@@ -228,6 +243,24 @@ impl Uplink {
         Ok(())
     }
 
+    /// Keeps the host's rules until the vmm has ended, or has let go of all taps.
+    fn guard(&self, vmm: &OwnedFd) -> Result<(), String> {
+        while self.is_used() {
+            let mut fds = [vmm.as_fd(), self.devices.as_fd()]
+                .map(|fd: BorrowedFd<'_>| PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                other => other.map_err(|error| format!("waiting: {error}"))?,
+            };
+            let [ended, _] = fds.map(|fd| !fd.revents().is_empty());
+            if ended {
+                break;
+            }
+            netlink::take(&self.devices);
+        }
+        Err("its own child ended before".to_owned())
+    }
+
     /// Whether anybody has a tap of it still. Whoever was to have them may have been killed before.
     fn is_used(&self) -> bool {
         self.taps.iter().any(|tap| netlink::has_device(&self.devices, tap))
@@ -236,7 +269,13 @@ impl Uplink {
 
 impl Drop for Uplink {
     fn drop(&mut self) {
-        for child in [&mut self.helper, &mut self.child.child] {
+        // The child goes when nobody speaks to it any more, and takes the way out with it. Only then nobody needs the host's rules.
+        let _ = rustix::net::shutdown(&self.child.socket, rustix::net::Shutdown::Both);
+        let until = Instant::now() + CUT_WITHIN;
+        while Instant::now() < until && self.child.child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            std::thread::sleep(PASTA_LOOK);
+        }
+        for child in [&mut self.child.child, &mut self.helper] {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -250,13 +289,13 @@ struct Block {
 }
 
 /// A block that neither the lab nor the host has a use for.
-fn free_block(spec: &UplinkSpec, host: &[Ipv4Addr]) -> Result<Block, String> {
+fn free_block(spec: &UplinkSpec, host: &[Prefix<Ipv4Addr>]) -> Result<Block, String> {
     let begin = std::process::id();
     let block = (0..BLOCKS).find_map(|step| {
         let first = BETWEEN.to_bits() + (begin.wrapping_add(step) % BLOCKS) * 4;
         let subnet = Ipv4Subnet::containing(Ipv4Addr::from_bits(first), 30)?;
         let free = spec.networks.iter().all(|network| !network.subnet.overlaps(subnet))
-            && !host.iter().any(|address| subnet.contains(*address));
+            && !host.iter().any(|own| own.is_beside(subnet.network(), 30));
         let address = |number| Ipv4Addr::from_bits(first + number);
         free.then(|| Block { host: address(1), inner: address(2) })
     });
@@ -267,7 +306,7 @@ fn free_block(spec: &UplinkSpec, host: &[Ipv4Addr]) -> Result<Block, String> {
 fn veth(child: &Namespace, Block { host, inner }: &Block, six: Option<&six::Block>) -> Result<Child, String> {
     let pid = child.child.id();
     let (device, table) = (format!("ly-{pid}"), format!("labyard_{pid}"));
-    let owner = own_rules(&rules::outside(&table, &device, *inner, six.map(|six| six.inner)), &table)?;
+    let owner = own_rules(child, &rules::outside(&table, &device, *inner, six.map(|six| six.inner)), &table)?;
     let own = |batch: &str| inside::run_program(&["ip", "-batch", "-"].map(str::to_owned), batch).map(|_| ());
     let built = (|| {
         own(&format!(
@@ -298,14 +337,14 @@ fn veth(child: &Namespace, Block { host, inner }: &Block, six: Option<&six::Bloc
 }
 
 /// Rules of the host that belong to a process of ours: the kernel removes them when it ends (nft(8), flags owner). It ends when nobody can
-/// tell it anything any more.
-fn own_rules(text: &str, table: &str) -> Result<Child, String> {
+/// tell it anything any more, neither this process nor the child, which takes the way out with it: there is never one without rules.
+fn own_rules(child: &Namespace, text: &str, table: &str) -> Result<Child, String> {
     let mut command = Command::new("nft");
     command.arg("-i").env("PATH", inside::PATH).stdin(Stdio::piped()).stdout(Stdio::null());
-    spawn::dies_with_parent(&mut command);
     let mut owner = command.spawn().map_err(|error| format!("nft: {error}; install {}", inside::package("nft")))?;
     let mut told = || -> Result<(), String> {
         let stdin = owner.stdin.as_mut().ok_or("nft has no standard input")?;
+        child.ask_with(&Ask::Hold, &[stdin.as_fd()])?;
         stdin.write_all(text.as_bytes()).and_then(|()| stdin.flush()).map_err(|error| format!("nft: {error}"))?;
         let until = Instant::now() + PASTA_WITHIN;
         loop {
@@ -397,14 +436,17 @@ const FIB_TRIE: &str = "/proc/net/fib_trie";
 /// The files of the kernel that tell of them.
 struct Addresses {
     trie: File,
-    /// Where the lab has IPv6.
-    six: Option<File>,
+    /// Where the lab has IPv6: interfaces' own, and routes.
+    six: Option<[File; 2]>,
 }
 
 impl Addresses {
     fn open(with_six: bool) -> Result<Self, String> {
         let open = |path: &str| File::open(path).map_err(|error| format!("{path}: {error}"));
-        Ok(Self { trie: open(FIB_TRIE)?, six: with_six.then(|| open(six::ADDRESSES)).transpose()? })
+        Ok(Self {
+            trie: open(FIB_TRIE)?,
+            six: with_six.then(|| Ok::<_, String>([open(six::ADDRESSES)?, open(six::ROUTES)?])).transpose()?,
+        })
     }
 
     fn read(&self) -> Result<Host, String> {
@@ -413,21 +455,22 @@ impl Addresses {
     }
 }
 
-fn host_addresses(mut trie: &File) -> Result<Vec<Ipv4Addr>, String> {
+fn host_addresses(mut trie: &File) -> Result<Vec<Prefix<Ipv4Addr>>, String> {
     let mut text = String::new();
     let read = trie.rewind().and_then(|()| trie.read_to_string(&mut text));
     read.map_err(|error| format!("{FIB_TRIE}: {error}"))?;
     Ok(local_addresses(&text))
 }
 
-fn local_addresses(trie: &str) -> Vec<Ipv4Addr> {
-    let mut found: Vec<Ipv4Addr> = Vec::new();
+fn local_addresses(trie: &str) -> Vec<Prefix<Ipv4Addr>> {
+    let mut found = Vec::new();
     let mut leaf: Option<Ipv4Addr> = None;
     for line in trie.lines().map(str::trim) {
         if let Some(address) = line.strip_prefix("|-- ") {
             leaf = address.parse().ok();
-        } else if line == "/32 host LOCAL" {
-            found.extend(leaf);
+        } else if let Some(bits) = line.strip_suffix(" host LOCAL").and_then(|line| line.strip_prefix('/')) {
+            let prefix = leaf.zip(bits.parse().ok()).map(|(first, bits)| Prefix { first, bits });
+            found.extend(prefix);
         }
     }
     found.sort_unstable();
@@ -441,9 +484,10 @@ mod tests {
 
     #[test]
     fn addresses_of_the_host_are_those_that_the_kernel_calls_local() {
-        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\nLocal:\n     |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 127.255.255.255\n        /32 link BROADCAST\n        |-- 203.0.113.2\n           /32 host LOCAL\n";
-        assert_eq!(local_addresses(trie), [Ipv4Addr::LOCALHOST, Ipv4Addr::new(203, 0, 113, 2)]);
-        assert!(local_addresses(trie.repeat(2).as_str()).len() == 2);
+        let trie = "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 0.0.0.0\n        /0 universe UNICAST\nLocal:\n     |-- 127.0.0.1\n        /32 host LOCAL\n     |-- 127.255.255.255\n        /32 link BROADCAST\n        |-- 203.0.113.2\n           /32 host LOCAL\n     |-- 198.51.100.0\n        /24 host LOCAL\n";
+        let found = |trie: &str| local_addresses(trie).iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(found(trie), ["127.0.0.1/32", "198.51.100.0/24", "203.0.113.2/32"]);
+        assert_eq!(found(&trie.repeat(2)).len(), 3);
     }
 
     #[test]
@@ -461,8 +505,11 @@ mod tests {
         let spec =
             |subnet| UplinkSpec { lab: "lab".into(), networks: vec![network(subnet)], others: vec![], others6: vec![] };
         let block = free_block(&spec("10.0.0.0/8"), &[]).expect("a block");
-        let next = free_block(&spec("10.0.0.0/8"), &[block.host]).expect("another");
+        let taken = Prefix { first: block.host, bits: 32 };
+        let next = free_block(&spec("10.0.0.0/8"), &[taken]).expect("another");
         assert_ne!(block.host, next.host);
+        let all = Prefix { first: BETWEEN, bits: 15 };
+        assert!(free_block(&spec("10.0.0.0/8"), &[all]).is_err());
         assert!(free_block(&spec("198.18.0.0/15"), &[]).is_err_and(|why| why.contains("198.18.0.0/15")));
     }
 }

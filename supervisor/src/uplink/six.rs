@@ -9,7 +9,7 @@ use std::path::Path;
 use labyard_spec::net::Ipv6Subnet;
 use labyard_spec::uplink::UplinkSpec;
 
-use super::rules::UP;
+use super::rules::{Prefix, UP};
 
 /// Between the namespace and the host: of 65,536 networks of local addresses (RFC 4193), one is taken at a time.
 const BETWEEN: Ipv6Addr = Ipv6Addr::new(0xfd6c, 0x6162, 0x7961, 0, 0, 0, 0, 0);
@@ -18,7 +18,7 @@ const BLOCKS: u32 = 1 << 16;
 pub(super) const PREFIX: u8 = 64;
 /// A folder for each of the host's interfaces.
 const CONF: &str = "/proc/sys/net/ipv6/conf";
-const ROUTES: &str = "/proc/net/ipv6_route";
+pub(super) const ROUTES: &str = "/proc/net/ipv6_route";
 /// Addresses of the host's interfaces, with their prefixes.
 pub(super) const ADDRESSES: &str = "/proc/net/if_inet6";
 
@@ -140,7 +140,7 @@ pub(super) fn veth(Block { host, inner }: &Block, device: &str) -> [String; 2] {
 }
 
 /// A block that neither the lab nor the host has a use for.
-pub(super) fn free_block(spec: &UplinkSpec, host: &[Ipv6Addr]) -> Result<Block, String> {
+pub(super) fn free_block(spec: &UplinkSpec, host: &[Prefix<Ipv6Addr>]) -> Result<Block, String> {
     let begin = std::process::id();
     let block = (0..BLOCKS).find_map(|step| {
         let number = u128::from(begin.wrapping_add(step) % BLOCKS);
@@ -148,7 +148,7 @@ pub(super) fn free_block(spec: &UplinkSpec, host: &[Ipv6Addr]) -> Result<Block, 
         let subnet = Ipv6Subnet::containing(Ipv6Addr::from_bits(first), PREFIX)?;
         let of_lab = spec.networks.iter().filter_map(|network| network.six);
         let free = !of_lab.into_iter().any(|six| six.subnet.overlaps(subnet))
-            && !host.iter().any(|address| subnet.contains(*address));
+            && !host.iter().any(|own| own.is_beside(subnet.network(), PREFIX));
         let address = |number| Ipv6Addr::from_bits(first + number);
         free.then(|| Block { host: address(1), inner: address(2) })
     });
@@ -156,11 +156,33 @@ pub(super) fn free_block(spec: &UplinkSpec, host: &[Ipv6Addr]) -> Result<Block, 
 }
 
 /// All addresses at which the host answers. The first of a prefix is one as soon as the host is a router (RFC 4291, 2.6.1).
-pub(super) fn host_addresses(mut file: &File) -> Result<Vec<Ipv6Addr>, String> {
+pub(super) fn host_addresses([own, routes]: &[File; 2]) -> Result<Vec<Prefix<Ipv6Addr>>, String> {
+    let mut found: Vec<_> =
+        addresses(&text_of(own, ADDRESSES)?).into_iter().map(|first| Prefix { first, bits: 128 }).collect();
+    found.extend(local_routes(&text_of(routes, ROUTES)?));
+    found.sort_unstable();
+    found.dedup();
+    Ok(found)
+}
+
+fn text_of(mut file: &File, path: &str) -> Result<String, String> {
     let mut text = String::new();
     let read = file.rewind().and_then(|()| file.read_to_string(&mut text));
-    read.map_err(|error| format!("{ADDRESSES}: {error}"))?;
-    Ok(addresses(&text))
+    read.map(|_| text).map_err(|error| format!("{path}: {error}"))
+}
+
+/// Whole prefixes at which the host answers: routes that are called local (RTF_LOCAL, linux/ipv6_route.h), as far as they are longer than
+/// what nobody may reach anyway.
+fn local_routes(routes: &str) -> Vec<Prefix<Ipv6Addr>> {
+    const LOCAL: u32 = 0x8000_0000;
+    let local = |line: &str| {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [to, bits, _, _, _, _, _, _, flags, _] = words.as_slice() else { return None };
+        let is_local = u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & LOCAL != 0);
+        let first = u128::from_str_radix(to, 16).ok().filter(|_| is_local)?;
+        Some(Prefix { first: Ipv6Addr::from_bits(first), bits: u8::from_str_radix(bits, 16).ok()? })
+    };
+    routes.lines().filter_map(local).collect()
 }
 
 fn addresses(text: &str) -> Vec<Ipv6Addr> {

@@ -41,6 +41,18 @@ fn the_host_answers_at_all_its_addresses_and_at_the_first_of_each_prefix() {
 }
 
 #[test]
+fn the_host_answers_at_prefixes_that_a_route_calls_local() {
+    let zero = "0".repeat(32);
+    let line =
+        |to: &str, bits: &str, flags: &str| format!("{to} {bits} {zero} 00 {zero} 00000000 1 0 {flags}     lo\n");
+    let text = line("20010db8000700000000000000000000", "40", "80200001")
+        + &line("20010db8000800000000000000000000", "40", "00000001")
+        + "nonsense\n";
+    let found: Vec<_> = local_routes(&text).iter().map(ToString::to_string).collect();
+    assert_eq!(found, ["2001:db8:7::/64"]);
+}
+
+#[test]
 fn a_route_to_everything_is_one_that_leads_somewhere() {
     let zero = "0".repeat(32);
     let line = |to: &str, bits: &str, flags: &str, device: &str| {
@@ -88,7 +100,8 @@ fn a_host_that_begins_to_forward_goes_on_hearing_its_routers() {
 #[test]
 fn the_network_between_is_nobody_s() {
     let block = free_block(&spec(&[Some("fd00:10::/64")]), &[]).expect("a block");
-    let next = free_block(&spec(&[Some("fd00:10::/64"), None]), &[block.host]).expect("another");
+    let taken = Prefix { first: block.host, bits: 128 };
+    let next = free_block(&spec(&[Some("fd00:10::/64"), None]), &[taken]).expect("another");
     assert_ne!(block, next);
     let error = free_block(&spec(&[Some("fd6c:6162:7961::/48")]), &[]).expect_err("all is the lab's");
     assert!(error.contains("fd6c:6162:7961::/48"), "{error}");
