@@ -14,8 +14,10 @@ pub fn kept(folder: &Folder, state: &State) -> Result<Kept, HomeError> {
     let plan: Option<Plan> = folder.read(names::PLAN)?.and_then(|text| serde_json::from_slice(&text).ok());
     let networks = plan.map(|plan| plan.spec.networks).unwrap_or_default();
     Ok(Kept {
+        gateways6: networks.iter().filter_map(|network| Some((network.name.clone(), network.six?.gateway))).collect(),
         gateways: networks.into_iter().map(|network| (network.name, network.gateway)).collect(),
         machines: state.machines.iter().map(|one| (one.name.clone(), one.addresses.clone())).collect(),
+        machines6: state.machines.iter().map(|one| (one.name.clone(), one.addresses6.clone())).collect(),
     })
 }
 

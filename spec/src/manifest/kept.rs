@@ -4,7 +4,7 @@
 //! the manifest names counts; what it leaves open is as it was, where that still fits; whoever is new gets the first free ones.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// Addresses that are there; none of them for a lab that is new.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,14 +13,27 @@ pub struct Kept {
     pub gateways: BTreeMap<String, Ipv4Addr>,
     /// Of each machine network and address of its interfaces, in their order.
     pub machines: BTreeMap<String, Vec<(String, Ipv4Addr)>>,
+    /// As `gateways`, of networks that have IPv6.
+    pub gateways6: BTreeMap<String, Ipv6Addr>,
+    /// As `machines`, of interfaces that have IPv6.
+    pub machines6: BTreeMap<String, Vec<(String, Ipv6Addr)>>,
 }
 
 impl Kept {
     /// The address of a machine's interface on a network, its `nth` there.
     pub(super) fn address(&self, machine: &str, network: &str, nth: usize) -> Option<Ipv4Addr> {
-        let own = self.machines.get(machine)?.iter().filter(|(known, _)| known == network);
-        own.map(|(_, address)| *address).nth(nth)
+        find(&self.machines, machine, network, nth)
     }
+
+    /// The same of IPv6.
+    pub(super) fn address6(&self, machine: &str, network: &str, nth: usize) -> Option<Ipv6Addr> {
+        find(&self.machines6, machine, network, nth)
+    }
+}
+
+fn find<A: Copy>(machines: &BTreeMap<String, Vec<(String, A)>>, machine: &str, network: &str, nth: usize) -> Option<A> {
+    let own = machines.get(machine)?.iter().filter(|(known, _)| known == network);
+    own.map(|(_, address)| *address).nth(nth)
 }
 
 #[cfg(test)]
@@ -48,9 +61,16 @@ mod tests {
             let nics = machine.interfaces.iter().map(|nic| (nic.network.clone(), nic.address));
             (machine.name.clone(), nics.collect())
         };
+        let own6 = |machine: &lab::Machine| {
+            let nics = machine.interfaces.iter().filter_map(|nic| Some((nic.network.clone(), nic.six?.address)));
+            (machine.name.clone(), nics.collect())
+        };
+        let gateway6 = |network: &lab::Network| Some((network.name.clone(), network.six?.gateway));
         Kept {
             gateways: lab.networks.iter().map(|network| (network.name.clone(), network.gateway)).collect(),
             machines: lab.machines.iter().map(own).collect(),
+            gateways6: lab.networks.iter().filter_map(gateway6).collect(),
+            machines6: lab.machines.iter().map(own6).collect(),
         }
     }
 
@@ -124,5 +144,36 @@ mod tests {
         assert_eq!(numbers(&all), [2, 3, 4, 5, 6]);
         let fewer = Manifest::read_for(&three(None, two), "lab.yaml", &kept(&all)).expect("it keeps every rule").lab;
         assert_eq!(numbers(&fewer), [2, 3, 4, 6]);
+    }
+
+    #[test]
+    fn addresses_of_ipv6_stay_as_those_of_ipv4_do() {
+        let text = |db: Option<&str>, more: &str| {
+            three(db, more).replace("subnet: 10.0.0.0/29", "subnet: 10.0.0.0/29, labyard: {subnet6: 'fd00:10::/64'}")
+        };
+        let read = |text: &str, kept: &Kept| Manifest::read_for(text, "lab.yaml", kept).expect("it keeps every rule");
+        let last = |lab: &Lab| {
+            let number = |machine: &lab::Machine| machine.interfaces[0].six.expect("IPv6").address.segments()[7];
+            lab.machines.iter().map(|machine| (machine.name.clone(), number(machine))).collect::<Vec<_>>()
+        };
+        let is = |lab: &Lab, wanted: &[(&str, u16)]| {
+            let wanted: Vec<_> = wanted.iter().map(|(name, number)| ((*name).to_owned(), *number)).collect();
+            assert_eq!(last(lab), wanted);
+        };
+        let all = read(&text(Some(""), ""), &Kept::default()).lab;
+        is(&all, &[("web", 2), ("db", 3), ("mail", 4)]);
+        let two = read(&text(None, ""), &kept(&all)).lab;
+        is(&two, &[("web", 2), ("mail", 4)]);
+        let new = "    - {name: new, drives: [{source: x, mount: /}], network: {interfaces: [{network: lan}]}}\n";
+        is(&read(&text(None, new), &kept(&two)).lab, &[("new", 3), ("web", 2), ("mail", 4)]);
+        // What the manifest gives to another is that one's, and who had it hears of it.
+        let taken = new.replace("{network: lan}", "{network: lan, labyard: {address6: 'fd00:10::4'}}");
+        let moved = read(&text(None, &taken), &kept(&two));
+        is(&moved.lab, &[("new", 4), ("web", 2), ("mail", 3)]);
+        assert!(
+            moved.lab.notes.iter().any(|note| note.contains("machine `mail` had fd00:10::4")),
+            "{:?}",
+            moved.lab.notes
+        );
     }
 }

@@ -27,7 +27,7 @@ pub(super) fn lab(document: &Document, text: &str, kept: &Kept) -> Result<Lab, B
     let networks = networks::check(playground)?;
     let mut machines = machines::check(playground, text, &mut notes)?;
     let mut networks = networks::assign(&networks, playground, &mut machines, kept, &mut notes)?;
-    six::assign(playground, &mut networks, &mut machines)?;
+    six::assign(playground, &mut networks, &mut machines, kept, &mut notes)?;
     let names: Vec<&str> = machines.iter().map(|machine| machine.name.as_str()).collect();
     Ok(Lab {
         name: document.name.value.clone(),

@@ -2,6 +2,7 @@
 //! IPv6 is `six.rs`.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::net::Ipv4Addr;
 
 use super::super::document::{Maybe, Playground};
@@ -188,7 +189,7 @@ fn keep(
 }
 
 /// A machine that could not keep its address.
-fn moved(machine: &str, network: &str, lost: Option<&(Ipv4Addr, String)>, now: Ipv4Addr) -> Option<String> {
+pub(super) fn moved<A: Display>(machine: &str, network: &str, lost: Option<&(A, String)>, now: A) -> Option<String> {
     let (address, owner) = lost?;
     Some(format!(
         "machine `{machine}` had {address} on network `{network}`, which is the address of {owner} now: it gets {now}; \

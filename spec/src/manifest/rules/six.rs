@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::net::Ipv6Addr;
 
 use super::super::document::{At, Network as Written, Playground};
+use super::super::kept::Kept;
 use super::super::lab::{Interface6, Machine, Network};
 use super::super::place::{Broken, broken};
+use super::networks;
 use crate::net::{Ipv6Subnet, Network6};
 
 const EXAMPLE: &str = "fd00:10::/64";
@@ -33,6 +35,8 @@ pub(super) fn assign(
     playground: &Playground,
     networks: &mut [Network],
     machines: &mut [Machine],
+    kept: &Kept,
+    notes: &mut Vec<String>,
 ) -> Result<(), Box<Broken>> {
     let written = playground.networks.as_ref().map(|list| list.value.as_slice()).unwrap_or_default();
     let mut drafts: Vec<Option<Draft>> = Vec::new();
@@ -49,11 +53,15 @@ pub(super) fn assign(
     };
     for (network, draft) in networks.iter_mut().zip(&mut drafts) {
         let Some(Draft { subnet, gateway, taken }) = draft else { continue };
-        let found = gateway.or_else(|| free(*subnet, taken));
+        let known = kept.gateways6.get(&network.name).copied();
+        let known = known.filter(|address| subnet.has_host(*address) && !taken.contains_key(address));
+        let found = gateway.or(known).or_else(|| free(*subnet, taken));
         let gateway = found.ok_or_else(|| full("networks", network, *subnet, "its gateway"))?;
         taken.entry(gateway).or_insert_with(|| "the gateway".to_owned());
         network.six = Some(Network6 { subnet: *subnet, gateway });
     }
+    let mut wishes = wishes;
+    let lost = keep(networks, &mut drafts, machines, kept, &mut wishes);
     for ((machine, wishes), position) in machines.iter_mut().zip(wishes).zip(0..) {
         let mut routed = false;
         for ((nic, wish), number) in machine.interfaces.iter_mut().zip(wishes).zip(0..) {
@@ -62,6 +70,10 @@ pub(super) fn assign(
             let path = format!("machines[{position}].network.interfaces[{number}]");
             let found = wish.address.or_else(|| free(*subnet, taken));
             let address = found.ok_or_else(|| full(&path, network, *subnet, &machine.name))?;
+            if wish.address.is_none() {
+                let lost = lost.get(&(machine.name.clone(), number));
+                notes.extend(networks::moved(&machine.name, &network.name, lost, address));
+            }
             taken.entry(address).or_insert_with(|| format!("machine `{}`", machine.name));
             let gateway = network.six.filter(|_| !network.private && !routed).map(|six| six.gateway);
             routed |= gateway.is_some();
@@ -69,6 +81,38 @@ pub(super) fn assign(
         }
     }
     Ok(())
+}
+
+/// Who is there keeps its addresses, where the manifest neither names others nor gives them to somebody else: that is what it returns, by
+/// machine and number of the interface.
+fn keep(
+    networks: &[Network],
+    drafts: &mut [Option<Draft>],
+    machines: &[Machine],
+    kept: &Kept,
+    wishes: &mut [Vec<Wish>],
+) -> BTreeMap<(String, usize), (Ipv6Addr, String)> {
+    let mut lost = BTreeMap::new();
+    for (machine, wishes) in machines.iter().zip(wishes) {
+        for (number, (nic, wish)) in machine.interfaces.iter().zip(wishes).enumerate() {
+            let of = networks.iter().zip(&mut *drafts).find(|(network, _)| network.name == nic.network);
+            let Some((_, Some(Draft { subnet, taken, .. }))) = of.filter(|_| wish.address.is_none()) else { continue };
+            let before = machine.interfaces.iter().take(number);
+            let nth = before.filter(|other| other.network == nic.network).count();
+            let known = kept.address6(&machine.name, &nic.network, nth).filter(|address| subnet.has_host(*address));
+            let Some(address) = known else { continue };
+            match taken.get(&address) {
+                Some(owner) => {
+                    lost.insert((machine.name.clone(), number), (address, owner.clone()));
+                }
+                None => {
+                    taken.insert(address, format!("machine `{}`", machine.name));
+                    wish.address = Some(address);
+                }
+            }
+        }
+    }
+    lost
 }
 
 /// What a network asks for.
