@@ -37,7 +37,7 @@ pub fn enter(folder: &Folder) -> io::Result<()> {
     let groups = cgroup::mounts();
     let mut paths: Vec<(&Path, Access)> = vec![(&folder.path, Access::Write), (labs, Access::Folders)];
     paths.extend(given.iter().map(|path| (path.as_path(), Access::Read)));
-    paths.extend(groups.iter().map(|path| (path.as_path(), Access::Write)));
+    paths.extend(groups.iter().map(|path| (path.as_path(), Access::Change)));
     paths.extend(TOLD.iter().chain(landlock::LOOKUP).map(|path| (Path::new(path), Access::Read)));
     paths.push((Path::new("/dev/null"), Access::Change));
     // The jailed vmm is another user's process; ports below 1024 are published; the folder may be of whoever root works for.

@@ -79,6 +79,10 @@ pub(super) enum Started {
 /// Starts what does not run, and returns events from then on.
 async fn begin(folder: &Folder, machine: Option<&str>, progress: &Progress) -> Result<(Reader, Started), Failure> {
     let lock = folder.lock(false, LOCK_PATIENCE)?.context("the folder vanished")?;
+    if let Some(state) = State::read(folder)?.filter(|state| state.standing() == Standing::Ended) {
+        // Its last words are of before.
+        end::supervisor_is_gone(&state)?;
+    }
     let mut events = Reader::open(folder)?.context("the journal is missing")?;
     events.skip()?;
     let mut state = State::read(folder)?.context("the state is missing")?;
@@ -155,7 +159,6 @@ pub(super) fn whole(folder: &Folder, state: &mut State) -> Result<(), Failure> {
     host::check_kvm()?;
     let home = home_of(folder);
     let admitted = quota::admit(&home, quota::Ask::of_lab(folder, state, true)?, Some(name))?;
-    end::supervisor_is_gone(state)?;
     state.begin_again()?;
     state.write(folder)?;
     drop(admitted);

@@ -120,8 +120,11 @@ async fn supervise(folder: &Folder, starter: Starter, serving: impl FnOnce()) ->
         Ok(reason) => reason,
         Err(error) => chain(&error),
     };
-    // What it had is gone before anybody is told that the lab is.
-    crate::cgroup::remove(folder);
+    // What it had is gone before anybody is told that the lab is. Where groups are made nobody may write but who passes by permissions.
+    let whose = folder.clone();
+    if let Err(error) = shared.starter.run(move || crate::cgroup::remove(&whose)) {
+        log(&format!("control groups: {error}"));
+    }
     shared.end(&reason);
     shared.set_phase(Phase::Over);
     let _ = farewell.send(());

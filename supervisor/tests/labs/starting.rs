@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{Seek, SeekFrom, Write};
 
 use super::host::{Host, Running, has_ended, kill, until};
+use rustix::fs::{FlockOperation, flock};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -143,7 +144,8 @@ fn a_start_is_left_alone_when_asked_and_survives_who_asked() {
     let (_, stderr) = host.expect(3, &["start", "lab", "--timeout", "1s"]);
     assert!(stderr.contains("mute (last: KernelStarted)"), "{stderr}");
     host.expect(0, &["stop", "lab", "--grace", "1s"]);
-    let mut start = Running::start(&mut host.command(&["up", &host.manifest("lab", &["web"])]));
+    // It is never ready, so that nothing is quicker than the signal.
+    let mut start = Running::start(&mut host.command(&["up", &host.manifest("lab", &["mute"])]));
     start.wait_for("Jailed");
     start.signal(Signal::INT);
     let (code, stderr) = start.end();
@@ -194,8 +196,14 @@ fn who_starts_a_lab_again_waits_for_the_supervisor_that_sees_it_end() {
     // It is on its way to write down that the lab has ended.
     kill(supervisor, Signal::STOP);
     kill(pid("vmm_pid"), Signal::KILL);
-    let mut start = Running::start(&mut host.command(&["up", &host.manifest("lab", &["web"])]));
-    start.wait_for("starts again");
+    let start = Running::start(&mut host.command(&["up", &host.manifest("lab", &["web"])]));
+    let lock = std::fs::File::open(host.lab("lab").join("lock")).expect("the lock");
+    let is_held = || {
+        let free = flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        let _ = flock(&lock, FlockOperation::Unlock); // what is not held needs none
+        !free
+    };
+    until("it has the lab", is_held);
     kill(supervisor, Signal::CONT);
     let (code, stderr) = start.end();
     assert_eq!(code, Some(0), "{stderr}");

@@ -234,6 +234,9 @@ impl Work<'_> {
             disks::layer(&bake::thrown_away(folder, &kept.machine, &kept.serial))?;
         }
         folder.write(names::PLAN, &serde_json::to_vec(plan)?)?;
+        if let Some(state) = State::read(folder)? {
+            end::supervisor_is_gone(&state)?;
+        }
         let mut events = Reader::open(folder)?.context("the journal vanished")?;
         events.skip()?;
         let mut state = State::read(folder)?.context("the state vanished")?;

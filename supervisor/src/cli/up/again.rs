@@ -71,6 +71,10 @@ impl Again<'_> {
         };
         let before: Plan = serde_json::from_slice(&before).context("the lab's plan.json")?;
         let changed = self.changed(&state)?;
+        if standing == Standing::Ended {
+            // Whoever saw it end may be about to say so: that is of before.
+            end::supervisor_is_gone(&state)?;
+        }
         let mut events = Reader::open(folder)?.context("the journal vanished")?;
         events.skip()?;
         match standing {
@@ -118,6 +122,7 @@ impl Again<'_> {
                     error: anyhow::anyhow!("the supervisor does not answer; `labyard down {name}` ends what is left"),
                 })??;
                 let state = State::read(folder)?.context("the state vanished")?;
+                end::supervisor_is_gone(&state)?;
                 self.bring_back(state, &before, &changed, &mut events).await?;
             }
             _ => {
@@ -209,7 +214,6 @@ impl Again<'_> {
         self.sweep_machines(&old)?;
         let admitted =
             quota::admit(self.preparation.home, quota::Ask::of(&self.preparation.manifest.lab), Some(&folder.name))?;
-        end::supervisor_is_gone(&state)?;
         state.begin_again()?;
         state.conditions.retain(|condition| condition.name == ConditionName::TasksDone);
         state.write(folder)?;
