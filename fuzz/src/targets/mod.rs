@@ -1,5 +1,6 @@
 //! The list of targets, and which source files each answers for.
 
+mod archives;
 mod chain;
 mod control;
 mod device;
@@ -105,6 +106,11 @@ pub fn all() -> Vec<Target> {
             "kernel-store",
             kernel::store,
             &["rootfs-builder/src/kernel/image.rs", "rootfs-builder/src/kernel/elf.rs"],
+        ),
+        target(
+            "copied-archives",
+            archives::run,
+            &["archive/src/read.rs", "archive/src/unpack.rs", "archive/src/unpack/folders.rs", "archive/src/below.rs"],
         ),
         target("kernel-load", kernel::load, &["vmm/src/kernel.rs", "vmm/src/boot.rs", "vmm/src/boot/linux64.rs"]),
         target("control", control::run, &["vmm/src/control.rs", "vmm/src/plan.rs", "sys/src/message.rs"]),

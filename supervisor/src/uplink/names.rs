@@ -343,4 +343,38 @@ mod tests {
         assert_eq!(resolver("nameserver fe80::1%eth0\nnameserver ::1\n"), Some(Ipv6Addr::LOCALHOST.into()));
         assert_eq!(resolver("search a\n"), None);
     }
+
+    #[test]
+    fn whatever_a_guest_asks_is_answered_as_what_it_is_or_not_at_all() {
+        let gateway = gateway();
+        // From a seed (xorshift64): each run tries the same.
+        let mut dice = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut throw = |most: usize| {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            (dice % most as u64) as usize
+        };
+        let names = ["web", "six", "deb.debian.org", "x".repeat(63).leak(), "a.b.c.d.e.f", ""];
+        for _ in 0..100_000 {
+            let mut message = ask(names[throw(names.len())], [TYPE_A, TYPE_AAAA, TYPE_ANY, 15][throw(4)]);
+            for _ in 0..throw(4) {
+                let at = throw(message.len());
+                message[at] = throw(256) as u8;
+            }
+            if throw(4) == 0 {
+                message.truncate(throw(message.len() + 1));
+            }
+            let Some(question) = Question::read(&message) else { continue };
+            assert!(question.name.len() <= 255 + 64 && message.starts_with(question.bytes), "{message:?}");
+            let answer = match gateway.find(&question) {
+                Found::Here(address) => question.answer(NO_ERROR, address),
+                Found::Nobody => question.answer(NAME_ERROR, None),
+                Found::Elsewhere => question.answer(SERVER_FAILURE, None),
+            };
+            assert!(answer.len() <= question.bytes.len() + 28, "it grows: {message:?}");
+            assert_eq!(answer[..2], message[..2], "another's number");
+            assert_eq!(answer[2] & 0x80, 0x80, "no answer");
+        }
+    }
 }

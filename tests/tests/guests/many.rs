@@ -1,12 +1,15 @@
-//! Many machines in one lab, and two labs that look alike.
+//! Many machines in one lab, the largest lab, and two labs that look alike.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::host::{self, Traces};
 use crate::lab::{self, Lab};
+use crate::tiny::Tiny;
 
 const MANY: u32 = 16;
 /// How long a machine's systemd may take in the emulated host.
@@ -99,5 +102,60 @@ fn two_labs_with_the_same_addresses_see_nothing_of_each_other() -> Result<()> {
         left.verdict()?;
     }
     drop(folder);
+    before.wait_until_back()
+}
+
+/// The largest lab: machines, drives of each, and networks.
+const MACHINES: usize = 64;
+const DRIVES: usize = 24;
+const NETWORKS: usize = 32;
+
+/// A manifest as large as one may be, of guests of a few bytes.
+fn largest(tiny: &Tiny) -> Result<String> {
+    let small = tiny.manifest("largest", &["one"])?;
+    let mut manifest: Value = serde_json::from_slice(&fs::read(&small)?)?;
+    let playground = &mut manifest["playground"];
+    let one = playground["machines"][0].clone();
+    let network = |number: usize| json!({ "name": format!("net{number}"), "subnet": format!("172.16.{number}.0/24"), "private": true });
+    playground["networks"] = (0..NETWORKS).map(network).collect();
+    let machine = |number: usize| {
+        let mut machine = one.clone();
+        machine["name"] = json!(format!("m{number}"));
+        // Beside the root drive, empty ones that nobody formats.
+        let drives = machine["drives"].as_array_mut().into_iter();
+        drives.for_each(|drives| drives.resize(DRIVES, json!({ "size": "16MiB" })));
+        let on = [number % NETWORKS, (number + 1) % NETWORKS].map(|on| json!({ "network": format!("net{on}") }));
+        machine["network"]["interfaces"] = json!(on);
+        machine
+    };
+    playground["machines"] = (0..MACHINES).map(machine).collect();
+    fs::write(&small, manifest.to_string())?;
+    Ok(small)
+}
+
+#[test]
+fn the_largest_lab_comes_up_and_leaves_nothing() -> Result<()> {
+    let before = Traces::now()?;
+    let tiny = Tiny::new()?;
+    let manifest = largest(&tiny)?;
+    let start = Instant::now();
+    host::run(&["up", &manifest, "--detach"])?.expect(0)?;
+    host::run(&["wait", "largest", "--for", "kernel-started", "--timeout", "4m"])?.expect(0)?;
+    eprintln!(
+        "  {MACHINES} machines with {DRIVES} drives each on {NETWORKS} networks: {:.1} s",
+        start.elapsed().as_secs_f32()
+    );
+    let said = host::run(&["status", "largest", "--json"])?.expect(0)?;
+    let told: Value = serde_json::from_slice(&said.stdout)?;
+    let count = |what: &str| told[what].as_array().map_or(0, Vec::len);
+    ensure!(
+        (count("machines"), count("drives"), count("networks"), count("nics"))
+            == (MACHINES, MACHINES * DRIVES, NETWORKS, 2 * MACHINES),
+        "{told}"
+    );
+    let is_up = |machine: &Value| machine["state"] == "running";
+    ensure!(told["machines"].as_array().is_some_and(|machines| machines.iter().all(is_up)), "{}", told["machines"]);
+    host::run(&["down", "largest", "--grace", "1s"])?.expect(0)?;
+    drop(tiny);
     before.wait_until_back()
 }

@@ -192,6 +192,7 @@ fn a_network_with_a_way_out_comes_and_its_device_is_closed_when_it_goes() {
         gateway: [10, 0, 0, 1].into(),
         private,
         tap: tap.map(Slot),
+        six: None,
     };
     let spec = PlaygroundSpec { name: "lab".into(), networks: vec![network("local", true, None)], machines };
     playground.create(&spec, files.into_slots()).expect("created");
