@@ -102,7 +102,7 @@ impl Request {
         let fetched = prepared.fetch(places, watch)?;
         let confined = self.confine(&reads, Vec::new(), temporary, false)?;
         if confined.as_ref().is_some_and(|confined| confined.landlock.is_none()) {
-            let note = "note: this kernel has no Landlock that can confine the builder: only its capabilities and system calls are limited";
+            let note = "note: no Landlock can confine the builder here (the kernel's, or the file system): only its capabilities and system calls are limited";
             watch.at(note, 0, 0).map_err(Ext4Error::from)?;
         }
         Ok((fetched.open(places, watch)?, confined))

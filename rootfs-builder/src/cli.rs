@@ -203,8 +203,10 @@ pub(crate) fn run(arguments: Arguments, watch: &Watch) -> Result<(), Failure> {
         Command::Initramfs(Initramfs { kernel, init, common }) => {
             let store = common.open()?;
             let kernel = store.kernel(&kernel).map_err(store_failed)?;
-            let needs =
-                Needs { reads: vec![init.clone()], writes: vec![store.home.join("kernels")], ..Needs::default() };
+            // It is ours, and lies where the programs do, which may be on a file system whose files Landlock cannot name.
+            let init = kernel::initramfs::Init::read(&init);
+            let init = init.map_err(|error| Failure::new(&error, error.is_input()))?;
+            let needs = Needs { writes: vec![store.home.join("kernels")], ..Needs::default() };
             images::confined(&needs)?;
             let path = kernel::initramfs::ensure(&store, &kernel, &init)
                 .map_err(|error| Failure::new(&error, error.is_input()))?;

@@ -49,10 +49,23 @@ pub struct Needs {
     pub network: bool,
 }
 
+impl Needs {
+    fn paths(&self) -> impl Iterator<Item = &PathBuf> {
+        self.reads.iter().chain(&self.writes).chain(&self.removes)
+    }
+}
+
+/// Whether a file is another one for the kernel each time that it is looked up, so that no rule of Landlock is about it: 9p, as virtual
+/// machines share folders of their hosts.
+fn has_fleeting_files(path: &Path) -> bool {
+    // V9FS_MAGIC (linux/magic.h).
+    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == 0x0102_1997)
+}
+
 /// What holds now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Confined {
-    /// The version of Landlock that holds; `None` where the kernel has none that can do it.
+    /// The version of Landlock that holds; `None` where the kernel has none that can do it, or none for the files that are named.
     pub landlock: Option<u32>,
     /// Capabilities that were kept, because root was to read or write what belongs to somebody else.
     pub capabilities: Vec<&'static str>,
@@ -79,11 +92,14 @@ pub fn enter(needs: &Needs) -> io::Result<Confined> {
         paths.extend(landlock::LOOKUP.iter().chain(NETWORK).map(|path| (Path::new(path), Access::Read)));
         paths.extend(named.iter().flatten().map(|path| (path.as_path(), Access::Read)));
     }
-    let landlock = match landlock::allow_only(&paths, Beside { connects: needs.network, ..Beside::default() })
-        .map_err(step("Landlock"))?
-    {
-        Landlock::Abi(abi) => Some(abi),
-        Landlock::Missing => None,
+    let landlock = if needs.paths().any(|path| has_fleeting_files(path)) {
+        None
+    } else {
+        let beside = Beside { connects: needs.network, ..Beside::default() };
+        match landlock::allow_only(&paths, beside).map_err(step("Landlock"))? {
+            Landlock::Abi(abi) => Some(abi),
+            Landlock::Missing => None,
+        }
     };
     filter::forbid(if needs.network { Leave::Network } else { Leave::Nothing }).map_err(step("filter"))?;
     let name = |kept: &Kept| match kept {

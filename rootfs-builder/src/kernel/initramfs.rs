@@ -34,13 +34,24 @@ impl InitramfsError {
     }
 }
 
-/// The initramfs for `kernel` with `init`; made unless it is there.
-pub fn ensure(store: &Store, kernel: &KernelRecord, init: &Path) -> Result<PathBuf, InitramfsError> {
-    let program = fs::read(init).map_err(|source| InitramfsError::Init { path: init.to_owned(), source })?;
-    if !program.starts_with(b"\x7fELF") {
-        return Err(InitramfsError::NotElf { path: init.to_owned() });
+/// What the initramfs starts.
+#[derive(Debug)]
+pub struct Init(Vec<u8>);
+
+impl Init {
+    /// Reads it.
+    pub fn read(path: &Path) -> Result<Self, InitramfsError> {
+        let program = fs::read(path).map_err(|source| InitramfsError::Init { path: path.to_owned(), source })?;
+        match program.starts_with(b"\x7fELF") {
+            true => Ok(Self(program)),
+            false => Err(InitramfsError::NotElf { path: path.to_owned() }),
+        }
     }
-    let name = format!("initramfs-{}.cpio", &Digest::of(&program).hex()[..12]);
+}
+
+/// The initramfs for `kernel` with `init`; made unless it is there.
+pub fn ensure(store: &Store, kernel: &KernelRecord, Init(program): &Init) -> Result<PathBuf, InitramfsError> {
+    let name = format!("initramfs-{}.cpio", &Digest::of(program).hex()[..12]);
     let path = store.kernel_dir(kernel).join(&name);
     if path.exists() {
         return Ok(path);
@@ -53,7 +64,7 @@ pub fn ensure(store: &Store, kernel: &KernelRecord, init: &Path) -> Result<PathB
     }
     let failed = |source| InitramfsError::Write { path: path.clone(), source };
     let work = path.with_file_name(format!(".{name}.{}", std::process::id()));
-    let written = archive(&program, &modules).and_then(|bytes| {
+    let written = archive(program, &modules).and_then(|bytes| {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&work)?;
         file.write_all(&bytes)?;
         file.sync_data()?;

@@ -69,7 +69,7 @@ fn run() -> Result<(), String> {
     // Whoever spoke to it is gone, and looks after nothing any more: what it led out by goes, before what it holds.
     match run_program(&["ip", "link", "delete", rules::UP].map(str::to_owned), "") {
         // It was never there, or has gone with who led it out.
-        Err(why) if why.contains("Cannot find device") => heard,
+        Err(why) if ["Cannot find device", "No such device"].iter().any(|gone| why.contains(gone)) => heard,
         other => heard.and(other.map(|_| ())),
     }
 }
