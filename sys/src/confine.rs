@@ -340,11 +340,13 @@ pub fn limit_all() -> io::Result<()> {
     Ok(())
 }
 
-/// Limits threads and processes of the user in this user namespace (from Linux 5.14 on; before, of the user on the host).
+/// Limits threads and processes of the user in this user namespace (from Linux 5.14 on; before, of the user on the host). Where the caller
+/// may have fewer, that stays: a plan counts what could be asked for at once, and that is hardly ever asked for.
 ///
 /// # Errors
 /// What setrlimit(2) says.
 pub fn limit_threads(limit: u64) -> io::Result<()> {
+    let limit = getrlimit(Resource::Nproc).maximum.map_or(limit, |hard| hard.min(limit));
     Ok(setrlimit(Resource::Nproc, Rlimit { current: Some(limit), maximum: Some(limit) })?)
 }
 

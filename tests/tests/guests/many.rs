@@ -153,7 +153,8 @@ fn the_largest_lab_comes_up_and_leaves_nothing() -> Result<()> {
             == (MACHINES, MACHINES * DRIVES, NETWORKS, 2 * MACHINES),
         "{told}"
     );
-    let is_up = |machine: &Value| machine["state"] == "running";
+    let has_started = |one: &Value| one["name"] == "KernelStarted";
+    let is_up = |machine: &Value| machine["conditions"].as_array().is_some_and(|all| all.iter().any(has_started));
     ensure!(told["machines"].as_array().is_some_and(|machines| machines.iter().all(is_up)), "{}", told["machines"]);
     host::run(&["down", "largest", "--grace", "1s"])?.expect(0)?;
     drop(tiny);
