@@ -23,8 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What every run tries as that user. The soak tries all.
 const NAMED: [&str; 2] = ["starting::", "killed::labs_outlive"];
 /// Tests that are root's by what they need of the host around: namespaces and devices of the network, mounts, control groups, settings of
-/// the kernel, users.
-const OF_ROOT: [&str; 7] = ["rootless::", "uplink::", "members::", "full::", "sizes::", "images::", "greedy::"];
+/// the kernel, profiles, users.
+const OF_ROOT: [&str; 8] =
+    ["rootless::", "apparmor::", "uplink::", "members::", "full::", "sizes::", "images::", "greedy::"];
 const PROGRAMS: [&str; 6] =
     ["labyard", "labyard-init", "labyard-jail", "labyard-uplink", "labyard-vmm", "rootfs-builder"];
 
