@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::{env, io};
 
 use labyard_rootfs_builder::confine::{self, Needs};
-use labyard_sys::attempts::{self, ATTEMPTS, PAST_LANDLOCK};
+use labyard_sys::attempts;
 
 /// What a builder itself could try: a way, and how.
 type Way = (&'static str, fn(&Path, &Path) -> io::Result<()>);
@@ -34,7 +34,7 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [source, store, level, way] = arguments.as_slice() else {
         WAYS.iter().for_each(|(name, _)| println!("{name}"));
-        ATTEMPTS.iter().chain(PAST_LANDLOCK).for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
+        attempts::confined().for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
         return Ok(());
     };
     let (source, store) = (PathBuf::from(source), PathBuf::from(store));
@@ -49,14 +49,9 @@ fn main() -> io::Result<()> {
         confine::enter(&needs(false))?;
     }
     let said = match WAYS.iter().find(|(name, _)| name == way) {
-        Some((_, run)) => run(&source, &store),
-        None => {
-            let mut all = ATTEMPTS.iter().chain(PAST_LANDLOCK);
-            let found = all.find(|attempt| format!("{}={}", attempt.group, attempt.what) == *way);
-            let attempt = found.ok_or(io::ErrorKind::NotFound)?;
-            (attempt.run)().map(drop)
-        }
+        Some((_, run)) => attempts::outcome(run(&source, &store)),
+        None => attempts::tried(way)?,
     };
-    println!("{}", said.map_or_else(|error| attempts::name(&error), |()| "made".to_owned()));
+    println!("{said}");
     Ok(())
 }

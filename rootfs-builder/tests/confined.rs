@@ -3,11 +3,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that panics has failed")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use labyard_sys::attempts;
 
 /// SIGSYS (seccomp(2), SECCOMP_RET_KILL_PROCESS).
 const SIGSYS: i32 = 31;
@@ -37,25 +38,11 @@ fn tried(level: &str, way: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// The rows of the table in docs/sandboxes.md: what may be said while a registry is asked, and while layers are read.
-fn table() -> BTreeMap<String, [Vec<String>; 2]> {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sandboxes.md")).unwrap();
-    let (_, rest) = text.split_once("<!-- builder -->").expect("the table's mark");
-    let rows =
-        rest.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
-    rows.map(|row| {
-        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
-        let [group, what, network, parse] = cells[..] else { panic!("four cells: {row}") };
-        let said = |cell: &str| cell.split(" or ").map(str::to_owned).collect();
-        (format!("{group}={what}"), [said(network), said(parse)])
-    })
-    .collect()
-}
-
 #[test]
 fn a_builder_reads_its_source_writes_its_store_and_does_nothing_else() {
     let list = String::from_utf8(example(&[]).stdout).unwrap();
-    let (table, mut wrong) = (table(), Vec::new());
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sandboxes.md")).unwrap();
+    let (table, mut wrong) = (attempts::table(&page, "<!-- builder -->"), Vec::new());
     for way in list.lines() {
         for (at, level) in ["network", "parse"].into_iter().enumerate() {
             let said = tried(level, way);

@@ -7,7 +7,7 @@ use std::{env, io};
 
 use labyard_supervisor::confine;
 use labyard_supervisor::home::Folder;
-use labyard_sys::attempts::{self, ATTEMPTS, PAST_LANDLOCK};
+use labyard_sys::attempts;
 
 /// What a supervisor itself could try: a way, and how.
 type Way = (&'static str, fn(&Folder) -> io::Result<()>);
@@ -37,20 +37,15 @@ fn main() -> io::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let [folder, way] = arguments.as_slice() else {
         WAYS.iter().for_each(|(name, _)| println!("{name}"));
-        ATTEMPTS.iter().chain(PAST_LANDLOCK).for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
+        attempts::confined().for_each(|attempt| println!("{}={}", attempt.group, attempt.what));
         return Ok(());
     };
     let lab = Folder { name: "lab".to_owned(), path: folder.into() };
     confine::enter(&lab)?;
     let said = match WAYS.iter().find(|(name, _)| name == way) {
-        Some((_, run)) => run(&lab),
-        None => {
-            let mut all = ATTEMPTS.iter().chain(PAST_LANDLOCK);
-            let found = all.find(|attempt| format!("{}={}", attempt.group, attempt.what) == *way);
-            let attempt = found.ok_or(io::ErrorKind::NotFound)?;
-            (attempt.run)().map(drop)
-        }
+        Some((_, run)) => attempts::outcome(run(&lab)),
+        None => attempts::tried(way)?,
     };
-    println!("{}", said.map_or_else(|error| attempts::name(&error), |()| "made".to_owned()));
+    println!("{said}");
     Ok(())
 }

@@ -1,11 +1,12 @@
 //! What a supervisor's threads can do that talk to others: `examples/confined-supervisor.rs` confines itself as the program does and tries;
 //! docs/sandboxes.md has the results, all of them.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+
+use labyard_sys::attempts;
 
 /// SIGSYS (seccomp(2), SECCOMP_RET_KILL_PROCESS).
 const SIGSYS: i32 = 31;
@@ -34,26 +35,14 @@ fn tried(way: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
-/// The rows of the table in docs/sandboxes.md: what may be said.
-fn table() -> BTreeMap<String, Vec<String>> {
-    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sandboxes.md")).expect("the page");
-    let (_, rest) = text.split_once("<!-- supervisor -->").expect("the table's mark");
-    let rows =
-        rest.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
-    rows.map(|row| {
-        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
-        let [group, what, said] = cells[..] else { panic!("three cells: {row}") };
-        (format!("{group}={what}"), said.split(" or ").map(str::to_owned).collect())
-    })
-    .collect()
-}
-
 #[test]
 fn a_supervisor_has_its_lab_and_sockets_and_little_else() {
     let list = String::from_utf8(example(&[]).stdout).expect("UTF-8");
-    let table = table();
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/sandboxes.md")).expect("the page");
+    let table = attempts::table(&page, "<!-- supervisor -->");
     let said = list.lines().map(|way| (way, tried(way)));
-    let wrong: Vec<_> = said.filter(|(way, said)| table.get(*way).is_none_or(|known| !known.contains(said))).collect();
+    let wrong: Vec<_> =
+        said.filter(|(way, said)| table.get(*way).is_none_or(|known| !known[0].contains(said))).collect();
     let missing: Vec<_> = table.keys().filter(|way| !list.lines().any(|line| line == *way)).collect();
     assert!(wrong.is_empty(), "not as in docs/sandboxes.md: {wrong:#?}");
     assert!(missing.is_empty(), "in docs/sandboxes.md and not tried: {missing:?}");

@@ -1,6 +1,7 @@
 //! Ways out that a program may try which has been taken over. For tests of the jail: each is one system call, or two, with which a
 //! process could reach what is not its own. None does harm where it is not refused.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
 
@@ -386,6 +387,42 @@ pub fn fork_without_end(most: u32) -> (u32, io::Result<()>) {
         }
     }
     (most, Ok(()))
+}
+
+/// Those that a program with files of its own is tried with.
+pub fn confined() -> impl Iterator<Item = &'static Attempt> {
+    ATTEMPTS.iter().chain(PAST_LANDLOCK)
+}
+
+/// Tries one of those, by its group and what it is; what became of it.
+///
+/// # Errors
+/// That none is called so.
+pub fn tried(way: &str) -> io::Result<String> {
+    let found = confined().find(|attempt| format!("{}={}", attempt.group, attempt.what) == way);
+    Ok(outcome((found.ok_or(io::ErrorKind::NotFound)?.run)().map(drop)))
+}
+
+/// In a word.
+pub fn outcome(said: io::Result<()>) -> String {
+    said.map_or_else(|error| name(&error), |()| "made".to_owned())
+}
+
+/// The rows of a table of tries on a page of the documentation, behind a mark: each way, and for every column what may be said.
+///
+/// # Panics
+/// Where there is no such table.
+pub fn table(page: &str, mark: &str) -> BTreeMap<String, Vec<Vec<String>>> {
+    let (_, rest) = page.split_once(mark).expect("the table's mark");
+    let rows =
+        rest.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
+    rows.map(|row| {
+        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
+        let [group, what, said @ ..] = cells.as_slice() else { panic!("a row of less than two cells: {row}") };
+        let said = said.iter().map(|cell| cell.split(" or ").map(str::to_owned).collect());
+        (format!("{group}={what}"), said.collect())
+    })
+    .collect()
 }
 
 /// An error number's name.

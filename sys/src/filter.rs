@@ -62,6 +62,8 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_shmget, libc::SYS_shmat, libc::SYS_msgget, libc::SYS_semget, libc::SYS_mq_open,
 ];
 
+/// Families of sockets with which names are looked up and TCP is spoken: services beside, addresses, and which of them this host has.
+const FAMILIES: &[libc::c_int] = &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
 /// Calls that libc does not name yet (asm/unistd_64.h).
 const SETXATTRAT: libc::c_long = 463;
 const REMOVEXATTRAT: libc::c_long = 466;
@@ -126,10 +128,7 @@ fn program(leave: Leave<'_>) -> io::Result<BpfProgram> {
             }
         }
         Leave::Network => {
-            rules.insert(
-                libc::SYS_socket,
-                vec![none_of(0, &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK])?],
-            );
+            rules.insert(libc::SYS_socket, vec![none_of(0, FAMILIES)?]);
         }
         Leave::Datagrams(children) => {
             // Flags stand beside the type (socket(2)).
@@ -147,10 +146,7 @@ fn program(leave: Leave<'_>) -> io::Result<BpfProgram> {
         Leave::Supervising => {
             let others = [libc::SYS_kill, libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal];
             others.iter().for_each(|number| drop(rules.remove(number)));
-            rules.insert(
-                libc::SYS_socket,
-                vec![none_of(0, &[libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK])?],
-            );
+            rules.insert(libc::SYS_socket, vec![none_of(0, FAMILIES)?]);
         }
         Leave::Programs => {
             let children = [libc::SYS_execve, libc::SYS_fork, libc::SYS_vfork, libc::SYS_kill, libc::SYS_tgkill];

@@ -131,21 +131,6 @@ fn rings_work_in_there_as_they_do_outside() {
     }
 }
 
-/// The rows of the table in docs/threat-model.md: group, attempt, and what the kernel may say.
-fn table() -> BTreeMap<String, Vec<String>> {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/threat-model.md");
-    let text = fs::read_to_string(path).expect("the threat model");
-    let (_, rest) = text.split_once("<!-- attempts -->").expect("the table's mark");
-    let rows =
-        rest.lines().skip_while(|line| !line.starts_with("|---")).skip(1).take_while(|line| line.starts_with('|'));
-    rows.map(|row| {
-        let cells: Vec<_> = row.trim_matches('|').split('|').map(str::trim).collect();
-        let [group, what, said] = cells[..] else { panic!("three cells: {row}") };
-        (format!("{group}={what}"), said.split(" or ").map(str::to_owned).collect())
-    })
-    .collect()
-}
-
 #[test]
 fn every_way_out_is_refused_as_the_threat_model_says() {
     // On a thread of its own, for its keyring.
@@ -160,11 +145,14 @@ fn every_way_out_is_refused_as_the_threat_model_says() {
             // Its first process is one of them.
             assert_eq!(said.remove("forked").as_deref(), Some("63"));
             jailed.end();
-            let table = table();
+            let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/threat-model.md"));
+            let table = attempts::table(&page.expect("the threat model"), "<!-- attempts -->");
             let unknown = |what: &String| vec![format!("{what} is not in the table")];
             let wrong: Vec<_> = said
                 .iter()
-                .filter(|(what, said)| !table.get(*what).cloned().unwrap_or_else(|| unknown(what)).contains(said))
+                .filter(|(what, said)| {
+                    !table.get(*what).map_or_else(|| unknown(what), |cells| cells[0].clone()).contains(said)
+                })
                 .collect();
             assert!(wrong.is_empty(), "as user {user:?}, not as in docs/threat-model.md: {wrong:#?}");
             let missing: Vec<_> = table.keys().filter(|what| !said.contains_key(*what)).collect();
