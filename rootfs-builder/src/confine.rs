@@ -55,13 +55,6 @@ impl Needs {
     }
 }
 
-/// Whether a file is another one for the kernel each time that it is looked up, so that no rule of Landlock is about it: 9p, as virtual
-/// machines share folders of their hosts.
-fn has_fleeting_files(path: &Path) -> bool {
-    // V9FS_MAGIC (linux/magic.h).
-    rustix::fs::statfs(path).is_ok_and(|found| found.f_type == 0x0102_1997)
-}
-
 /// What holds now.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Confined {
@@ -92,7 +85,7 @@ pub fn enter(needs: &Needs) -> io::Result<Confined> {
         paths.extend(landlock::LOOKUP.iter().chain(NETWORK).map(|path| (Path::new(path), Access::Read)));
         paths.extend(named.iter().flatten().map(|path| (path.as_path(), Access::Read)));
     }
-    let landlock = if needs.paths().any(|path| has_fleeting_files(path)) {
+    let landlock = if !needs.paths().all(|path| landlock::can_name(path)) {
         None
     } else {
         let beside = Beside { connects: needs.network, ..Beside::default() };

@@ -46,7 +46,10 @@ pub fn enter(folder: &Folder) -> io::Result<()> {
         kept.push(Kept::Override);
     }
     confine::drop_capabilities_but(&kept).map_err(step("capabilities"))?;
-    landlock::allow_only(&paths, Beside { connects: true, binds: true, signals: true }).map_err(step("Landlock"))?;
+    if landlock::can_name(&folder.path) {
+        let beside = Beside { connects: true, binds: true, signals: true };
+        landlock::allow_only(&paths, beside).map_err(step("Landlock"))?;
+    }
     filter::forbid(Leave::Supervising).map_err(step("filter"))
 }
 

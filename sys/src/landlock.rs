@@ -108,6 +108,13 @@ pub fn forbid_all_but(program: RawFd) -> io::Result<Landlock> {
     restrict(abi, ruleset(abi), &[(program, EXECUTE | READ_FILE)])
 }
 
+/// Whether rules can be about files at this path. On 9p, as virtual machines share folders of their hosts, a file is another one for the
+/// kernel each time that it is looked up.
+pub fn can_name(path: &Path) -> bool {
+    // V9FS_MAGIC (linux/magic.h).
+    !rustix::fs::statfs(path).is_ok_and(|found| found.f_type == 0x0102_1997)
+}
+
 /// What is let through beside files.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Beside {
