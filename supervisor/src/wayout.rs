@@ -70,7 +70,8 @@ impl WaysOut {
         let ways = std::thread::scope(|scope| {
             let opening: Vec<_> =
                 specs.iter().map(|spec| scope.spawn(move || WayOut::open(folder, spec, vmm))).collect();
-            opening.into_iter().filter_map(|one| one.join().ok()).collect()
+            let opened = opening.into_iter().zip(specs);
+            opened.map(|(one, spec)| one.join().unwrap_or_else(|_| WayOut::lost(spec))).collect()
         });
         Self(ways)
     }
@@ -119,9 +120,18 @@ impl WaysOut {
     }
 }
 
+fn named(spec: &UplinkSpec) -> String {
+    spec.networks.iter().map(|network| network.name.as_str()).collect::<Vec<_>>().join(", ")
+}
+
 impl WayOut {
+    /// What was to open it has panicked.
+    fn lost(spec: &UplinkSpec) -> Self {
+        Self { network: named(spec), opened: Err("starting it panicked; see supervisor.log".to_owned()) }
+    }
+
     fn open(folder: &Folder, spec: &UplinkSpec, vmm: BorrowedFd<'_>) -> Self {
-        let network = spec.networks.iter().map(|network| network.name.as_str()).collect::<Vec<_>>().join(", ");
+        let network = named(spec);
         let opened = start(folder, &network, spec, vmm);
         Self { network, opened }
     }

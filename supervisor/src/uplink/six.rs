@@ -171,8 +171,7 @@ fn text_of(mut file: &File, path: &str) -> Result<String, String> {
     read.map(|_| text).map_err(|error| format!("{path}: {error}"))
 }
 
-/// Whole prefixes at which the host answers: routes that are called local (RTF_LOCAL, linux/ipv6_route.h), as far as they are longer than
-/// what nobody may reach anyway.
+/// Whole prefixes at which the host answers: routes that are called local (RTF_LOCAL, linux/ipv6_route.h).
 fn local_routes(routes: &str) -> Vec<Prefix<Ipv6Addr>> {
     const LOCAL: u32 = 0x8000_0000;
     let local = |line: &str| {
