@@ -9,8 +9,8 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use labyard_archive::{Packing, Unpacking, pack, unpack};
-use tar::{Builder, EntryType, Header};
 
+use super::tars;
 use crate::input::Input;
 
 const NAMES: &[&str] = &[
@@ -31,20 +31,6 @@ const NAMES: &[&str] = &[
     "a//b",
     "c\n",
 ];
-const KINDS: &[EntryType] = &[
-    EntryType::Regular,
-    EntryType::Regular,
-    EntryType::Regular,
-    EntryType::Directory,
-    EntryType::Directory,
-    EntryType::Symlink,
-    EntryType::Link,
-    EntryType::Fifo,
-    EntryType::Char,
-    EntryType::GNUSparse,
-    EntryType::XHeader,
-    EntryType::GNULongName,
-];
 /// What lies where nothing may reach.
 const OUTSIDE: &[u8] = b"somebody else's";
 const MAX_BYTES: u64 = 100_000;
@@ -60,12 +46,12 @@ pub(super) fn run(bytes: &[u8]) {
     symlink(place.path(), at("inside/out")).expect("room");
     let how = Unpacking {
         rename: input.one_in(4).then(|| b"first".to_vec()),
-        owners: false,
-        devices: false,
+        owners: input.one_in(2),
+        devices: input.one_in(2),
         umask: 0o22,
-        max_bytes: MAX_BYTES,
+        max_bytes: if input.one_in(16) { 100 } else { MAX_BYTES },
     };
-    let archive = archive(&mut input);
+    let archive = tars::archive(&mut input, NAMES);
     let root = File::open(at("inside")).expect("the folder");
     let taken = unpack(&*archive, root.as_fd(), &how);
     if let Err(error) = &taken {
@@ -77,21 +63,21 @@ pub(super) fn run(bytes: &[u8]) {
     names.sort_unstable();
     assert_eq!(names, ["inside", "outside"], "something was made outside");
     let Ok(totals) = taken else { return };
-    assert!(totals.bytes <= MAX_BYTES, "{totals:?}");
-    again(&at("inside"), place.path());
+    assert!(totals.bytes <= how.max_bytes, "{totals:?}");
+    again(&at("inside"), place.path(), &how);
 }
 
 /// What came is packed and unpacked once more.
-fn again(inside: &Path, place: &Path) {
+fn again(inside: &Path, place: &Path, came: &Unpacking) {
     let mut packed = Vec::new();
-    let how = Packing::default();
+    let how = Packing { specials: came.owners, ..Packing::default() };
     if pack(inside, &how, &mut packed, &mut |_| {}).is_err() {
         return; // a mode may keep its owner out, where that is not root
     }
     let second = place.join("second");
     fs::create_dir(&second).expect("room");
     let root = File::open(&second).expect("the folder");
-    let how = Unpacking { rename: None, owners: false, devices: false, umask: 0, max_bytes: u64::MAX };
+    let how = Unpacking { rename: None, umask: 0, max_bytes: u64::MAX, ..came.clone() };
     unpack(&*packed, root.as_fd(), &how).expect("what was packed is unpacked");
     assert_eq!(listed(&second.join("inside")), listed(inside), "it came out otherwise");
 }
@@ -114,37 +100,4 @@ fn listed(folder: &Path) -> Vec<(std::ffi::OsString, fs::FileType, u64)> {
     }
     all.sort_unstable_by(|one, other| one.0.cmp(&other.0));
     all
-}
-
-fn archive(input: &mut Input<'_>) -> Vec<u8> {
-    let mut tar = Builder::new(Vec::new());
-    for _ in 0..input.below(12) {
-        let mut header = Header::new_ustar();
-        let kind = if input.one_in(32) { EntryType::new(b'?') } else { input.pick(KINDS) };
-        header.set_entry_type(kind);
-        let data = vec![b'x'; input.pick(&[0, 0, 5, 700, 40_000])];
-        header.set_size(data.len() as u64);
-        header.set_mode(input.pick(&[0o644, 0o755, 0o4755, 0o777, 0, 0xffff_ffff]));
-        header.set_mtime(input.pick(&[0, 1, u64::from(u32::MAX), u64::MAX >> 28]));
-        let (name, to) = (input.pick(NAMES), input.pick(NAMES));
-        // By hand: the library refuses what a hostile writer would not.
-        let bytes = header.as_mut_bytes();
-        bytes[..name.len()].copy_from_slice(name.as_bytes());
-        if matches!(kind, EntryType::Symlink | EntryType::Link) {
-            bytes[157..157 + to.len()].copy_from_slice(to.as_bytes());
-        }
-        header.set_cksum();
-        tar.append(&header, &*data).expect("room");
-    }
-    let mut bytes = tar.into_inner().expect("room");
-    for _ in 0..(input.byte() % 8).saturating_sub(5) {
-        let at = input.below(bytes.len());
-        if let Some(byte) = bytes.get_mut(at) {
-            *byte = input.byte();
-        }
-    }
-    if input.one_in(8) {
-        bytes.truncate(input.below(bytes.len()));
-    }
-    bytes
 }

@@ -17,6 +17,7 @@ mod requests;
 mod saved;
 mod sources;
 mod switch;
+mod tars;
 mod vsock;
 mod worlds;
 
@@ -78,7 +79,12 @@ pub fn all() -> Vec<Target> {
         target(
             "image-layers",
             image::run,
-            &["rootfs-builder/src/layer.rs", "rootfs-builder/src/layer/", "rootfs-builder/src/merge.rs"],
+            &[
+                "rootfs-builder/src/layer.rs",
+                "rootfs-builder/src/layer/",
+                "rootfs-builder/src/merge.rs",
+                "rootfs-builder/src/baked.rs",
+            ],
         ),
         target(
             "disks",
