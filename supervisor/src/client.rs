@@ -102,6 +102,8 @@ pub enum ClientError {
 #[derive(Debug, Clone)]
 pub struct Client {
     folder: Folder,
+    /// Whoever asks has locked the folder.
+    is_locked: bool,
 }
 
 /// Starts a supervisor for a folder that the caller has locked, and returns when it answers.
@@ -179,7 +181,7 @@ pub fn attach(folder: &Folder) -> Result<Client, ClientError> {
         Some(state) if state.standing() == Standing::Preparing => Err(not_running(&state, "wait for `labyard up`")),
         _ => {
             let lock = folder.lock(false, LOCK_PATIENCE)?.ok_or_else(missing)?;
-            attach_locked(folder, &lock)
+            Ok(Client { is_locked: false, ..attach_locked(folder, &lock)? })
         }
     }
 }
@@ -189,16 +191,21 @@ pub fn attach(folder: &Folder) -> Result<Client, ClientError> {
 /// # Errors
 /// As [`attach`].
 pub fn attach_locked(folder: &Folder, _lock: &Lock) -> Result<Client, ClientError> {
+    running(folder)
+}
+
+/// The same; the folder is locked.
+fn running(folder: &Folder) -> Result<Client, ClientError> {
     // Whoever held the lock before may have started one.
     if let Some(client) = Client::of(folder) {
-        return Ok(client);
+        return Ok(Client { is_locked: true, ..client });
     }
     let mut state = State::read(folder)?.ok_or_else(|| ClientError::Missing(folder.name.clone()))?;
     let remove = format!("`labyard down {}` removes it", folder.name);
     match state.standing() {
         Standing::Unattended => {
             launch(folder, &mut state)?;
-            Ok(Client { folder: folder.clone() })
+            Ok(Client { folder: folder.clone(), is_locked: true })
         }
         Standing::Ended if saved::is_there(folder) => {
             Err(not_running(&state, &format!("it was saved, and `labyard restore {}` lets it go on", folder.name)))
@@ -220,7 +227,7 @@ fn not_running(state: &State, way_out: &str) -> ClientError {
 impl Client {
     /// The supervisor of this playground, if one answers.
     pub fn of(folder: &Folder) -> Option<Self> {
-        folder.connect(names::SUPERVISOR_SOCKET).ok().map(|_| Self { folder: folder.clone() })
+        folder.connect(names::SUPERVISOR_SOCKET).ok().map(|_| Self { folder: folder.clone(), is_locked: false })
     }
 
     /// The state as the supervisor has it.
@@ -402,7 +409,7 @@ impl Client {
             }
             tokio::time::sleep(DYING_PAUSE).await;
         }
-        attach(&self.folder)
+        if self.is_locked { running(&self.folder) } else { attach(&self.folder) }
     }
 
     /// Changes a machine while it runs, or the playground where none is named.
@@ -457,7 +464,14 @@ impl Client {
         B::Data: Send,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let stream = self.folder.connect(names::SUPERVISOR_SOCKET)?;
+        let stream = match self.folder.connect(names::SUPERVISOR_SOCKET) {
+            // It was killed while it was looked for: until a process is gone its socket takes calls, which nobody hears.
+            Err(error) if error.is_nobody() => {
+                self.replaced().await?;
+                self.folder.connect(names::SUPERVISOR_SOCKET)
+            }
+            other => other,
+        }?;
         stream.set_nonblocking(true).map_err(|error| self.broken(error))?;
         let stream = tokio::net::UnixStream::from_std(stream).map_err(|error| self.broken(error))?;
         let (sender, connection) =
@@ -477,6 +491,7 @@ impl Client {
         upgrade: bool,
         body: Bytes,
     ) -> Result<Response<Incoming>, ClientError> {
+        let is_question = method == Method::GET;
         let mut sender = self.dial().await?;
         let mut request = Request::builder().method(method).uri(path).header(HOST, "labyard");
         if upgrade {
@@ -486,7 +501,16 @@ impl Client {
             request = request.header(CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::new(body)).map_err(|error| self.broken(error))?;
-        let response = sender.send_request(request).await.map_err(|error| self.broken(error))?;
+        let again = is_question.then(|| request.clone());
+        let response = match (sender.send_request(request).await, again) {
+            (Ok(response), _) => response,
+            // It was killed meanwhile. A question may be asked twice; whether a wish was heard is not known.
+            (Err(_), Some(again)) => {
+                let mut sender = self.replaced().await?.dial().await?;
+                sender.send_request(again).await.map_err(|error| self.broken(error))?
+            }
+            (Err(error), None) => return Err(self.broken(error)),
+        };
         let status = response.status();
         if status.is_client_error() || status.is_server_error() {
             let text = String::from_utf8_lossy(&self.body(response).await?).into_owned();
@@ -502,5 +526,25 @@ impl Client {
 
     fn broken(&self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> ClientError {
         ClientError::Http { name: self.folder.name.clone(), source: source.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{End, tests::state};
+
+    #[tokio::test]
+    async fn who_has_found_a_supervisor_that_was_being_killed_asks_the_next_one() {
+        let home = tempfile::tempdir().expect("a folder");
+        let folder = Folder { name: "lab".to_owned(), path: home.path().join("lab") };
+        std::fs::create_dir(&folder.path).expect("a folder");
+        let end = Some(End { at_ms: 1, reason: "all are gone".to_owned() });
+        State { end, ..state() }.write(&folder).expect("a state");
+        let dying = folder.bind(names::SUPERVISOR_SOCKET).expect("a socket");
+        let client = Client::of(&folder).expect("it takes calls");
+        drop(dying);
+        let error = client.status().await.expect_err("nobody is there, and nobody comes for a lab that has ended");
+        assert!(error.to_string().contains("lab `lab` is stopped: all are gone; `labyard start lab`"), "{error}");
     }
 }

@@ -93,6 +93,14 @@ pub enum HomeError {
     Peer { path: PathBuf, uid: u32 },
 }
 
+impl HomeError {
+    /// A socket that nobody listens on.
+    pub fn is_nobody(&self) -> bool {
+        matches!(self, Self::File { source, .. }
+            if matches!(source.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
+    }
+}
+
 fn file_error(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> HomeError {
     let path = path.to_owned();
     move |source| HomeError::File { path, doing, source }

@@ -436,10 +436,11 @@ pub fn now_ms() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn state() -> State {
+    /// Of a lab of which nothing is there.
+    pub(crate) fn state() -> State {
         State {
             version: VERSION,
             name: "lab".into(),

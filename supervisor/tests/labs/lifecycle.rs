@@ -71,6 +71,32 @@ fn a_killed_supervisor_is_replaced_and_the_lab_never_notices() {
     host.assert_clean();
 }
 
+/// Until a process that was killed is gone, its socket takes calls that nobody hears.
+#[test]
+fn who_calls_a_supervisor_while_it_dies_is_answered_by_the_next_one() {
+    let host = Host::new();
+    host.up("lab", &["web"]);
+    for command in [&["exec", "lab/web", "--", "true"][..], &["status", "lab"]] {
+        // The first call is the look whether somebody is there, the second the question.
+        for calls in [1, 2] {
+            let supervisor = i32::try_from(host.ps()["supervisor_pid"].as_i64().expect("a pid")).expect("a pid");
+            kill(supervisor, Signal::KILL);
+            until("the supervisor is gone", || has_ended(supervisor));
+            let socket = host.lab("lab").join("supervisor.sock");
+            std::fs::remove_file(&socket).expect("it was there");
+            let dying = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+            dying.set_nonblocking(true).expect("a mode of it");
+            std::thread::scope(|scope| {
+                scope.spawn(move || (0..calls).for_each(|_| until("a call", || dying.accept().is_ok())));
+                host.expect(0, command);
+            });
+            assert_ne!(host.ps()["supervisor_pid"], json!(supervisor), "{command:?}, {calls} calls");
+        }
+    }
+    host.expect(0, &["down"]);
+    host.assert_clean();
+}
+
 #[test]
 fn a_supervisor_that_died_during_the_boot_is_replaced_by_the_up_that_waits() {
     let host = Host::new();
