@@ -11,8 +11,6 @@ use crate::host::{self, Traces};
 use crate::lab::{self, Lab};
 use crate::tiny::Tiny;
 
-/// Machines of the labs that are brought up one after the other.
-const MANY: [u32; 2] = [5, 16];
 /// How long a machine's systemd may take in the emulated host.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -23,17 +21,27 @@ fn machine(name: &str, address: &str) -> String {
     )
 }
 
+/// A target with nothing in it: systemd comes up, and starts no service. What sixteen systemds start at once keeps the one emulated
+/// processor busy for a quarter of an hour.
+const NOTHING: &str = "      startupFiles: [{path: /etc/systemd/system/default.target, \
+                       content: \"[Unit]\\nDescription=Nothing\\nDefaultDependencies=no\\n\"}]\n";
+
 #[test]
-fn five_and_sixteen_machines_find_each_other_by_name() -> Result<()> {
-    MANY.into_iter().try_for_each(all_find_each_other)
+fn five_machines_find_each_other_by_name() -> Result<()> {
+    all_find_each_other(5, "")
 }
 
-fn all_find_each_other(many: u32) -> Result<()> {
+#[test]
+fn sixteen_machines_find_each_other_by_name() -> Result<()> {
+    all_find_each_other(16, NOTHING)
+}
+
+fn all_find_each_other(many: u32, more: &str) -> Result<()> {
     let before = Traces::now()?;
     let folder = tempfile::tempdir()?;
     let mut machines = String::new();
     for number in 0..many {
-        let _ = write!(machines, "{}", machine(&format!("m{number}"), &format!("172.16.0.{}", 10 + number)));
+        let _ = write!(machines, "{}{more}", machine(&format!("m{number}"), &format!("172.16.0.{}", 10 + number)));
     }
     let manifest = lab::manifest(folder.path(), "many", &machines)?;
     {
