@@ -37,6 +37,7 @@ fn a_machine_is_reached_without_a_network() -> Result<()> {
         lab.up(&manifest)?;
         lab.check("init has written files, greeting and fstab", prepared);
         lab.check("a program on a terminal, in a control group of its own", on_a_terminal);
+        lab.check("two at a console type and see", |lab| consoles(lab, folder.path()));
         lab.check("files go in and come out, links and holes as they were", |lab| copies(lab, folder.path()));
         lab.check("a forward carries both directions to their ends", forward);
         lab.check("a port of the machine leads to the host", remote_forward);
@@ -74,6 +75,32 @@ fn on_a_terminal(lab: &Lab) -> Result<()> {
     let said = host::run_with(command, b"word\n")?.expect(7)?.text();
     for part in ["24 80", "/dev/pts/", "0::/labyard/call-", "got word"] {
         ensure!(said.contains(part), "no `{part}` in {said}");
+    }
+    Ok(())
+}
+
+/// Two at one console: what one types is read in the machine, and both see what is printed there.
+fn consoles(lab: &Lab, folder: &Path) -> Result<()> {
+    let script = "systemctl mask --runtime --now serial-getty@hvc0.service; exec 3<>/dev/hvc0; touch /run/listens; \
+                  read -r word <&3; echo heard $word >&3";
+    let (_reads, _) = Running::start(&["exec", "access/web", "--", "sh", "-c", script])?;
+    let listens = || Ok((lab.exec("web", &["test", "-e", "/run/listens"])?.code == 0).then_some(()));
+    host::wait_for("somebody who reads", PATIENCE, listens, || lab.words())?;
+    let seen = [folder.join("one"), folder.join("two")];
+    let mut watchers = Vec::new();
+    for path in &seen {
+        let mut command = host::labyard(&["console", "access/web"])?;
+        let child = command.stdin(Stdio::piped()).stdout(fs::File::create(path)?).stderr(Stdio::null()).spawn()?;
+        watchers.push(Running(child));
+    }
+    let keys = watchers.first_mut().and_then(|one| one.0.stdin.as_mut()).context("its standard input")?;
+    keys.write_all(b"a word\n")?;
+    for path in &seen {
+        let text = || Ok(String::from_utf8_lossy(&fs::read(path)?).into_owned());
+        let heard = || Ok(text()?.contains("heard a word").then_some(()));
+        host::wait_for("the answer", PATIENCE, heard, || {
+            text().unwrap_or_else(|error: anyhow::Error| error.to_string())
+        })?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 /// Longest run of one command; emulation is slow, so it is long.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(300);
+const COMMAND_DEADLINE: Duration = Duration::from_secs(600);
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
