@@ -1,6 +1,7 @@
 //! Somebody who is not root: Linux guests do as they do for root. With a systemd of his own, as after a login, limits hold in a scope that
 //! it gives.
 
+use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -20,12 +21,25 @@ const GROUPS: &str = "/sys/fs/cgroup";
 /// How long his systemd may take to come, and to clean up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What every run tries as that user. The soak tries all.
+/// What every run tries as that user.
 const NAMED: [&str; 2] = ["starting::", "killed::labs_outlive"];
+/// The soak tries all, in so many shares, of which every host of the tests takes some.
+const SHARES: usize = 4;
 /// Tests that are root's by what they need of the host around: namespaces and devices of the network, mounts, control groups, settings of
 /// the kernel, profiles, users.
-const OF_ROOT: [&str; 8] =
-    ["rootless::", "apparmor::", "uplink::", "members::", "full::", "sizes::", "images::", "greedy::"];
+const OF_ROOT: [&str; 9] = [
+    "rootless::",
+    "apparmor::",
+    "uplink::",
+    "members::",
+    "full::",
+    "sizes::",
+    "images::",
+    "greedy::",
+    "examples::router",
+];
+/// Tests of tiny guests, which `tests/run-tiny` runs as that user, with their counts.
+const OF_TINY: [&str; 2] = ["crowd::", "cycles::"];
 const PROGRAMS: [&str; 6] =
     ["labyard", "labyard-init", "labyard-jail", "labyard-uplink", "labyard-vmm", "rootfs-builder"];
 
@@ -182,8 +196,8 @@ fn limits_of_somebody_who_is_not_root_hold_in_a_scope_of_his_systemd() -> Result
     before.wait_until_back()
 }
 
-#[test]
-fn linux_guests_of_somebody_who_is_not_root_do_as_those_of_root() -> Result<()> {
+/// Runs the tests that these words name, as that user.
+fn run_as_anybody(words: &[impl AsRef<OsStr>]) -> Result<()> {
     let before = Traces::now()?;
     // A place where he finds the programs, the tests and a store that is his.
     let place = tempfile::tempdir_in(host::given("LABYARD_SCRATCH")?)?;
@@ -196,8 +210,9 @@ fn linux_guests_of_somebody_who_is_not_root_do_as_those_of_root() -> Result<()> 
     fs::copy(host::given("LABYARD_TEST_REFERENCE")?, at("reference"))?;
     let store = host::given("LABYARD_HOME")?;
     let parts = ["images", "kernels", "blobs"].map(|name| (store.join(name), at("home/labyard")));
-    let layout = (host::given("LABYARD_TEST_LAYOUT")?, at("layout"));
-    for (from, to) in parts.iter().chain([&layout]).filter(|(from, _)| from.exists()) {
+    let layouts = host::given("LABYARD_TEST_LAYOUT")?;
+    let layouts = layouts.ancestors().nth(2).context("a folder of layouts")?.to_owned();
+    for (from, to) in parts.iter().chain([&(layouts, at("layouts"))]).filter(|(from, _)| from.exists()) {
         let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([from, to]).status()?;
         ensure!(copied.success(), "{}: {copied}", from.display());
     }
@@ -205,18 +220,56 @@ fn linux_guests_of_somebody_who_is_not_root_do_as_those_of_root() -> Result<()> 
     ensure!(owned.success(), "{owned}");
     let mut tests = Command::new("setpriv");
     tests.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(at("guests"));
-    tests.args(["--test-threads=1", "--nocapture"]);
-    if crate::is_soak() {
-        tests.args(OF_ROOT.iter().flat_map(|name| ["--skip", name]));
-    } else {
-        tests.args(NAMED);
-    }
+    tests.args(["--test-threads=1", "--nocapture"]).args(words);
     tests.env("HOME", at("home")).env("LABYARD_HOME", at("home/labyard")).env("LABYARD_LIBEXEC", at("libexec"));
     tests.env("TMPDIR", at("tmp")).env("LABYARD_SCRATCH", at("tmp")).env("LABYARD_TEST_REFERENCE", at("reference"));
-    tests.env("LABYARD_TEST_LAYOUT", at("layout"));
+    // Every kind of test, with the counts of every run: those of the soak are root's.
+    tests.env("LABYARD_TEST_LAYOUT", at("layouts/debian/layout")).env_remove("LABYARD_SOAK");
     eprintln!("  as user and group {ANYBODY}:");
     let status = tests.current_dir("/").stdin(Stdio::null()).status()?;
     ensure!(status.success(), "his tests: {status}");
     drop(place);
     before.wait_until_back()
+}
+
+#[test]
+fn linux_guests_of_somebody_who_is_not_root_do_as_those_of_root() -> Result<()> {
+    run_as_anybody(&NAMED)
+}
+
+/// Every guest test that is not root's, dealt by the order of the list, so that none is forgotten.
+fn share(number: usize) -> Result<()> {
+    let listed = Command::new(std::env::current_exe()?).args(["--list", "--format", "terse"]).output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let others = OF_ROOT.iter().chain(&OF_TINY);
+    let his = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    let his = his.filter(|name| !others.clone().any(|root| name.starts_with(root)));
+    let mut words: Vec<&str> = his.skip(number).step_by(SHARES).collect();
+    ensure!(!words.is_empty(), "no test is in share {number} of {SHARES}: {listed}");
+    words.push("--exact");
+    run_as_anybody(&words)
+}
+
+mod share {
+    use anyhow::Result;
+
+    #[test]
+    fn one_of_all_linux_guests_of_somebody_who_is_not_root() -> Result<()> {
+        super::share(0)
+    }
+
+    #[test]
+    fn two_of_all_linux_guests_of_somebody_who_is_not_root() -> Result<()> {
+        super::share(1)
+    }
+
+    #[test]
+    fn three_of_all_linux_guests_of_somebody_who_is_not_root() -> Result<()> {
+        super::share(2)
+    }
+
+    #[test]
+    fn four_of_all_linux_guests_of_somebody_who_is_not_root() -> Result<()> {
+        super::share(3)
+    }
 }
