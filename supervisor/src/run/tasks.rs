@@ -44,6 +44,9 @@ const BOOTED: &str = "left=20; while :; do case $(readlink /proc/1/exe) in
     *'(deleted)') [ -x /sbin/init ] && [ $left -gt 0 ] || exit 0; left=$((left - 1)) ;;
     *) exit 0 ;;
 esac; sleep 1; done";
+/// Where anybody in a machine may make a file, our init makes it, and a systemd that is still starting removes nothing, as it does in
+/// /tmp (tmpfiles.d(5), `D`).
+const SHARED: &str = "/dev/shm";
 /// A script in bash, else in what there is; `$1` is the file whose lines `KEY=VALUE` later tasks get, `$2` the script.
 const RUN: &str = "set -C; umask 077; : > \"$1\" || exit 1; set +C; export LABYARD_ENV=\"$1\"; \
                    if command -v bash > /dev/null 2>&1; then exec bash -c \"$2\"; fi; exec sh -c \"$2\"";
@@ -125,7 +128,7 @@ pub(super) fn retry(shared: &Shared, name: &str) -> bool {
 async fn carry_out(shared: Arc<Shared>, tasks: Arc<Tasks>, task: Task) {
     let mut id = [0; 8];
     let named = labyard_sys::random::fill(&mut id).map_err(|error| error.to_string());
-    let left = format!("/tmp/.labyard-{}-{:016x}", task.name, u64::from_le_bytes(id));
+    let left = format!("{SHARED}/.labyard-{}-{:016x}", task.name, u64::from_le_bytes(id));
     let mut env: Vec<String> = tasks.environment().collect();
     let known = shared.state().tasks;
     for before in tasks.before(&task.name) {

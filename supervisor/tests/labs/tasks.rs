@@ -47,7 +47,7 @@ fn states(host: &Host) -> Vec<String> {
 fn tasks_run_in_order_once_and_pass_on_what_they_found() {
     let host = Host::new();
     let mut tasks = json!({
-        "token": task("web", &[], "echo token on $AS_USER; echo TOKEN=abc=1 >> $LABYARD_ENV"),
+        "token": task("web", &[], "echo token on $AS_USER; echo TOKEN=abc=1 >> $LABYARD_ENV; dirname $LABYARD_ENV"),
         "join": task("db", &["token"], "echo got $TOKEN $LABYARD_DATA_SET; echo x >> FOLDER/joined"),
         "last": task("web", &["join", "large"], "test $(cat FOLDER/joined) = x && echo $TOKEN"),
         "large": task("web", &[], "exit 1"),
@@ -60,7 +60,7 @@ fn tasks_run_in_order_once_and_pass_on_what_they_found() {
         assert!(stdout.contains(part), "{part}\n{stdout}");
     }
     assert!(stdout.find("TasksDone") < stdout.find("] Ready: every"), "{stdout}");
-    assert_eq!(host.expect(0, &["tasks", "lab", "token"]).0, "token on worker\n");
+    assert_eq!(host.expect(0, &["tasks", "lab", "token"]).0, "token on worker\n/dev/shm\n");
     assert_eq!(host.expect(0, &["tasks", "lab", "join"]).0, "got abc=1 small\n");
     assert_eq!(host.expect(0, &["tasks", "lab", "last"]).0, "abc=1\n");
     assert_eq!(states(&host), ["join completed", "last completed", "token completed"]);

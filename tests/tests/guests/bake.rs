@@ -25,6 +25,8 @@ const MACHINES: &str = "    - name: web
       timeout_seconds: 300
       run: |
         set -e
+        # As a systemd does that is still starting: what is in /tmp goes, and not what the task leaves to others.
+        systemd-tmpfiles --remove --boot || true
         install -m 4755 /bin/true /opt/setuid
         install -m 644 /dev/null /opt/file
         echo made >> /opt/file
