@@ -22,7 +22,7 @@ fn machine(name: &str, address: &str) -> String {
 }
 
 /// A target with nothing in it: systemd comes up, and starts no service. What sixteen systemds start at once keeps the one emulated
-/// processor busy for a quarter of an hour.
+/// processor busy for more than ten minutes.
 const NOTHING: &str = "      startupFiles: [{path: /etc/systemd/system/default.target, \
                        content: \"[Unit]\\nDescription=Nothing\\nDefaultDependencies=no\\n\"}]\n";
 
