@@ -201,6 +201,13 @@ fn running(folder: &Folder) -> Result<Client, ClientError> {
         return Ok(Client { is_locked: true, ..client });
     }
     let mut state = State::read(folder)?.ok_or_else(|| ClientError::Missing(folder.name.clone()))?;
+    // Nobody answers: one that was killed lets go of its socket a little before its process is gone.
+    for _ in 0..DYING_LOOKS {
+        if !state.supervisor.as_ref().is_some_and(Who::is_alive) {
+            break;
+        }
+        std::thread::sleep(DYING_PAUSE);
+    }
     let remove = format!("`labyard down {}` removes it", folder.name);
     match state.standing() {
         Standing::Unattended => {
