@@ -29,7 +29,18 @@ const DATA_MIB: u64 = 32;
 /// Longer than the test may take.
 const GRACE: &str = "40m";
 
-/// A mount namespace in which the labs' folder is a small file system; both are gone when dropped.
+/// Mounts it, which mount(8) does for root alone, and holds the namespace until its input ends.
+const HOLDER: &str = "
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.mount(b'small', os.fsencode(sys.argv[1]), b'tmpfs', 0, b'size=512m,mode=0700'):
+    sys.exit(os.strerror(ctypes.get_errno()))
+print('mounted', flush=True)
+sys.stdin.read()
+";
+
+/// A mount namespace in which the labs' folder is a small file system; both are gone when dropped. Of somebody who is not root it is in
+/// a user namespace in which he is himself.
 struct Small {
     holder: Child,
     playgrounds: PathBuf,
@@ -39,9 +50,12 @@ impl Small {
     fn new() -> Result<Self> {
         let playgrounds = host::given("LABYARD_HOME")?.join("playgrounds");
         fs::create_dir_all(&playgrounds)?;
-        let script = "mount -t tmpfs -o size=512m,mode=0700 small \"$1\" && echo mounted && exec cat";
-        let mut holder = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"])
+        let mut unshare = Command::new("unshare");
+        if !host::is_root() {
+            unshare.args(["--user", "--map-current-user", "--keep-caps"]);
+        }
+        let mut holder = unshare
+            .args(["--mount", "--propagation", "private", "python3", "-c", HOLDER])
             .arg(&playgrounds)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -56,6 +70,9 @@ impl Small {
     /// A program in there.
     fn command(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
+        if !host::is_root() {
+            command.args(["--user", "--preserve-credentials"]);
+        }
         command.args(["--mount", "--target", &self.holder.id().to_string(), "--", program]).args(arguments);
         command.stdin(Stdio::null());
         command

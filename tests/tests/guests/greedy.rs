@@ -100,6 +100,19 @@ fn kept_within(greedy: &Lab) -> Result<()> {
     Ok(())
 }
 
+/// The lab's limit of memory is in force: control groups of version 2, as the test host has, in a scope of his systemd for somebody who
+/// is not root.
+fn limited(greedy: &Lab) -> Result<()> {
+    let (_, vmm) = greedy.processes()?;
+    let group = fs::read_to_string(format!("/proc/{vmm}/cgroup"))?;
+    let group = group.trim().trim_start_matches("0::/");
+    let place = if host::is_root() { "labyard-greedy-" } else { "/app.slice/labyard-greedy-" };
+    ensure!(group.contains(place), "{group}");
+    let limit = fs::read_to_string(Path::new("/sys/fs/cgroup").join(group).join("memory.max"))?;
+    ensure!(limit.trim().parse::<u64>().is_ok_and(|bytes| bytes >= MEMORY_MIB << 20), "{group}: {limit}");
+    Ok(())
+}
+
 #[test]
 fn a_machine_that_takes_all_it_can_get_leaves_other_labs_their_part() -> Result<()> {
     let before = Traces::now()?;
@@ -114,6 +127,7 @@ fn a_machine_that_takes_all_it_can_get_leaves_other_labs_their_part() -> Result<
         let (greedy, mut calm) = (Lab::new("greedy"), Lab::new("calm"));
         greedy.up(&lab::manifest(place.path(), "greedy", &machine("g"))?)?;
         calm.up(&lab::manifest(place.path(), "calm", &machine("c"))?)?;
+        calm.check("what the greedy lab may take is limited", |_| limited(&greedy));
         let is_up = |lab: &Lab, name: &str| {
             let asked = || {
                 let said = lab.exec(name, &["systemctl", "is-system-running"])?;

@@ -3,14 +3,20 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::io::Errno;
+use rustix::process::{self, Pid, PidfdFlags, PidfdGetfdFlags};
 
 /// Longest run of one command; emulation is slow, so it is long.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(600);
+/// More than any process of a test has.
+const MOST_DESCRIPTORS: i32 = 4096;
 /// How often a condition is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -24,6 +30,11 @@ pub(crate) fn labyard(arguments: &[&str]) -> Result<Command> {
     let mut command = Command::new(given("LABYARD_LIBEXEC")?.join("labyard"));
     command.args(arguments).stdin(Stdio::null());
     Ok(command)
+}
+
+/// Whether the tests are root's. Others are given by root what only root can make ([`crate::rootless`]).
+pub(crate) fn is_root() -> bool {
+    fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }
 
 /// What a command said.
@@ -74,6 +85,22 @@ pub(crate) fn run(arguments: &[&str]) -> Result<Said> {
     run_with(labyard(arguments)?, &[]).with_context(|| format!("labyard {}", arguments.join(" ")))
 }
 
+/// Copies of all descriptors that a process has, and what each is. A vmm's are root's to look at in `/proc`, and its owner's to have: the user
+/// namespace that it is in is theirs (ptrace(2), pidfd_getfd(2)).
+pub(crate) fn descriptors(id: u32) -> Result<Vec<(PathBuf, OwnedFd)>> {
+    let id = i32::try_from(id).ok().and_then(Pid::from_raw).with_context(|| format!("process {id}"))?;
+    let process = process::pidfd_open(id, PidfdFlags::empty()).with_context(|| format!("process {id}"))?;
+    let mut found = Vec::new();
+    for number in 0..MOST_DESCRIPTORS {
+        match process::pidfd_getfd(&process, number, PidfdGetfdFlags::empty()) {
+            Ok(copy) => found.push((fs::read_link(format!("/proc/self/fd/{}", copy.as_raw_fd()))?, copy)),
+            Err(Errno::BADF) => {}
+            Err(error) => bail!("descriptor {number} of process {id}: {error}"),
+        }
+    }
+    Ok(found)
+}
+
 /// Sends a signal to one process by its id.
 pub(crate) fn signal(id: u32, name: &str) -> Result<()> {
     let sent = Command::new("kill").args([&format!("-{name}"), &id.to_string()]).stderr(Stdio::null()).status()?;
@@ -107,6 +134,8 @@ pub(crate) fn reap(child: &mut Child) -> Result<()> {
         .map(|_| ())
 }
 
+/// How many huge pages of 2 MiB the host has set aside.
+pub(crate) const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 /// Whether memory of memfds is in transparent huge pages.
 pub(crate) const SHMEM_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
@@ -114,23 +143,40 @@ pub(crate) const SHMEM_HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/s
 pub(crate) struct Setting {
     path: &'static str,
     before: String,
+    mode: Option<u32>,
 }
 
 impl Setting {
     /// Changes it; it is as before once this is dropped.
     pub(crate) fn set(path: &'static str, value: &str) -> Result<Self> {
+        let kept = Self::kept(path)?;
+        fs::write(path, value).with_context(|| format!("{path}: {value}"))?;
+        Ok(kept)
+    }
+
+    /// Lets everybody change it; value and mode are as before once this is dropped.
+    pub(crate) fn open(path: &'static str) -> Result<Self> {
+        let mut kept = Self::kept(path)?;
+        let mut permissions = fs::metadata(path)?.permissions();
+        kept.mode = Some(permissions.mode());
+        permissions.set_mode(0o666);
+        fs::set_permissions(path, permissions).with_context(|| path.to_owned())?;
+        Ok(kept)
+    }
+
+    fn kept(path: &'static str) -> Result<Self> {
         let text = fs::read_to_string(path).with_context(|| path.to_owned())?;
         // Of a choice the word in brackets holds.
         let chosen = text.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map(|(word, _)| word);
         let before = chosen.unwrap_or(text.trim()).to_owned();
-        fs::write(path, value).with_context(|| format!("{path}: {value}"))?;
-        Ok(Self { path, before })
+        Ok(Self { path, before, mode: None })
     }
 }
 
 impl Drop for Setting {
     fn drop(&mut self) {
-        if let Err(error) = fs::write(self.path, &self.before) {
+        let closed = self.mode.map_or(Ok(()), |mode| fs::set_permissions(self.path, fs::Permissions::from_mode(mode)));
+        if let Err(error) = fs::write(self.path, &self.before).and(closed) {
             eprintln!("{}: {error}", self.path);
         }
     }

@@ -2,11 +2,12 @@
 //! guest has filled, and what e2fsck says of it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
 
 use crate::host::{self, Traces};
 use crate::lab::{self, Lab};
@@ -14,6 +15,10 @@ use crate::reference;
 
 const NAME: &str = "makers";
 const PATIENCE: Duration = Duration::from_secs(180);
+/// The variable that names a folder of them which is made already.
+pub(crate) const MADE: &str = "LABYARD_TEST_MADE";
+/// What umoci unpacks, a line an entry.
+const THEIRS: &str = "theirs.jsonl";
 /// buildah, skopeo and umoci at work.
 const MAKE: &[u8] = include_bytes!("../../../rootfs-builder/tests/images/made.sh");
 
@@ -30,9 +35,9 @@ const MACHINES: &str = "    - name: reader
 #[test]
 fn linux_sees_in_images_of_every_maker_what_umoci_unpacks() -> Result<()> {
     let before = Traces::now()?;
+    let (images, theirs, own) = made()?;
     let folder = tempfile::tempdir_in(host::given("LABYARD_SCRATCH")?)?;
-    let theirs = made(folder.path())?;
-    let machines = MACHINES.replace("MADE", &folder.path().display().to_string());
+    let machines = MACHINES.replace("MADE", &images.display().to_string());
     let manifest = lab::manifest(folder.path(), NAME, &machines)?;
     {
         let mut lab = Lab::new(NAME);
@@ -52,18 +57,33 @@ fn linux_sees_in_images_of_every_maker_what_umoci_unpacks() -> Result<()> {
         });
         lab.verdict()?;
     }
-    drop(folder);
+    drop((folder, own));
     before.wait_until_back()
 }
 
-/// Has the images made; what umoci unpacks, listed.
-fn made(folder: &Path) -> Result<Vec<u8>> {
+/// The images, and what umoci unpacks, listed: made here, or by root for somebody who is not ([`make`]).
+fn made() -> Result<(PathBuf, Vec<u8>, Option<TempDir>)> {
+    let (folder, own) = match std::env::var_os(MADE) {
+        Some(folder) => (folder.into(), None),
+        None => {
+            let own = tempfile::tempdir_in(host::given("LABYARD_SCRATCH")?)?;
+            make(own.path())?;
+            (own.path().to_owned(), Some(own))
+        }
+    };
+    let theirs = fs::read(folder.join(THEIRS))?;
+    Ok((folder, theirs, own))
+}
+
+/// Makes the images, and lists what umoci unpacks. Needs root.
+pub(crate) fn make(folder: &Path) -> Result<()> {
     let mut make = Command::new("sh");
     make.args(["-s", "--"]).arg(folder);
     host::run_with(make, MAKE)?.expect(0)?;
     let mut walk = Command::new("python3");
     walk.arg("-").arg(folder.join("bundle/rootfs"));
-    Ok(host::run_with(walk, reference::WALK)?.expect(0)?.stdout)
+    fs::write(folder.join(THEIRS), host::run_with(walk, reference::WALK)?.expect(0)?.stdout)?;
+    Ok(fs::remove_dir_all(folder.join("bundle"))?)
 }
 
 fn same(lab: &Lab, at: &str, filesystem: &str, theirs: &[u8], least: usize) -> Result<()> {

@@ -165,12 +165,10 @@ impl Lab {
     pub(crate) fn guest_memory(&self, machine: &str) -> Result<fs::File> {
         let (_, vmm) = self.processes()?;
         let name = format!("/memfd:{machine} ");
-        for entry in fs::read_dir(format!("/proc/{vmm}/fd"))?.flatten() {
-            if fs::read_link(entry.path()).is_ok_and(|link| link.to_string_lossy().starts_with(&name)) {
-                return Ok(fs::File::open(entry.path())?);
-            }
-        }
-        bail!("machine {machine}: no file `{name}` in process {vmm}")
+        let mut files = host::descriptors(vmm)?.into_iter();
+        let file = files.find(|(link, _)| link.to_string_lossy().starts_with(&name));
+        let (_, file) = file.with_context(|| format!("machine {machine}: no file `{name}` in process {vmm}"))?;
+        Ok(file.into())
     }
 
     /// The ends of all its logs.

@@ -1,7 +1,6 @@
 //! Somebody who is not root: Linux guests do as they do for root. With a systemd of his own, as after a login, limits hold in a scope that
 //! it gives.
 
-use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -12,8 +11,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::host::{self, Said, Traces};
+use crate::host::{self, HUGE_PAGES, SHMEM_HUGE_PAGES, Said, Setting, Traces};
+use crate::images;
 use crate::tiny::Tiny;
+use crate::uplink::World;
 
 /// A user and a group that own nothing.
 const ANYBODY: u32 = 65534;
@@ -21,25 +22,20 @@ const GROUPS: &str = "/sys/fs/cgroup";
 /// How long his systemd may take to come, and to clean up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What every run tries as that user.
+/// Kinds of tests, by how their names begin. What every run tries as that user.
 const NAMED: [&str; 2] = ["starting::", "killed::labs_outlive"];
 /// The soak tries all, in so many shares, of which every host of the tests takes some.
 const SHARES: usize = 4;
-/// Tests that are root's by what they need of the host around: namespaces and devices of the network, mounts, control groups, settings of
-/// the kernel, profiles, users.
-const OF_ROOT: [&str; 9] = [
-    "rootless::",
-    "apparmor::",
-    "uplink::",
-    "members::",
-    "full::",
-    "sizes::",
-    "images::",
-    "greedy::",
-    "examples::router",
-];
-/// Tests of tiny guests, which `tests/run-tiny` runs as that user, with their counts.
-const OF_TINY: [&str; 2] = ["crowd::", "cycles::"];
+/// Those that see to it themselves who they are.
+const OF_BOTH: [&str; 2] = ["rootless::", "apparmor::"];
+/// Tests of limits, which somebody who is not root has by his systemd.
+const OF_LOGIN: [&str; 1] = ["greedy::"];
+/// Tests with a world outside, which root makes for them.
+const OF_WORLD: [&str; 3] = ["uplink::", "members::a_network", "examples::router"];
+/// Tests with images that buildah makes, as root.
+const OF_MADE: [&str; 1] = ["images::"];
+/// Tests that change the kernel's settings for memory.
+const OF_SETTINGS: [&str; 3] = ["machines::", "quiet::", "sizes::"];
 const PROGRAMS: [&str; 6] =
     ["labyard", "labyard-init", "labyard-jail", "labyard-uplink", "labyard-vmm", "rootfs-builder"];
 
@@ -196,9 +192,34 @@ fn limits_of_somebody_who_is_not_root_hold_in_a_scope_of_his_systemd() -> Result
     before.wait_until_back()
 }
 
-/// Runs the tests that these words name, as that user.
-fn run_as_anybody(words: &[impl AsRef<OsStr>]) -> Result<()> {
+fn is_of(name: &str, kinds: &[&str]) -> bool {
+    kinds.iter().any(|kind| name.starts_with(kind))
+}
+
+/// Names of all guest tests of this program.
+fn all() -> Result<Vec<String>> {
+    let listed = Command::new(std::env::current_exe()?).args(["--list", "--format", "terse"]).output()?;
+    let listed = String::from_utf8(listed.stdout)?;
+    let names: Vec<_> = listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    // A kind that has got another name would be run as if it were none.
+    for kind in [NAMED.as_slice(), &OF_BOTH, &OF_LOGIN, &OF_WORLD, &OF_MADE, &OF_SETTINGS].concat() {
+        ensure!(names.iter().any(|name| name.starts_with(kind)), "no test is called like {kind}: {listed}");
+    }
+    Ok(names)
+}
+
+fn all_of(kinds: &[&str]) -> Result<Vec<String>> {
+    Ok(all()?.into_iter().filter(|name| is_of(name, kinds)).collect())
+}
+
+/// Runs these tests as that user.
+fn run_as_anybody(names: &[String]) -> Result<()> {
+    let any = |kinds: &[&str]| names.iter().any(|name| is_of(name, kinds));
+    // First: the first namespace with a name on a host leaves a mount behind.
+    let world = any(&OF_WORLD).then(World::new).transpose()?;
     let before = Traces::now()?;
+    // A host may lack one of them.
+    let settings = any(&OF_SETTINGS).then(|| [HUGE_PAGES, SHMEM_HUGE_PAGES].map(|path| Setting::open(path).ok()));
     // A place where he finds the programs, the tests and a store that is his.
     let place = tempfile::tempdir_in(host::given("LABYARD_SCRATCH")?)?;
     let at = |name: &str| place.path().join(name);
@@ -216,11 +237,32 @@ fn run_as_anybody(words: &[impl AsRef<OsStr>]) -> Result<()> {
         let copied = Command::new("cp").args(["-a", "--sparse=always"]).args([from, to]).status()?;
         ensure!(copied.success(), "{}: {copied}", from.display());
     }
+    let made = any(&OF_MADE);
+    if made {
+        fs::create_dir(at("made"))?;
+        images::make(&at("made"))?;
+    }
     let owned = Command::new("chown").args(["-R", "65534:65534"]).arg(place.path()).status()?;
     ensure!(owned.success(), "{owned}");
-    let mut tests = Command::new("setpriv");
-    tests.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(at("guests"));
-    tests.args(["--test-threads=1", "--nocapture"]).args(words);
+    let login = any(&OF_LOGIN).then(Login::new).transpose()?;
+    let (mut tests, login) = match login {
+        Some(mut login) => {
+            login.start_manager()?;
+            let mut tests = login.command("session", &[]);
+            let kvm = ["LABYARD_KVM", "LABYARD_KVM_DEVICE"].map(|name| (name, std::env::var_os(name)));
+            tests.envs(kvm.into_iter().filter_map(|(name, value)| Some((name, value?))));
+            (tests, Some(login))
+        }
+        None => {
+            let mut tests = Command::new("setpriv");
+            tests.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+            (tests, None)
+        }
+    };
+    tests.arg(at("guests")).args(["--test-threads=1", "--nocapture", "--exact"]).args(names);
+    if made {
+        tests.env(images::MADE, at("made"));
+    }
     tests.env("HOME", at("home")).env("LABYARD_HOME", at("home/labyard")).env("LABYARD_LIBEXEC", at("libexec"));
     tests.env("TMPDIR", at("tmp")).env("LABYARD_SCRATCH", at("tmp")).env("LABYARD_TEST_REFERENCE", at("reference"));
     // Every kind of test, with the counts of every run: those of the soak are root's.
@@ -228,30 +270,42 @@ fn run_as_anybody(words: &[impl AsRef<OsStr>]) -> Result<()> {
     eprintln!("  as user and group {ANYBODY}:");
     let status = tests.current_dir("/").stdin(Stdio::null()).status()?;
     ensure!(status.success(), "his tests: {status}");
+    if let Some(login) = login {
+        let gone = || Ok(login.scopes().is_empty().then_some(()));
+        host::wait_for("his labs' scopes are gone", PATIENCE, gone, || format!("{:?}", login.scopes()))?;
+        drop(login);
+    }
     drop(place);
-    before.wait_until_back()
+    drop(settings);
+    before.wait_until_back()?;
+    drop(world);
+    Ok(())
 }
 
 #[test]
 fn linux_guests_of_somebody_who_is_not_root_do_as_those_of_root() -> Result<()> {
-    run_as_anybody(&NAMED)
+    // A person may name others; see CONTRIBUTING.md.
+    let chosen = std::env::var("LABYARD_ANYBODY").ok();
+    let kinds = chosen.as_deref().map_or(NAMED.to_vec(), |chosen| chosen.split_whitespace().collect());
+    let names = all_of(&kinds)?;
+    ensure!(!names.is_empty(), "no test is called like one of {kinds:?}");
+    run_as_anybody(&names)
 }
 
-/// Every guest test that is not root's, dealt by the order of the list, so that none is forgotten.
+/// All other tests, dealt by the order of the list, so that none is forgotten.
 fn share(number: usize) -> Result<()> {
-    let listed = Command::new(std::env::current_exe()?).args(["--list", "--format", "terse"]).output()?;
-    let listed = String::from_utf8(listed.stdout)?;
-    let others = OF_ROOT.iter().chain(&OF_TINY);
-    let his = listed.lines().filter_map(|line| line.strip_suffix(": test"));
-    let his = his.filter(|name| !others.clone().any(|root| name.starts_with(root)));
-    let mut words: Vec<&str> = his.skip(number).step_by(SHARES).collect();
-    ensure!(!words.is_empty(), "no test is in share {number} of {SHARES}: {listed}");
-    words.push("--exact");
-    run_as_anybody(&words)
+    let others = [OF_BOTH.as_slice(), &OF_LOGIN].concat();
+    let his = all()?.into_iter().filter(|name| !is_of(name, &others));
+    run_as_anybody(&his.skip(number).step_by(SHARES).collect::<Vec<_>>())
 }
 
 mod share {
     use anyhow::Result;
+
+    #[test]
+    fn limits_of_linux_guests_of_somebody_who_is_not_root() -> Result<()> {
+        super::run_as_anybody(&super::all_of(&super::OF_LOGIN)?)
+    }
 
     #[test]
     fn one_of_all_linux_guests_of_somebody_who_is_not_root() -> Result<()> {

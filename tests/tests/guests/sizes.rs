@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use labyard_spec::control::{Change, MachineStatus, Reply, Request};
 
-use crate::host::{self, SHMEM_HUGE_PAGES, Setting, Traces};
+use crate::host::{self, HUGE_PAGES, SHMEM_HUGE_PAGES, Setting, Traces};
 use crate::lab::{self, Lab};
 
 const NAME: &str = "pages";
@@ -37,7 +37,7 @@ fn high_gib() -> u64 {
 }
 
 fn huge_pages(name: &str) -> Result<u64> {
-    let path = Path::new("/sys/kernel/mm/hugepages/hugepages-2048kB").join(name);
+    let path = Path::new(HUGE_PAGES).with_file_name(name);
     Ok(fs::read_to_string(&path).with_context(|| path.display().to_string())?.trim().parse()?)
 }
 
@@ -47,10 +47,10 @@ fn memory_is_in_the_pages_that_were_asked_for() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let manifest = lab::manifest(folder.path(), NAME, &MACHINES.replace("HIGH", &high_gib().to_string()))?;
     let _advised = Setting::set(SHMEM_HUGE_PAGES, "advise")?;
-    let _set_aside = Setting::set("/proc/sys/vm/nr_hugepages", &(SET_ASIDE - 1).to_string())?;
+    let _set_aside = Setting::set(HUGE_PAGES, &(SET_ASIDE - 1).to_string())?;
     refused_with_the_numbers(&manifest)?;
     {
-        fs::write("/proc/sys/vm/nr_hugepages", SET_ASIDE.to_string())?;
+        fs::write(HUGE_PAGES, SET_ASIDE.to_string())?;
         ensure!(huge_pages("free_hugepages")? == SET_ASIDE, "the host has no {SET_ASIDE} huge pages");
         let mut lab = Lab::new(NAME);
         lab.up(&manifest)?;
